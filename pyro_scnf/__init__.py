@@ -1,0 +1,44 @@
+"""Semi-conditional normalizing flows for Pyro.
+
+One exact generative model of labelled and unlabelled data, inside your own Pyro program.
+"""
+
+from pyro_scnf import flows, nn, presets, priors, transforms
+from pyro_scnf.guides import GUIDES, EMGuide, exact_guide, make_guide
+from pyro_scnf.label_marginal import LabelMarginal
+from pyro_scnf.label_prior import LabelPrior
+from pyro_scnf.labels import enumerate_labels, sample_labels
+from pyro_scnf.metrics import bits_per_dim
+from pyro_scnf.model import UNLABELLED, SemiSupervisedModel
+from pyro_scnf.objective import elbo
+from pyro_scnf.priors import PRIORS, make_prior
+from pyro_scnf.reparam import FlowSitesReparam
+from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.sharing import share_encoding
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GUIDES",
+    "PRIORS",
+    "UNLABELLED",
+    "EMGuide",
+    "FlowSitesReparam",
+    "LabelMarginal",
+    "LabelPrior",
+    "SemiConditionalFlow",
+    "SemiSupervisedModel",
+    "bits_per_dim",
+    "elbo",
+    "enumerate_labels",
+    "exact_guide",
+    "flows",
+    "make_guide",
+    "make_prior",
+    "nn",
+    "presets",
+    "priors",
+    "sample_labels",
+    "share_encoding",
+    "transforms",
+]

@@ -1,0 +1,50 @@
+"""Checks of what users hand in: labels, contexts, data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["check_context", "check_finite", "check_labels", "validating"]
+
+
+def validating() -> bool:
+    """Whether checks that read tensor values are on (``pyro.enable_validation``)."""
+    return bool(Distribution._validate_args)
+
+
+def check_finite(x: Tensor, name: str, owner: str) -> None:
+    """Raise if ``x`` holds NaN or infinity."""
+    if validating() and not torch.isfinite(x).all():
+        bad = int((~torch.isfinite(x)).sum())
+        raise ValueError(f"{owner}: {name} holds {bad} NaN or infinite values, expected finite ones")
+
+
+def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled: bool = False) -> Tensor:
+    """Integer class labels as int64; with ``unlabelled``, -1 marks a missing one."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(
+            f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}"
+        )
+    lowest = -1 if unlabelled else 0
+    if validating() and y.numel():
+        low, high = int(y.min()), int(y.max())
+        if low < lowest or high >= num_classes:
+            raise ValueError(
+                f"{owner}: {name} holds labels {low}..{high}, expected {lowest}..{num_classes - 1}"
+            )
+    return y.long()
+
+
+def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
+    """Integer labels of shape ``(*batch,)``, or floating class weights of shape ``(*batch, K)``."""
+    if not y.is_floating_point():
+        return check_labels(y, num_classes, "y", owner)
+    if y.dim() == 0 or y.shape[-1] != num_classes:
+        raise ValueError(
+            f"{owner}: y is a floating tensor of shape {tuple(y.shape)}; expected integer labels, or "
+            f"one-hot or relaxed class weights of shape (*batch, {num_classes})"
+        )
+    check_finite(y, "y", owner)
+    return y

@@ -1,0 +1,39 @@
+"""Batch-shape helpers and the shape errors every module raises alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_event_shape", "check_event", "over_batch"]
+
+
+def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
+    """Validate an event shape: ``(D,)`` for vectors, ``(C, H, W)`` for images."""
+    size = torch.Size((shape,) if isinstance(shape, int) else tuple(shape))
+    if len(size) not in (1, 3) or any(n < 1 for n in size):
+        raise ValueError(
+            f"{name}={tuple(size)}: expected (D,) for vectors or (C, H, W) for images, all positive"
+        )
+    return size
+
+
+def check_event(x: Tensor, event_shape: torch.Size, name: str, owner: str) -> torch.Size:
+    """Raise unless the rightmost dimensions of ``x`` are ``event_shape``; return its batch shape."""
+    batch_dim = x.dim() - len(event_shape)
+    if batch_dim < 0 or x.shape[batch_dim:] != event_shape:
+        raise ValueError(
+            f"{owner}: {name} has shape {tuple(x.shape)}, expected (*batch, "
+            f"{', '.join(map(str, event_shape))})"
+        )
+    return x.shape[:batch_dim]
+
+
+def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:
+    """Apply ``fn``, which wants exactly one batch dimension, under any number of them."""
+    if x.dim() == event_dim + 1:
+        return fn(x)
+    out = fn(x.reshape((-1,) + x.shape[x.dim() - event_dim :]))
+    return out.reshape(x.shape[: x.dim() - event_dim] + out.shape[1:])

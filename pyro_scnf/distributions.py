@@ -1,0 +1,111 @@
+"""Distributions the flows stand on: learnable base noise and concatenation of independent parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.nn import functional as F
+
+__all__ = ["BaseNormal", "ConcatDistribution"]
+
+
+class BaseNormal(nn.Module):
+    r"""Zero-mean diagonal Gaussian base, :math:`\mathcal N(0, \operatorname{diag}(\operatorname{softplus}(\rho))^2)`.
+
+    A module, unlike a distribution, follows ``.to(...)``, so flow and base never part company.
+
+    :param event_shape: shape of one draw.
+    :param scale: ``"learnable"`` (:math:`\rho` is a parameter) or ``"unit"`` (standard normal).
+    :param float init_scale: initial standard deviation if learnable.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        scale: Literal["learnable", "unit"] = "learnable",
+        init_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if scale not in ("learnable", "unit"):
+            raise ValueError(f"scale={scale!r}: expected 'learnable' or 'unit'")
+        if init_scale <= 0:
+            raise ValueError(f"init_scale={init_scale}: expected a positive number")
+        self.event_shape = torch.Size(event_shape)
+        self.raw_scale: nn.Parameter | None = None
+        if scale == "learnable":
+            self.raw_scale = nn.Parameter(torch.full(self.event_shape, math.log(math.expm1(init_scale))))
+        self.register_buffer("zero", torch.zeros(()), persistent=False)  # carries dtype and device
+
+    def forward(self, batch_shape: Sequence[int] = (), temperature: float = 1.0) -> Any:
+        """The distribution with batch ``batch_shape``, its scale multiplied by ``temperature``."""
+        scale = F.softplus(self.raw_scale) if self.raw_scale is not None else torch.ones_like(self.zero)
+        normal = dist.Normal(self.zero, scale * temperature, validate_args=False)
+        return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
+
+
+class ConcatDistribution(dist.TorchDistribution):
+    """Independent parts, flattened and concatenated into one vector event.
+
+    Parts keep their own batch shapes in :meth:`log_prob`: with one part of batch ``()`` and one of
+    batch ``(K, 1)``, a value of shape ``(B, D)`` costs B evaluations of the first density and K·B of
+    the second. This is what makes enumerating a label cheap.
+
+    :param parts: distributions whose batch shapes broadcast.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.real_vector
+
+    def __init__(self, parts: Sequence[Any], validate_args: bool | None = None) -> None:
+        self.parts = list(parts)
+        self.sizes = [part.event_shape.numel() for part in self.parts]
+        batch_shape = torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
+        super().__init__(batch_shape, torch.Size((sum(self.sizes),)), validate_args=validate_args)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return all(part.has_rsample for part in self.parts)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ConcatDistribution:
+        new = self._get_checked_instance(ConcatDistribution, _instance)
+        new.parts, new.sizes = self.parts, self.sizes
+        super(ConcatDistribution, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def _draw(self, method: str, sample_shape: Any) -> Tensor:
+        lead = torch.Size(sample_shape) + self.batch_shape
+        draws = [getattr(p.expand(self.batch_shape), method)(torch.Size(sample_shape)) for p in self.parts]
+        return torch.cat([draw.reshape(lead + (-1,)) for draw in draws], -1)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            return self._draw("sample", sample_shape)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        return self._draw("rsample", sample_shape)
+
+    def split(self, value: Tensor) -> list[Tensor]:
+        """Cut a concatenated ``value`` into the events of the parts."""
+        pieces = value.split(self.sizes, -1)
+        return [
+            v.reshape(v.shape[:-1] + part.event_shape) for v, part in zip(pieces, self.parts, strict=True)
+        ]
+
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """Undo :meth:`split`."""
+        flat = [v.flatten(v.dim() - len(p.event_shape)) for v, p in zip(values, self.parts, strict=True)]
+        batch = torch.broadcast_shapes(*(v.shape[:-1] for v in flat))
+        return torch.cat([v.expand(batch + v.shape[-1:]) for v in flat], -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        total = sum(part.log_prob(v) for part, v in zip(self.parts, self.split(value), strict=True))
+        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))  # type: ignore[union-attr]

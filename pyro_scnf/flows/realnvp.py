@@ -1,0 +1,82 @@
+"""Real NVP for images and vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_scnf._shapes import as_event_shape
+from pyro_scnf.flows.builder import CouplingBuilder, NetFactory
+from pyro_scnf.transforms import Logit, Squeeze, compose, kept_channels, multi_scale
+from pyro_scnf.transforms.compose import Layer
+
+__all__ = ["realnvp"]
+
+
+def realnvp(
+    event_shape: Any,
+    *,
+    levels: int | None = None,
+    couplings: int | None = None,
+    width: int = 64,
+    blocks: int = 2,
+    scale: str = "tanh",
+    logit: float | None = None,
+    latent_dim: int | None = None,
+    context_dim: int = 0,
+    net: NetFactory | None = None,
+) -> Layer:
+    r"""Real NVP: alternating couplings, without actnorm or 1×1 convolutions.
+
+    *Vectors*: ``couplings`` couplings that change the halves of the event in turns. *Images*: per
+    level three checkerboard couplings, squeeze, three channel couplings and factor-out; the deepest
+    level is four checkerboard couplings. The base is the vector :math:`[z_{aux}, z_f]`.
+
+    :param event_shape: ``(C, H, W)`` or ``(D,)``.
+    :param int levels: number of scales of an image, 2 by default; vectors have one.
+    :param int couplings: couplings of a vector flow, 8 by default.
+    :param int width: hidden width of the conditioners.
+    :param int blocks: residual blocks of the conditioners.
+    :param scale: scale function of the couplings.
+    :param logit: contraction of a leading logit, for data in the unit interval.
+    :param int latent_dim: how many of the deepest components form :math:`z_f`.
+    :param int context_dim: 0 gives an unconditional flow, more a conditional one.
+    :param net: ``net(in_channels, out_channels, context_dim=...)`` making the conditioners.
+    :raises ValueError: for ``levels`` with vectors, ``couplings`` with images, or an image that
+        cannot be halved ``levels - 1`` times.
+
+    Reference: Dinh et al., *Real NVP*, 2017.
+    """
+    shape = as_event_shape(event_shape)
+    build = CouplingBuilder(width, blocks, scale, context_dim, net)
+    preprocessing = [] if logit is None else [Logit(shape, logit)]
+    if len(shape) == 1:
+        if levels not in (None, 1):
+            raise ValueError(f"levels={levels}: a vector flow has one scale; give `couplings`")
+        couplings = 8 if couplings is None else couplings
+        if couplings < 1:
+            raise ValueError(f"couplings={couplings}: expected at least 1")
+        stages = [compose([build.split(shape, flip=bool(i % 2)) for i in range(couplings)][::-1])]
+    else:
+        if couplings is not None:
+            raise ValueError("couplings: only for vectors; images have a fixed pattern per level")
+        stages = _image_stages(shape, 2 if levels is None else levels, build)
+    scales = multi_scale(stages[::-1], latent_dim)
+    return compose([scales, *preprocessing]) if preprocessing else scales
+
+
+def _image_stages(shape: torch.Size, levels: int, build: CouplingBuilder) -> list[Layer]:
+    """Stages from the data on."""
+    if levels < 1:
+        raise ValueError(f"levels={levels}: expected at least 1")
+    stages: list[Layer] = []
+    for _ in range(levels - 1):
+        layers: list[Layer] = [build.checkerboard(shape, invert=bool(i % 2)) for i in range(3)]
+        layers.append(Squeeze(shape, order="channel-major"))
+        shape = layers[-1].base_shape
+        layers += [build.split(shape, flip=not i % 2) for i in range(3)]
+        stages.append(compose(layers[::-1]))
+        shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
+    stages.append(compose([build.checkerboard(shape, invert=bool(i % 2)) for i in range(4)][::-1]))
+    return stages

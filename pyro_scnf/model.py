@@ -1,0 +1,270 @@
+"""A Pyro model of partly labelled data."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from pyro_scnf._checks import check_finite, check_labels
+from pyro_scnf._shapes import check_event
+from pyro_scnf.label_prior import LabelPrior
+from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.sharing import share_encoding
+
+__all__ = ["UNLABELLED", "SemiSupervisedModel"]
+
+UNLABELLED = -1
+"""The label that stands for a missing one."""
+
+LOG_ZERO = -1e30
+"""log 0 for enumeration: finite, so that a zero probability times it is zero and not NaN."""
+
+
+class SemiSupervisedModel(PyroModule):
+    r"""The generative model of data of which some are labelled.
+
+    .. math:: y_n \sim p(y), \qquad x_n \sim p(x \mid y_n)
+
+    with :math:`y_n` observed, or summed out exactly by parallel enumeration. Call it with
+
+    * ``model(x, y)``: one batch in one plate ``data``, sites ``y`` and ``x``. Entries of -1 in ``y``
+      are unlabelled; ``y=None`` means all of them. Every row costs K evaluations of the prior
+      unless all are labelled.
+    * ``model(x, y, x_unlabelled)``: a labelled and an unlabelled batch in plates ``labelled`` and
+      ``unlabelled``, sites ``y``, ``x``, ``y_unlabelled`` and ``x_unlabelled``. The flow runs once
+      on both.
+    * ``model(n=5)``: nothing observed, five draws from the model.
+
+    :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
+    :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, a tensor of class weights or a
+        :class:`LabelPrior`.
+    :param int num_labelled: size of the labelled data set, if batches are parts of it: the plate
+        then scales the batch up to it.
+    :param int num_unlabelled: likewise for the unlabelled data set.
+    :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
+    :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
+        labelled rows, the classification loss of the SCNF paper.
+
+    Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
+    ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
+
+    Two silent traps of Pyro raise ``RuntimeError`` here: an unobserved label that nothing sums out
+    (plain ``Trace_ELBO`` would draw it from the prior), and a guide that samples an observed label
+    (the loss would be off by the guide's entropy).
+    """
+
+    def __init__(
+        self,
+        flow: SemiConditionalFlow,
+        class_probs: Literal["uniform", "learnable"] | Tensor | LabelPrior = "uniform",
+        *,
+        num_labelled: int | None = None,
+        num_unlabelled: int | None = None,
+        labelled_weight: float = 1.0,
+        classification_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if labelled_weight <= 0 or classification_weight < 0:
+            raise ValueError(
+                f"labelled_weight={labelled_weight}, classification_weight={classification_weight}: "
+                "expected a positive and a non-negative number"
+            )
+        self.flow = flow
+        self.label_prior = (
+            class_probs if isinstance(class_probs, LabelPrior) else LabelPrior(flow.num_classes, class_probs)
+        )
+        if self.label_prior.num_classes != flow.num_classes:
+            raise ValueError(
+                f"class_probs: {self.label_prior.num_classes} classes, but the flow has {flow.num_classes}"
+            )
+        self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
+        self.labelled_weight = labelled_weight
+        self.classification_weight = classification_weight
+
+    # -- the generative process ----------------------------------------------------------------
+    def forward(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        x_unlabelled: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        n: int | None = None,
+    ) -> Any:
+        r"""Run the model; see the class for the ways to call it.
+
+        :param x: data ``(B, *event_shape)``.
+        :param y: integer labels ``(B,)``, -1 where unknown.
+        :param x_unlabelled: unlabelled data ``(B', *event_shape)`` for the two-plate form.
+        :param weights: weight of each unlabelled row (of each row, in the one-plate form). Pyro
+            cannot weigh rows of a label that the *model* enumerates: an
+            :class:`~pyro_scnf.EMGuide` is needed, given the same weights.
+        :param int n: number of rows to draw when nothing is observed.
+        :return: x (a pair, labelled and unlabelled, in the two-plate form).
+        """
+        y = self.check_batch(x, y, x_unlabelled, weights)
+        if x_unlabelled is None:
+            total = _sum_sizes(self.num_labelled, self.num_unlabelled)
+            return self._rows("", "data", total, x, y, weights, n)
+        with share_encoding():
+            self.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
+            labelled = self._rows("", "labelled", self.num_labelled, x, y, None, None)
+            unlabelled = self._rows(
+                "_unlabelled", "unlabelled", self.num_unlabelled, x_unlabelled, None, weights, None
+            )
+        return labelled, unlabelled
+
+    def _rows(
+        self,
+        suffix: str,
+        plate: str,
+        size: int | None,
+        x: Tensor | None,
+        y: Tensor | None,
+        weights: Tensor | None,
+        n: int | None,
+    ) -> Any:
+        known = None if y is None else y != UNLABELLED
+        labelled = known is not None and bool(known.all())
+        rows = _num_rows(x, y, n)
+        site = f"y{suffix}"
+        _guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
+        prior = self.label_prior()
+        with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
+            if weights is not None:
+                scales.enter_context(poutine.scale(scale=weights))
+            if labelled:
+                if self.labelled_weight != 1.0:
+                    scales.enter_context(poutine.scale(scale=self.labelled_weight))
+                label = pyro.sample(site, prior, obs=y)
+            else:
+                label = pyro.sample(site, prior, infer={"enumerate": "parallel"})
+                if y is not None:
+                    self._observe_some(site, label, y, known)
+            out = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
+            if self.classification_weight and y is not None and x is not None:
+                self._classify(x, y, known)
+        return out
+
+    def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Any) -> None:
+        if self.labelled_weight != 1.0:
+            raise ValueError(
+                "labelled_weight needs the labelled rows in a batch of their own: model(x, y, x_unlabelled)"
+            )
+        pyro.factor(f"{site}_observed", torch.where(known & (label != y), LOG_ZERO, 0.0), has_rsample=False)
+
+    def _classify(self, x: Tensor, y: Tensor, known: Any) -> None:
+        posterior = self.flow.posterior(x, self.label_prior.logits)
+        log_prob = posterior.log_prob(y.clamp(min=0)) * known
+        # Its weight stands beside that of log p(x, y), not under it.
+        weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
+        pyro.factor("classification", weight * log_prob, has_rsample=False)
+
+    # -- checks --------------------------------------------------------------------------------
+    def check_batch(
+        self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None, weights: Tensor | None
+    ) -> Tensor | None:
+        """Raise for a batch this model cannot take; return the labels as int64."""
+        owner = type(self).__name__
+        for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
+            if value is not None:
+                batch = check_event(value, self.flow.event_shape, name, owner)
+                if len(batch) != 1:
+                    raise ValueError(
+                        f"{owner}: {name} has batch shape {tuple(batch)}, expected one dimension"
+                    )
+                check_finite(value, name, owner)
+        if y is not None:
+            y = check_labels(y, self.flow.num_classes, "y", owner, unlabelled=x_unlabelled is None)
+            if y.dim() != 1 or (x is not None and len(x) != len(y)):
+                rows = "B" if x is None else len(x)
+                raise ValueError(f"{owner}: y has shape {tuple(y.shape)}, expected ({rows},)")
+        if x_unlabelled is not None:
+            if x is None or y is None or len(y) == 0:
+                raise ValueError(
+                    f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
+                )
+        if weights is not None:
+            target = x if x_unlabelled is None else x_unlabelled
+            if target is not None and weights.shape != (len(target),):
+                raise ValueError(
+                    f"{owner}: weights has shape {tuple(weights.shape)}, expected ({len(target)},)"
+                )
+        return y
+
+    # -- conveniences --------------------------------------------------------------------------
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Set every data-dependent parameter from a batch, see :meth:`SemiConditionalFlow.initialize`."""
+        self.flow.initialize(x, y)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, nats."""
+        return self.flow.log_prob(x, self.label_prior.logits)
+
+    def posterior(self, x: Tensor) -> Any:
+        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
+        return self.flow.posterior(x, self.label_prior.logits)
+
+
+def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> Any:
+    """A plate of ``rows`` data, standing for ``size`` of them if given."""
+    if size is None or size == rows:
+        return pyro.plate(name, rows)
+    if rows > size:
+        raise ValueError(f"plate {name!r}: a batch of {rows} rows from a data set of {size}")
+    return pyro.plate(name, size, subsample=torch.arange(rows, device=device))
+
+
+def _sum_sizes(*sizes: int | None) -> int | None:
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _num_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
+    if x is not None:
+        return len(x)
+    if y is not None:
+        return len(y)
+    if n is None:
+        raise ValueError("SemiSupervisedModel: nothing observed; give n, the number of rows to draw")
+    return n
+
+
+def _guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool) -> None:
+    """Raise where Pyro would go on with a wrong loss.
+
+    What a guide did is known from the replay handler that every ELBO puts around the model. Runs
+    under a block handler only look at the model's structure.
+    """
+    stack = list(_PYRO_STACK)
+    replay = next((m for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
+    node = replay.trace.nodes.get(site) if replay is not None else None
+    in_guide = node is not None and not node["is_observed"]
+    enumerated = any(isinstance(m, EnumMessenger) for m in stack)
+    if observed and in_guide:
+        raise RuntimeError(
+            f"the guide samples the label {site!r}, which is observed: the loss would be off by the guide's "
+            "entropy. Let the guide skip observed labels, as EMGuide does."
+        )
+    if observed or in_guide or not scored:
+        return
+    if weighted and enumerated:
+        raise ValueError(
+            "weights: rows of a label that the model enumerates cannot be weighed one by one; use an EMGuide "
+            "and give it the same weights"
+        )
+    blocked = any(isinstance(m, BlockMessenger) for m in stack)
+    if replay is not None and not enumerated and not blocked:
+        raise RuntimeError(
+            f"the label {site!r} is neither enumerated nor in the guide: it would be drawn once from p(y) "
+            "instead of summed out. Use TraceEnum_ELBO (or pyro_scnf.elbo), or an EMGuide."
+        )

@@ -1,0 +1,258 @@
+r"""Conditioner networks: what computes scale and shift inside a coupling.
+
+All of them share one anatomy: a *first* layer, a *body*, and a *last* layer that starts at zero,
+so that a new coupling ignores its input. A context vector :math:`c` enters by
+:math:`h = \mathrm{first}(x) + V c`, the same map as concatenating ``c`` to the input, but the part
+that sees ``x`` runs on the batch of ``x`` alone: with K contexts of shape ``(K, 1, E)`` it is
+computed once, and what follows is one batched call on ``K * B`` rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_scnf._shapes import over_batch
+from pyro_scnf.transforms.actnorm import EPSILON, channel_statistics
+
+__all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
+
+Norm = Literal["final", "blocks", "none"]
+
+
+class ChannelNorm(nn.Module):
+    """Affine map per channel, set from data by ``Conditioner.initialize``; identity until then.
+
+    :class:`~pyro_scnf.transforms.ActNorm` as a plain layer of a network, without log-determinant.
+    """
+
+    def __init__(self, channels: int, event_dim: int) -> None:
+        super().__init__()
+        shape = (channels,) + (1,) * (event_dim - 1)
+        self.loc = nn.Parameter(torch.zeros(shape))
+        self.log_scale = nn.Parameter(torch.zeros(shape))
+        self.event_dim = event_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.loc) * (-self.log_scale).exp()
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        mean, std = channel_statistics(x, self.event_dim)
+        self.loc.copy_(mean.reshape(self.loc.shape))
+        self.log_scale.copy_((std + EPSILON).log().reshape(self.loc.shape))
+
+
+class ResidualBlock(nn.Module):
+    """``x + layer(relu(layer(relu(x))))``, each ``relu`` preceded by a norm if asked for."""
+
+    def __init__(self, layer: Callable[[], nn.Module], norm: Callable[[], nn.Module] | None) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        for _ in range(2):
+            if norm is not None:
+                modules.append(norm())
+            modules += [nn.ReLU(), layer()]
+        self.body = nn.Sequential(*modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Conditioner(nn.Module):
+    """First layer, context, body and zero-initialised last layer, under any batch shape.
+
+    :param first: layer whose output the context is added to.
+    :param body: everything between the first and the last layer.
+    :param last: layer giving the output; its weight and bias are set to zero.
+    :param int width: channels of the first layer's output.
+    :param int event_dim: 1 for vectors, 3 for images.
+    :param int context_dim: length of the context vector, 0 for none.
+    """
+
+    def __init__(
+        self,
+        first: nn.Module,
+        body: nn.Module,
+        last: nn.Linear | nn.Conv2d,
+        width: int,
+        event_dim: int,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.first, self.body, self.last = first, body, last
+        self.context = nn.Linear(context_dim, width, bias=False) if context_dim else None
+        self.event_dim = event_dim
+        nn.init.zeros_(last.weight)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x`` of shape ``(*batch, C, ...)``, ``context`` ``(*batch', E)``; the batches broadcast."""
+        h = over_batch(self.first, x, self.event_dim)
+        if self.context is not None and context is not None:
+            bias = self.context(context)
+            h = h + bias.reshape(bias.shape + (1,) * (self.event_dim - 1))
+        return over_batch(self._tail, h, self.event_dim)
+
+    def _tail(self, h: Tensor) -> Tensor:
+        return self.last(self.body(h))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Set every :class:`ChannelNorm` from what it is given when ``x`` passes, first to last."""
+        hooks = [
+            module.register_forward_pre_hook(lambda norm, args: norm.initialize(args[0]))
+            for module in self.modules()
+            if isinstance(module, ChannelNorm)
+        ]
+        try:
+            if hooks:
+                self(x, context)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in ("final", "blocks", "none"):
+        raise ValueError(f"norm={norm!r}: expected 'final', 'blocks' or 'none'")
+
+
+class _ResidualNet(Conditioner):
+    """A residual network of either kind of layer."""
+
+    def __init__(
+        self,
+        layer: Callable[[int, int], Any],
+        event_dim: int,
+        sizes: tuple[int, int],
+        width: int,
+        blocks: int,
+        norm: Norm,
+        context_dim: int,
+    ) -> None:
+        _check_norm(norm)
+
+        def make_norm() -> nn.Module:
+            return ChannelNorm(width, event_dim)
+
+        body: list[nn.Module] = [
+            ResidualBlock(lambda: layer(width, width), make_norm if norm == "blocks" else None)
+            for _ in range(blocks)
+        ]
+        if norm != "none":
+            body.append(make_norm())
+        body.append(nn.ReLU())
+        super().__init__(
+            layer(sizes[0], width),
+            nn.Sequential(*body),
+            layer(width, sizes[1]),
+            width,
+            event_dim,
+            context_dim,
+        )
+
+
+class ResidualMLP(_ResidualNet):
+    """Residual network of linear layers, for vectors.
+
+    ``Linear(in, width)``, then ``blocks`` times ``x + Linear(relu(Linear(relu(x))))``, then norm,
+    ``relu`` and a zero ``Linear(width, out)``.
+
+    :param int in_channels: input features.
+    :param int out_channels: output features.
+    :param norm: ``"final"`` puts a :class:`ChannelNorm` before the last ``relu`` (the SCNF code),
+        ``"blocks"`` before every ``relu`` as well, ``"none"`` nowhere.
+    :param int context_dim: length of the context vector, 0 for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        blocks: int = 2,
+        norm: Norm = "final",
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(nn.Linear, 1, (in_channels, out_channels), width, blocks, norm, context_dim)
+
+
+class ResidualConvNet(_ResidualNet):
+    """:class:`ResidualMLP` with convolutions and reflection padding, for images.
+
+    :param int kernel_size: 3 (padded by reflection) or 1, the only size that fits 1×1 images.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        blocks: int = 4,
+        norm: Norm = "final",
+        context_dim: int = 0,
+        kernel_size: int = 3,
+    ) -> None:
+        def conv(in_size: int, out_size: int) -> nn.Conv2d:
+            return _conv(in_size, out_size, kernel_size)
+
+        super().__init__(conv, 3, (in_channels, out_channels), width, blocks, norm, context_dim)
+
+
+def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
+    mode: Literal["reflect", "zeros"] = "reflect" if kernel_size > 1 else "zeros"
+    return nn.Conv2d(in_size, out_size, kernel_size, padding=kernel_size // 2, padding_mode=mode)
+
+
+class MLP(Conditioner):
+    """Plain network of linear layers, for vectors: the light conditioner.
+
+    :param hidden: widths of the hidden layers.
+    :param activation: module class between the layers.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: Sequence[int] = (64, 64),
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        context_dim: int = 0,
+    ) -> None:
+        if not hidden:
+            raise ValueError("hidden is empty: expected at least one width")
+        body: list[nn.Module] = [activation()]
+        for before, after in zip(hidden, hidden[1:], strict=False):
+            body += [nn.Linear(before, after), activation()]
+        super().__init__(
+            nn.Linear(in_channels, hidden[0]),
+            nn.Sequential(*body),
+            nn.Linear(hidden[-1], out_channels),
+            hidden[0],
+            1,
+            context_dim,
+        )
+
+
+class ConvNet(Conditioner):
+    """Three convolutions, 3×3, 1×1, 3×3, for images: the light conditioner, as in Glow.
+
+    :param int kernel_size: of the outer two; 1 for 1×1 images.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, width: int = 64, context_dim: int = 0, kernel_size: int = 3
+    ) -> None:
+        super().__init__(
+            _conv(in_channels, width, kernel_size),
+            nn.Sequential(nn.ReLU(), _conv(width, width, 1), nn.ReLU()),
+            _conv(width, out_channels, kernel_size),
+            width,
+            3,
+            context_dim,
+        )

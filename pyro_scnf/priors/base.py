@@ -1,0 +1,59 @@
+r"""The interface of a class-conditional prior :math:`p(z_f \mid y)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions.conditional import ConditionalDistribution
+from torch import Tensor, nn
+
+from pyro_scnf._checks import check_context
+from pyro_scnf._shapes import as_event_shape, check_event
+
+__all__ = ["ClassConditionalPrior"]
+
+
+@ConditionalDistribution.register
+class ClassConditionalPrior(nn.Module):
+    r"""Base class of the priors :math:`p(z_f \mid y)`: a Pyro ``ConditionalDistribution``.
+
+    A subclass defines :meth:`condition`. It may be a few lines; see *Writing your own prior* in the
+    documentation.
+
+    :param event_shape: shape of :math:`z_f`, ``(D,)`` or ``(C, H, W)``.
+    :param int num_classes: number of labels K.
+    :raises ValueError: for fewer than one class.
+    """
+
+    def __init__(self, event_shape: Any, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: expected at least 1")
+        self.event_shape = as_event_shape(event_shape)
+        self.num_classes = num_classes
+
+    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+        r"""The distribution of :math:`z_f` given ``y``.
+
+        :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)`` (one-hot,
+            or relaxed: between classes the prior interpolates its parameters).
+        :param float temperature: factor on the scale of the noise, for sampling.
+        :return: a distribution with the batch shape of ``y`` and event shape ``event_shape``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define condition")
+
+    def initialize(self, z_f: Tensor, y: Tensor) -> None:
+        """Set data-dependent parameters from latents ``(B, *event_shape)`` and their labels ``(B,)``.
+
+        A label of -1 is unknown. Does nothing by default.
+        """
+
+    def class_log_prob(self, z_f: Tensor) -> Tensor:
+        r""":math:`\log p(z_f \mid y = k)` for every k in one batched call, ``(*batch, K)``, in nats."""
+        batch = check_event(z_f, self.event_shape, "z_f", type(self).__name__)
+        labels = torch.arange(self.num_classes, device=z_f.device).reshape((-1,) + (1,) * len(batch))
+        return self.condition(labels).log_prob(z_f).movedim(0, -1)
+
+    def _check(self, y: Tensor) -> Tensor:
+        return check_context(y, self.num_classes, f"{type(self).__name__}.condition")

@@ -1,0 +1,225 @@
+r"""Mixture priors: one Gaussian or Student-t component a class."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.ops.indexing import Vindex
+from torch import Tensor, nn
+
+from pyro_scnf.priors.base import ClassConditionalPrior
+
+__all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
+
+Means = Literal["random", "antipodal", "latents"]
+
+
+class _LocationScalePrior(ClassConditionalPrior):
+    """Tables of one location and one scale a class, and how a label picks from them."""
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        event_shape: Any,
+        num_classes: int,
+        scale_shape: tuple[int, ...],
+        *,
+        means: Means,
+        separation: float,
+        scale: float,
+        learn_means: bool,
+        learn_scales: bool,
+    ) -> None:
+        super().__init__(event_shape, num_classes)
+        if means not in ("random", "antipodal", "latents"):
+            raise ValueError(f"means={means!r}: expected 'random', 'antipodal' or 'latents'")
+        if scale <= 0 or separation < 0:
+            raise ValueError(f"scale={scale}, separation={separation}: expected scale > 0, separation >= 0")
+        self.means = means
+        self._table("loc", self._initial_means(separation), learn_means)
+        self._table("log_scale", torch.full(scale_shape, math.log(scale)), learn_scales)
+
+    def _table(self, name: str, value: Tensor, learn: bool) -> None:
+        if learn:
+            setattr(self, name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+
+    def _initial_means(self, separation: float) -> Tensor:
+        shape = (self.num_classes,) + tuple(self.event_shape)
+        if self.means != "antipodal":
+            return separation * torch.randn(shape)
+        if self.num_classes != 2:
+            raise ValueError(f"means='antipodal' needs 2 classes, got num_classes={self.num_classes}")
+        direction = torch.randn(shape[1:])
+        direction = separation * direction / direction.norm()
+        return torch.stack([direction, -direction])
+
+    def _pick(self, table: Tensor, y: Tensor, event_dim: int) -> Tensor:
+        """``table`` ``(*S, K, *event)`` at labels or class weights ``y``.
+
+        ``S`` is empty unless the table itself is a random draw (``PyroSample``), in which case its
+        batch dimensions broadcast against those of ``y``.
+        """
+        if not y.is_floating_point():
+            return Vindex(table)[(..., y) + (slice(None),) * event_dim]
+        flat = table.flatten(-event_dim) if event_dim else table[..., None]
+        picked = (y[..., None, :] @ flat)[..., 0, :]
+        event = table.shape[table.dim() - event_dim :]
+        return picked.reshape(picked.shape[:-1] + event)
+
+    def _event(self, y: Tensor, value: Tensor) -> Tensor:
+        """``value``, given per class or per component, as ``(*batch, *event)``."""
+        return value.reshape(value.shape + (1,) * len(self.event_shape))
+
+    @torch.no_grad()
+    def initialize(self, z_f: Tensor, y: Tensor) -> None:
+        """With ``means="latents"``, move every mean to its class's labelled latents.
+
+        :raises ValueError: if a class has no labelled example.
+        """
+        if self.means != "latents":
+            return
+        missing = [k for k in range(self.num_classes) if not (y == k).any()]
+        if missing:
+            raise ValueError(f"means='latents': no labelled example of class {missing} in y")
+        for k in range(self.num_classes):
+            self.loc[k].copy_(z_f[y == k].mean(0))
+
+
+class GaussianMixturePrior(_LocationScalePrior):
+    r"""One Gaussian a class, :math:`\mathcal N(z_f \mid \mu_y, \Sigma_y)`; a GMM once ``y`` is summed out.
+
+    :param event_shape: shape of :math:`z_f`.
+    :param int num_classes: number of labels K.
+    :param covariance: ``"diagonal"`` (per class), ``"shared"`` (one diagonal for all, as in the SCNF
+        code), ``"isotropic"`` (one scale a class, as in FlowGMM) or ``"full"`` (a Cholesky factor a
+        class).
+    :param means: initial means: ``"random"`` (standard normal times ``separation``), ``"antipodal"``
+        (two classes, opposite points of norm ``separation``) or ``"latents"`` (random, then the
+        class means of labelled latents at :meth:`initialize`).
+    :param float separation: see ``means``.
+    :param float scale: initial standard deviation.
+    :param bool learn_means: means are parameters, else fixed.
+    :param bool learn_scales: scales are parameters, else fixed.
+
+    Reference: Atanov et al., 2019, section 3.4; Izmailov et al., *FlowGMM*, 2020, section 3.
+    """
+
+    def __init__(
+        self,
+        event_shape: Any,
+        num_classes: int,
+        *,
+        covariance: Literal["diagonal", "shared", "isotropic", "full"] = "diagonal",
+        means: Means = "random",
+        separation: float = 1.0,
+        scale: float = 1.0,
+        learn_means: bool = True,
+        learn_scales: bool = True,
+    ) -> None:
+        event = tuple(torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape))
+        dim = math.prod(event)
+        shapes: dict[str, tuple[int, ...]] = {
+            "diagonal": (num_classes, *event),
+            "shared": event,
+            "isotropic": (num_classes,),
+            "full": (num_classes, dim),
+        }
+        if covariance not in shapes:
+            raise ValueError(f"covariance={covariance!r}: expected one of {', '.join(map(repr, shapes))}")
+        super().__init__(
+            event_shape,
+            num_classes,
+            shapes[covariance],
+            means=means,
+            separation=separation,
+            scale=scale,
+            learn_means=learn_means,
+            learn_scales=learn_scales,
+        )
+        self.covariance = covariance
+        if covariance == "full":
+            self._table("off_diagonal", torch.zeros(num_classes, dim, dim), learn_scales)
+
+    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+        y = self._check(y)
+        event_dim = len(self.event_shape)
+        loc = self._pick(self.loc, y, event_dim)
+        if self.covariance == "full":
+            return self._full(y, loc, temperature)
+        if self.covariance == "shared":
+            log_scale = self.log_scale
+        elif self.covariance == "isotropic":
+            log_scale = self._event(y, self._pick(self.log_scale, y, 0))
+        else:
+            log_scale = self._pick(self.log_scale, y, event_dim)
+        scale = (temperature * log_scale.exp()).expand(loc.shape)
+        return dist.Normal(loc, scale).to_event(event_dim)
+
+    def _full(self, y: Tensor, loc: Tensor, temperature: float) -> Any:
+        off_diagonal = self._pick(self.off_diagonal, y, 2).tril(-1)
+        scale_tril = temperature * (off_diagonal + torch.diag_embed(self._pick(self.log_scale, y, 1).exp()))
+        flat = dist.MultivariateNormal(loc.flatten(-len(self.event_shape)), scale_tril=scale_tril)
+        if len(self.event_shape) == 1:
+            return flat
+        reshape = torch.distributions.ReshapeTransform(flat.event_shape, self.event_shape)
+        return dist.TransformedDistribution(flat, [reshape])
+
+
+class StudentTMixturePrior(_LocationScalePrior):
+    r"""Independent Student-t components a class: heavier tails than a GMM, so that a far-off point is
+    assigned less surely.
+
+    :param float df: initial degrees of freedom, above 2 so that variances exist.
+    :param bool learn_df: whether they are a parameter, else fixed.
+
+    The other parameters are those of :class:`GaussianMixturePrior`, with a diagonal scale per class.
+
+    Reference: Izmailov et al., *FlowGMM*, 2020.
+    """
+
+    def __init__(
+        self,
+        event_shape: Any,
+        num_classes: int,
+        *,
+        df: float = 5.0,
+        learn_df: bool = False,
+        means: Means = "random",
+        separation: float = 1.0,
+        scale: float = 1.0,
+        learn_means: bool = True,
+        learn_scales: bool = True,
+    ) -> None:
+        event = tuple(torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape))
+        if df <= 2:
+            raise ValueError(f"df={df}: expected more than 2")
+        super().__init__(
+            event_shape,
+            num_classes,
+            (num_classes, *event),
+            means=means,
+            separation=separation,
+            scale=scale,
+            learn_means=learn_means,
+            learn_scales=learn_scales,
+        )
+        self._table("raw_df", torch.tensor(math.log(df - 2.0)), learn_df)
+
+    @property
+    def df(self) -> Tensor:
+        """Degrees of freedom."""
+        return 2.0 + self.raw_df.exp()
+
+    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+        y = self._check(y)
+        event_dim = len(self.event_shape)
+        loc = self._pick(self.loc, y, event_dim)
+        scale = temperature * self._pick(self.log_scale, y, event_dim).exp()
+        return dist.StudentT(self.df, loc, scale).to_event(event_dim)

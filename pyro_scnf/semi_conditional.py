@@ -1,0 +1,239 @@
+r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.conditional import ConditionalDistribution
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+from pyro_scnf import sharing
+from pyro_scnf._checks import check_finite
+from pyro_scnf._shapes import check_event
+from pyro_scnf.distributions import BaseNormal, ConcatDistribution
+from pyro_scnf.priors import PriorSpec, make_prior
+from pyro_scnf.transforms import FlowTransform, MultiScale
+from pyro_scnf.transforms.base import _OneShotLadj
+
+__all__ = ["SemiConditionalFlow"]
+
+
+class _Decoder(_OneShotLadj, Transform):
+    """The flow of a :class:`SemiConditionalFlow` as its distributions see it: encodings are shared."""
+
+    bijective = True
+
+    def __init__(self, owner: SemiConditionalFlow) -> None:
+        super().__init__()
+        self.owner = owner
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return self.owner.flow.domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return self.owner.flow.codomain
+
+    def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.owner.flow.call_and_ladj(z)
+
+    def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.owner.encode_flat(x)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.owner.flow.forward_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.owner.flow.inverse_shape(shape)
+
+
+@ConditionalDistribution.register
+class SemiConditionalFlow(nn.Module):
+    r"""Semi-conditional normalizing flow, a Pyro ``ConditionalDistribution`` over x given y.
+
+    .. math::
+
+        x = f_w^{-1}(z_{aux}, z_f), \qquad z_{aux} \sim \mathcal N(0, \operatorname{diag}(\sigma^2)),
+        \qquad z_f \sim p(z_f \mid y)
+
+    so that :math:`\log p(x \mid y) = \log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})
+    + \log p(z_f \mid y)`. The flow does not see the label: it is run **once per x**, however many
+    labels are asked about, and only the small prior is evaluated for each.
+
+    :param flow: unconditional bijection, :mod:`pyro_scnf.flows` or your own :class:`FlowTransform`;
+        its ``latent_shape`` tells which components are :math:`z_f`.
+    :param prior: :math:`p(z_f \mid y)`: a word such as ``"flow"`` or ``"gmm"``, a dict, a class or a
+        module, see :func:`~pyro_scnf.priors.make_prior`.
+    :param int num_classes: number of labels K; may be left out if ``prior`` is a module.
+    :param aux_scale: scale of :math:`z_{aux}`: ``"learnable"`` or ``"unit"``.
+    :param float init_aux_scale: its initial value.
+    :raises ValueError: if the prior's event shape is not the flow's latent shape.
+
+    The class probabilities :math:`p(y)` belong to the model around it; methods that need them take
+    ``class_logits`` and assume a uniform distribution by default.
+
+    >>> flow = SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=2, width=16), "gmm", num_classes=3)
+    >>> x = flow.condition(torch.tensor([0, 2])).sample()
+    >>> x.shape, flow.class_log_prob(x).shape, flow.posterior(x).probs.shape
+    (torch.Size([2, 2]), torch.Size([2, 3]), torch.Size([2, 3]))
+
+    Reference: Atanov et al., *Semi-Conditional Normalizing Flows for Semi-Supervised Learning*,
+    2019, equations 3 and 4.
+    """
+
+    def __init__(
+        self,
+        flow: FlowTransform,
+        prior: PriorSpec = "flow",
+        num_classes: int | None = None,
+        *,
+        aux_scale: Literal["learnable", "unit"] = "learnable",
+        init_aux_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(flow, FlowTransform):
+            raise ValueError(f"flow: expected a FlowTransform (unconditional), got {type(flow).__name__}")
+        self.flow = flow if len(flow.base_shape) == 1 else MultiScale([flow])
+        self.prior: Any = make_prior(prior, self.flow.latent_shape, num_classes)
+        if self.prior.event_shape != self.flow.latent_shape:
+            raise ValueError(
+                f"prior: its event_shape {tuple(self.prior.event_shape)} is not the flow's latent_shape "
+                f"{tuple(self.flow.latent_shape)}"
+            )
+        if num_classes not in (None, self.prior.num_classes):
+            raise ValueError(f"num_classes={num_classes}, but the prior has {self.prior.num_classes}")
+        self.aux: BaseNormal | None = None
+        if self.flow.aux_dim:
+            self.aux = BaseNormal((self.flow.aux_dim,), aux_scale, init_aux_scale)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels K."""
+        return self.prior.num_classes
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape of one x."""
+        return self.flow.event_shape
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Shape of :math:`z_f`."""
+        return self.flow.latent_shape
+
+    # -- distributions -------------------------------------------------------------------------
+    def base(self, y: Tensor, temperature: float = 1.0) -> ConcatDistribution:
+        """The distribution of :math:`[z_{aux}, z_f]` given ``y``."""
+        prior = self.prior.condition(y, temperature)
+        parts = [prior] if self.aux is None else [self.aux((), temperature), prior]
+        return ConcatDistribution(parts)
+
+    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+        r"""The distribution of x given ``y``, to be used as any other in ``pyro.sample``.
+
+        :param y: integer labels ``(*batch,)``, or one-hot or relaxed class weights ``(*batch, K)``.
+            Under parallel enumeration Pyro hands in ``(K, 1, ...)``: nothing is asked of the user.
+        :param float temperature: factor on the scale of all noise, below 1 for cleaner samples.
+        :return: a distribution with the batch shape of ``y`` and the event shape of x.
+        :raises ValueError: for labels out of range or of the wrong type.
+        """
+        return dist.TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
+
+    def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Any = ()) -> Tensor:
+        """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient."""
+        with torch.no_grad():
+            return self.condition(y, temperature).sample(torch.Size(sample_shape))
+
+    # -- the big flow --------------------------------------------------------------------------
+    def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
+        return sharing.encode_shared(self, self.flow.inverse_and_ladj, x)
+
+    def encode_together(self, *xs: Tensor) -> None:
+        """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass."""
+        sharing.encode_together(self, self.flow.inverse_and_ladj, xs)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Data to latents.
+
+        :param x: ``(*batch, *event_shape)``.
+        :return: :math:`z_{aux}` ``(*batch, aux_dim)``, :math:`z_f` ``(*batch, *latent_shape)`` and
+            :math:`\log|\det \partial z / \partial x|` ``(*batch,)`` in nats.
+        :raises ValueError: for a wrong shape, or NaN or infinite values.
+        """
+        check_event(x, self.event_shape, "x", type(self).__name__)
+        check_finite(x, "x", type(self).__name__)
+        z, ladj = self.encode_flat(x)
+        z_aux, z_f = z.split([self.flow.aux_dim, self.flow.latent_dim], -1)
+        return z_aux, z_f.reshape(z_f.shape[:-1] + self.latent_shape), ladj
+
+    def decode(
+        self, z_f: Tensor, z_aux: Tensor | Literal["zero", "sample"] = "zero", temperature: float = 1.0
+    ) -> Tensor:
+        r"""Latents to data.
+
+        :param z_f: ``(*batch, *latent_shape)``.
+        :param z_aux: the factored-out part ``(*batch, aux_dim)``, ``"zero"`` (its mode, as in the
+            paper's figures) or ``"sample"`` (drawn from its distribution).
+        :param float temperature: factor on the scale of a sampled ``z_aux``.
+        :return: x ``(*batch, *event_shape)``.
+        """
+        batch = check_event(z_f, self.latent_shape, "z_f", f"{type(self).__name__}.decode")
+        if isinstance(z_aux, str):
+            if z_aux not in ("zero", "sample"):
+                raise ValueError(f"z_aux={z_aux!r}: expected a tensor, 'zero' or 'sample'")
+            if z_aux == "zero" or self.aux is None:
+                z_aux = z_f.new_zeros(batch + (self.flow.aux_dim,))
+            else:
+                z_aux = self.aux(batch, temperature).rsample()
+        check_event(z_aux, torch.Size((self.flow.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
+        flat = torch.cat([z_aux, z_f.reshape(batch + (self.flow.latent_dim,))], -1)
+        return self.flow.call_and_ladj(flat)[0]
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Set every data-dependent parameter of flow and prior from a batch, once, before training.
+
+        :param x: ``(B, *event_shape)``.
+        :param y: labels ``(B,)``, -1 where unknown; all unknown by default.
+        """
+        check_finite(x, "x", f"{type(self).__name__}.initialize")
+        z = self.flow.initialize(x)
+        z_f = z[..., self.flow.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
+        self.prior.initialize(z_f, x.new_full((len(x),), -1, dtype=torch.long) if y is None else y)
+
+    # -- densities over all labels -------------------------------------------------------------
+    def class_log_prob(self, x: Tensor) -> Tensor:
+        r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats; one pass of the flow."""
+        z_aux, z_f, ladj = self.encode(x)
+        if self.aux is not None:
+            ladj = ladj + self.aux().log_prob(z_aux)
+        return ladj[..., None] + self.prior.class_log_prob(z_f)
+
+    def log_prob(self, x: Tensor, class_logits: Tensor | None = None) -> Tensor:
+        r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, nats.
+
+        :param class_logits: unnormalised :math:`\log p(y)`, ``(*batch, K)`` or ``(K,)``; uniform by
+            default.
+        """
+        return (self.class_log_prob(x) + self._log_class_probs(class_logits)).logsumexp(-1)
+
+    def posterior(self, x: Tensor, class_logits: Tensor | None = None) -> Any:
+        r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
+        _, z_f, _ = self.encode(x)
+        # Terms common to all labels are left out: thousands of nats would cost float32 its digits.
+        joint = self.prior.class_log_prob(z_f) + self._log_class_probs(class_logits)
+        return dist.Categorical(logits=joint.log_softmax(-1))
+
+    def _log_class_probs(self, class_logits: Tensor | None) -> Tensor | float:
+        if class_logits is None:
+            return -torch.tensor(float(self.num_classes)).log().item()
+        if class_logits.shape[-1:] != (self.num_classes,):
+            raise ValueError(
+                f"class_logits has shape {tuple(class_logits.shape)}, expected (*batch, {self.num_classes})"
+            )
+        return class_logits.log_softmax(-1)

@@ -1,0 +1,45 @@
+"""Bijections: every layer is a Pyro transform, latent to data in its forward direction."""
+
+from pyro_scnf.transforms.actnorm import ActNorm
+from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
+from pyro_scnf.transforms.compose import Compose, ConditionalCompose, compose
+from pyro_scnf.transforms.conv1x1 import InvertibleConv1x1
+from pyro_scnf.transforms.coupling import (
+    AffineCoupling,
+    ConditionalAffineCoupling,
+    ConditionalMaskedAffineCoupling,
+    MaskedAffineCoupling,
+    checkerboard_mask,
+)
+from pyro_scnf.transforms.dequantize import dequantize, quantize
+from pyro_scnf.transforms.logit import Logit
+from pyro_scnf.transforms.multiscale import ConditionalMultiScale, MultiScale, kept_channels, multi_scale
+from pyro_scnf.transforms.scale import SCALES
+from pyro_scnf.transforms.shape import Flatten, Flip, Permute, Squeeze
+
+__all__ = [
+    "SCALES",
+    "ActNorm",
+    "AffineCoupling",
+    "Compose",
+    "ConditionalAffineCoupling",
+    "ConditionalCompose",
+    "ConditionalFlowTransform",
+    "ConditionalMaskedAffineCoupling",
+    "ConditionalMultiScale",
+    "Flatten",
+    "Flip",
+    "FlowTransform",
+    "InvertibleConv1x1",
+    "Logit",
+    "MaskedAffineCoupling",
+    "MultiScale",
+    "Permute",
+    "Squeeze",
+    "checkerboard_mask",
+    "compose",
+    "dequantize",
+    "kept_channels",
+    "multi_scale",
+    "quantize",
+]

@@ -1,0 +1,161 @@
+"""Factoring out: the multi-scale architecture as one bijection onto a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
+from pyro_scnf.transforms.compose import Layer, common_context_dim, context_of
+
+__all__ = ["ConditionalMultiScale", "MultiScale", "kept_channels", "multi_scale"]
+
+
+def kept_channels(channels: int) -> int:
+    """How many of ``channels`` go on after a factor-out: the lower half, made even where possible.
+
+    Even, so that the next coupling can halve them: 98 channels send 50 out and keep 48.
+
+    :raises ValueError: for a single channel, which cannot be split.
+    """
+    if channels < 2:
+        raise ValueError(f"channels={channels}: factoring out needs at least 2")
+    half = channels // 2
+    return half - half % 2 if half > 1 else half
+
+
+class _Scales:
+    """Running the stages; shared by the unconditional and the conditional form."""
+
+    stages: nn.ModuleList
+    event_shape: torch.Size
+    base_shape: torch.Size
+
+    @staticmethod
+    def _check_stages(stages: Sequence[Any]) -> None:
+        if not stages:
+            raise ValueError("stages is empty")
+        for deeper, stage in zip(stages, stages[1:], strict=False):
+            out = stage.base_shape
+            expected = (kept_channels(out[0]),) + tuple(out[1:])
+            if tuple(deeper.event_shape) != expected:
+                raise ValueError(
+                    f"stages: a stage ending in {tuple(out)} passes {expected} on, but the next one "
+                    f"takes {tuple(deeper.event_shape)}"
+                )
+
+    def _set_stages(self, stages: Sequence[Any], latent_dim: int | None) -> None:
+        self.stages = nn.ModuleList(stages)
+        self._latent_shape = self._shape_of_latent(stages[0].base_shape, latent_dim)
+
+    def _shape_of_latent(self, deepest: torch.Size, latent_dim: int | None) -> torch.Size:
+        total = self.base_shape.numel()
+        if latent_dim is None:
+            return deepest
+        if not 1 <= latent_dim <= total:
+            raise ValueError(f"latent_dim={latent_dim}: expected 1 to {total}")
+        channels, rest = divmod(latent_dim, deepest[1:].numel())
+        whole = rest == 0 and channels <= deepest[0]
+        return torch.Size((channels,)) + deepest[1:] if whole else torch.Size((latent_dim,))
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        return self._latent_shape
+
+    def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        pieces, total = [], None
+        for depth, stage in enumerate(reversed(self.stages)):
+            x, ladj = stage._inverse_ladj(x, *context_of(stage, context))
+            total = ladj if total is None else total + ladj
+            if depth < len(self.stages) - 1:
+                out, x = self._factor_out(x, stage.base_shape)
+                pieces.append(out)
+        pieces.append(self._flat(x, self.stages[0].base_shape))
+        # With a context the earlier pieces may still lack the batch dimensions of the later ones.
+        batch = total.shape  # type: ignore[union-attr]
+        return torch.cat([piece.expand(batch + piece.shape[-1:]) for piece in pieces], -1), total  # type: ignore[return-value]
+
+    def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        *pieces, deepest = z.split(self._piece_sizes(), -1)
+        shape = self.stages[0].base_shape
+        x, total = deepest.reshape(deepest.shape[:-1] + shape), None
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self._join(pieces[-i], x, stage.base_shape)
+            x, ladj = stage._forward_ladj(x, *context_of(stage, context))
+            total = ladj if total is None else total + ladj
+        return x, total  # type: ignore[return-value]
+
+    def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
+        pieces = []
+        for depth, stage in enumerate(reversed(self.stages)):
+            x = stage._initialize(x, *context_of(stage, context))
+            if depth < len(self.stages) - 1:
+                out, x = self._factor_out(x, stage.base_shape)
+                pieces.append(out)
+        return torch.cat([*pieces, self._flat(x, self.stages[0].base_shape)], -1)
+
+    def _piece_sizes(self) -> list[int]:
+        outer = [stage.base_shape for stage in reversed(self.stages)][:-1]
+        sizes = [(s[0] - kept_channels(s[0])) * s[1:].numel() for s in outer]
+        return [*sizes, self.stages[0].base_shape.numel()]
+
+    @staticmethod
+    def _flat(x: Tensor, shape: torch.Size) -> Tensor:
+        return x.flatten(-len(shape)) if len(shape) > 1 else x
+
+    def _factor_out(self, x: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        keep = kept_channels(shape[0])
+        out, kept = x.split([shape[0] - keep, keep], -len(shape))
+        return self._flat(out, shape), kept
+
+    def _join(self, out: Tensor, kept: Tensor, shape: torch.Size) -> Tensor:
+        kept_batch = kept.shape[: kept.dim() - len(shape)]
+        out = out.reshape(out.shape[:-1] + (shape[0] - kept_channels(shape[0]),) + shape[1:])
+        out = out.expand(kept_batch + out.shape[out.dim() - len(shape) :])
+        return torch.cat([out, kept], -len(shape))
+
+
+class MultiScale(_Scales, FlowTransform):
+    r"""Multi-scale flow: a vector on the latent side, the data on the other.
+
+    From data to latent, each stage but the deepest keeps the *last* channels of its output and
+    sends the *first* ones out (:func:`kept_channels` says how many). The base is the vector
+    :math:`[z_{aux,1}, \dots, z_{aux,L-1}, z_{deepest}]` in order of factor-out, each piece
+    flattened row-major, so the deepest components always come last.
+
+    :param stages: layers (usually :class:`Compose`) in generative order, the deepest first.
+    :param int latent_dim: how many of the deepest components form :math:`z_f`; by default the whole
+        deepest map. ``latent_shape`` is an image of whole channels where ``latent_dim`` allows,
+        else a vector.
+    :raises ValueError: if stages do not fit or ``latent_dim`` is out of range.
+
+    Reference: Dinh et al., *Real NVP*, 2017, section 3.6; Atanov et al., 2019, section 3.2.
+    """
+
+    def __init__(self, stages: Sequence[FlowTransform], latent_dim: int | None = None) -> None:
+        self._check_stages(stages)
+        super().__init__(stages[-1].event_shape, stages[-1].event_shape.numel())
+        self._set_stages(stages, latent_dim)
+
+
+class ConditionalMultiScale(_Scales, ConditionalFlowTransform):
+    """:class:`MultiScale` in which at least one stage is conditional; all of them see one context."""
+
+    def __init__(self, stages: Sequence[Layer], latent_dim: int | None = None) -> None:
+        self._check_stages(stages)
+        context_dim = common_context_dim(stages)
+        if context_dim is None:
+            raise ValueError("ConditionalMultiScale: no stage is conditional, use MultiScale")
+        super().__init__(stages[-1].event_shape, context_dim, stages[-1].event_shape.numel())
+        self._set_stages(stages, latent_dim)
+
+
+def multi_scale(stages: Sequence[Layer], latent_dim: int | None = None) -> MultiScale | ConditionalMultiScale:
+    """:class:`ConditionalMultiScale` if any stage is conditional, else :class:`MultiScale`."""
+    if common_context_dim(stages) is None:
+        return MultiScale(stages, latent_dim)  # type: ignore[arg-type]
+    return ConditionalMultiScale(stages, latent_dim)

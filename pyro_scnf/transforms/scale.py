@@ -1,0 +1,66 @@
+"""Log-scale functions of affine couplings: what keeps a raw network output in bounds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["SCALES", "ClampScale", "ScaleName", "SigmoidScale", "TanhScale", "make_scale"]
+
+ScaleName = Literal["sigmoid", "tanh", "clamp"]
+
+
+class SigmoidScale(nn.Module):
+    r""":math:`\log S = \log\sigma(\tilde s + 2)`, at most 0; :math:`S = 0.88` for :math:`\tilde s = 0`.
+
+    Reference: the released code of Kingma and Dhariwal (2018) and of Atanov et al. (2019).
+    """
+
+    def __init__(self, channels: int, event_dim: int) -> None:
+        super().__init__()
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return F.logsigmoid(raw + 2.0)
+
+
+class TanhScale(nn.Module):
+    r""":math:`\log S = w \odot \tanh \tilde s` with a learnable gain ``w`` a channel, initially 1.
+
+    Reference: Dinh et al., *Real NVP*, 2017; Izmailov et al., *FlowGMM*, 2020.
+    """
+
+    def __init__(self, channels: int, event_dim: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones((channels,) + (1,) * (event_dim - 1)))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return self.gain * torch.tanh(raw)
+
+
+class ClampScale(nn.Module):
+    r""":math:`\log S = c \tanh(\tilde s / c)`: the exponential of the papers, softly clamped to
+    :math:`(-c, c)`; nearly :math:`\tilde s` for small values.
+    """
+
+    def __init__(self, channels: int, event_dim: int, bound: float = 3.0) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return self.bound * torch.tanh(raw / self.bound)
+
+
+SCALES: dict[str, type[nn.Module]] = {"sigmoid": SigmoidScale, "tanh": TanhScale, "clamp": ClampScale}
+
+
+def make_scale(name: str, channels: int, event_dim: int) -> nn.Module:
+    """The scale function ``name``, one of ``SCALES``.
+
+    :raises ValueError: for an unknown name.
+    """
+    if name not in SCALES:
+        raise ValueError(f"scale={name!r}: expected one of {', '.join(map(repr, SCALES))}")
+    return SCALES[name](channels, event_dim)

@@ -1,0 +1,122 @@
+"""Volume-preserving rearrangements: squeeze, flatten, permute."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pyro_scnf.transforms.base import FlowTransform
+
+__all__ = ["Flatten", "Flip", "Permute", "Squeeze"]
+
+
+class _Rearrange(FlowTransform):
+    """A bijection that only moves entries: log-determinant 0."""
+
+    def _to_data(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _to_base(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        return self._to_data(z), z.new_zeros(z.shape[: z.dim() - len(self.base_shape)])
+
+    def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        return self._to_base(x), x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
+
+
+class Squeeze(_Rearrange):
+    r"""Space to depth: every 2×2 block of a ``(C, H, W)`` image becomes 4 channels.
+
+    The latent side is ``(4C, H/2, W/2)``.
+
+    :param order: channel order. ``"space-major"``: index ``(2 dy + dx) C + c``, so that the first
+        half of the channels is the top row of each block (the SCNF code); ``"channel-major"``:
+        index ``4 c + 2 dy + dx`` (Real NVP, FlowGMM).
+    :raises ValueError: if the height or width is odd.
+    """
+
+    def __init__(
+        self, event_shape: Any, order: Literal["space-major", "channel-major"] = "space-major"
+    ) -> None:
+        shape = tuple(event_shape)
+        if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
+            raise ValueError(f"event_shape={shape}: Squeeze needs (C, H, W) with even H and W")
+        if order not in ("space-major", "channel-major"):
+            raise ValueError(f"order={order!r}: expected 'space-major' or 'channel-major'")
+        super().__init__(shape, (4 * shape[0], shape[1] // 2, shape[2] // 2))
+        self.order = order
+
+    def _to_base(self, x: Tensor) -> Tensor:
+        channels, height, width = self.event_shape
+        blocks = x.reshape(x.shape[:-3] + (channels, height // 2, 2, width // 2, 2))
+        # (c, h, dy, w, dx) with the last three of these names moved in front of space
+        axes = (2, 4, 0, 1, 3) if self.order == "space-major" else (0, 2, 4, 1, 3)
+        return self._move(blocks, axes).reshape(x.shape[:-3] + self.base_shape)
+
+    def _to_data(self, z: Tensor) -> Tensor:
+        channels, height, width = self.event_shape
+        space = (height // 2, width // 2)
+        if self.order == "space-major":
+            blocks, axes = z.reshape(z.shape[:-3] + (2, 2, channels) + space), (2, 3, 0, 4, 1)
+        else:
+            blocks, axes = z.reshape(z.shape[:-3] + (channels, 2, 2) + space), (0, 3, 1, 4, 2)
+        return self._move(blocks, axes).reshape(z.shape[:-3] + self.event_shape)
+
+    @staticmethod
+    def _move(blocks: Tensor, axes: tuple[int, ...]) -> Tensor:
+        batch = blocks.dim() - 5
+        return blocks.permute(*range(batch), *(batch + axis for axis in axes))
+
+
+class Flatten(_Rearrange):
+    """An image ``(C, H, W)`` as a vector ``(C H W,)`` on the latent side, row-major."""
+
+    def __init__(self, event_shape: Any) -> None:
+        super().__init__(event_shape, torch.Size(event_shape).numel())
+
+    def _to_base(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[: x.dim() - len(self.event_shape)] + self.base_shape)
+
+    def _to_data(self, z: Tensor) -> Tensor:
+        return z.reshape(z.shape[:-1] + self.event_shape)
+
+
+class Permute(_Rearrange):
+    """Fixed permutation of the channels (of the features, for vectors): ``z[i] = x[permutation[i]]``.
+
+    :param permutation: the order, a permutation of ``0 .. C-1``; a random one by default.
+    :raises ValueError: if it is not a permutation.
+    """
+
+    def __init__(self, event_shape: Any, permutation: Tensor | None = None) -> None:
+        super().__init__(event_shape)
+        channels = self.event_shape[0]
+        if permutation is None:
+            permutation = torch.randperm(channels)
+        if permutation.shape != (channels,) or not torch.equal(
+            permutation.sort().values, torch.arange(channels)
+        ):
+            raise ValueError(f"permutation: expected a permutation of 0..{channels - 1}, got {permutation}")
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("inverse_permutation", permutation.argsort(), persistent=False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.inverse_permutation = self.permutation.argsort()
+
+    def _to_base(self, x: Tensor) -> Tensor:
+        return x.index_select(-len(self.event_shape), self.permutation)
+
+    def _to_data(self, z: Tensor) -> Tensor:
+        return z.index_select(-len(self.event_shape), self.inverse_permutation)
+
+
+class Flip(Permute):
+    """Reverse the order of the channels."""
+
+    def __init__(self, event_shape: Any) -> None:
+        super().__init__(event_shape, torch.arange(torch.Size(event_shape)[0]).flip(0))
