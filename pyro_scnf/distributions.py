@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -16,7 +16,7 @@ __all__ = ["BaseNormal", "ConcatDistribution"]
 
 
 class BaseNormal(nn.Module):
-    r"""Zero-mean diagonal Gaussian base, :math:`\mathcal N(0, \operatorname{diag}(\operatorname{softplus}(\rho))^2)`.
+    r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 
     A module, unlike a distribution, follows ``.to(...)``, so flow and base never part company.
 
@@ -24,6 +24,8 @@ class BaseNormal(nn.Module):
     :param scale: ``"learnable"`` (:math:`\rho` is a parameter) or ``"unit"`` (standard normal).
     :param float init_scale: initial standard deviation if learnable.
     """
+
+    zero: Tensor
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class ConcatDistribution(dist.TorchDistribution):
     :param parts: distributions whose batch shapes broadcast.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
     def __init__(self, parts: Sequence[Any], validate_args: bool | None = None) -> None:
@@ -108,4 +110,4 @@ class ConcatDistribution(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         total = sum(part.log_prob(v) for part, v in zip(self.parts, self.split(value), strict=True))
-        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))  # type: ignore[union-attr]
+        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -114,7 +115,7 @@ class EMGuide(nn.Module):
             if self.estep == "hard":
                 pyro.sample(site, dist.Delta(logits.argmax(-1)))
             else:
-                infer = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
+                infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
                 pyro.sample(site, dist.Categorical(logits=logits, validate_args=False), infer=infer)
 
     def _log_posterior(self, x: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class EMGuide(nn.Module):
 
         The encoding keeps its graph if it is the one that the model will share.
         """
-        model = self.model if self.old is None else self.old.module
+        model = self.model if self.old is None else cast(SemiSupervisedModel, self.old.module)
         with torch.set_grad_enabled(self.old is None and torch.is_grad_enabled()):
             _, z_f, _ = model.flow.encode(x)
         with torch.no_grad():

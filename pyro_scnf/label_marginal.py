@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -27,7 +27,7 @@ class LabelMarginal(dist.TorchDistribution):
     torch.Size([5, 2])
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = False
 
     def __init__(
@@ -46,7 +46,7 @@ class LabelMarginal(dist.TorchDistribution):
         super().__init__(class_logits.shape[:-1], flow.event_shape, validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         return self.flow.flow.codomain
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LabelMarginal:

@@ -76,7 +76,8 @@ def enumerate_labels(
     ]
     joint = torch.stack(torch.broadcast_tensors(*terms)).sum(0)
     num_rows = next(f.size for f in reversed(label["cond_indep_stack"]) if f.name != _DRAWS)
-    dim = label["infer"].get("_enumerate_dim")
+    infer: Any = label["infer"]
+    dim = infer.get("_enumerate_dim")
     if dim is None:
         return joint.expand((num_draws,) + joint.shape[-max_plate_nesting:])[..., None]
     joint = joint.movedim(dim, -1)

@@ -189,11 +189,10 @@ class SemiSupervisedModel(PyroModule):
             if y.dim() != 1 or (x is not None and len(x) != len(y)):
                 rows = "B" if x is None else len(x)
                 raise ValueError(f"{owner}: y has shape {tuple(y.shape)}, expected ({rows},)")
-        if x_unlabelled is not None:
-            if x is None or y is None or len(y) == 0:
-                raise ValueError(
-                    f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
-                )
+        if x_unlabelled is not None and (x is None or y is None or len(y) == 0):
+            raise ValueError(
+                f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
+            )
         if weights is not None:
             target = x if x_unlabelled is None else x_unlabelled
             if target is not None and weights.shape != (len(target),):
@@ -246,8 +245,8 @@ def _guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool
     under a block handler only look at the model's structure.
     """
     stack = list(_PYRO_STACK)
-    replay = next((m for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
-    node = replay.trace.nodes.get(site) if replay is not None else None
+    replay = next((m.trace for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
+    node = replay.nodes.get(site) if replay is not None else None
     in_guide = node is not None and not node["is_observed"]
     enumerated = any(isinstance(m, EnumMessenger) for m in stack)
     if observed and in_guide:

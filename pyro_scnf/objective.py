@@ -43,5 +43,5 @@ def elbo(
     >>> bool((loss(x) + flow.log_prob(x).sum()).abs() < 1e-3)
     True
     """
-    loss = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
+    loss: Any = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
     return _SharedLoss(loss(model, guide))

@@ -35,7 +35,7 @@ class FlowSitesReparam(Reparam):
                 "SemiConditionalFlow.condition returns"
             ) from None
         suffixes = ["aux", "final"][-len(base.parts) :]
-        latents = [None] * len(base.parts)
+        latents: list[Any] = [None] * len(base.parts)
         if value is not None:
             z, ladj = transform.inverse_and_ladj(value)
             latents = base.split(z)

@@ -2,7 +2,7 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +14,7 @@ from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
-from pyro_scnf.priors import PriorSpec, make_prior
+from pyro_scnf.priors import ClassConditionalPrior, PriorSpec, make_prior
 from pyro_scnf.transforms import FlowTransform, MultiScale
 from pyro_scnf.transforms.base import _OneShotLadj
 
@@ -98,7 +98,7 @@ class SemiConditionalFlow(nn.Module):
         if not isinstance(flow, FlowTransform):
             raise ValueError(f"flow: expected a FlowTransform (unconditional), got {type(flow).__name__}")
         self.flow = flow if len(flow.base_shape) == 1 else MultiScale([flow])
-        self.prior: Any = make_prior(prior, self.flow.latent_shape, num_classes)
+        self.prior = cast(ClassConditionalPrior, make_prior(prior, self.flow.latent_shape, num_classes))
         if self.prior.event_shape != self.flow.latent_shape:
             raise ValueError(
                 f"prior: its event_shape {tuple(self.prior.event_shape)} is not the flow's latent_shape "
@@ -189,7 +189,7 @@ class SemiConditionalFlow(nn.Module):
             if z_aux == "zero" or self.aux is None:
                 z_aux = z_f.new_zeros(batch + (self.flow.aux_dim,))
             else:
-                z_aux = self.aux(batch, temperature).rsample()
+                z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
         check_event(z_aux, torch.Size((self.flow.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
         flat = torch.cat([z_aux, z_f.reshape(batch + (self.flow.latent_dim,))], -1)
         return self.flow.call_and_ladj(flat)[0]

@@ -57,7 +57,8 @@ def realnvp(
         couplings = 8 if couplings is None else couplings
         if couplings < 1:
             raise ValueError(f"couplings={couplings}: expected at least 1")
-        stages = [compose([build.split(shape, flip=bool(i % 2)) for i in range(couplings)][::-1])]
+        layers = [build.split(shape, flip=bool(i % 2)) for i in range(couplings)]
+        stages: list[Layer] = [compose(layers[::-1])]
     else:
         if couplings is not None:
             raise ValueError("couplings: only for vectors; images have a fixed pattern per level")

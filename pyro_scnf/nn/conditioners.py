@@ -10,6 +10,7 @@ computed once, and what follows is one batched call on ``K * B`` rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -227,7 +228,7 @@ class MLP(Conditioner):
         if not hidden:
             raise ValueError("hidden is empty: expected at least one width")
         body: list[nn.Module] = [activation()]
-        for before, after in zip(hidden, hidden[1:], strict=False):
+        for before, after in pairwise(hidden):
             body += [nn.Linear(before, after), activation()]
         super().__init__(
             nn.Linear(in_channels, hidden[0]),

@@ -2,7 +2,7 @@ r"""A conditional flow as prior: the semi-conditional flow's own :math:`h_\phi`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformedDistribution
@@ -13,14 +13,15 @@ from pyro_scnf._shapes import as_event_shape, check_event
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
 from pyro_scnf.priors.base import ClassConditionalPrior
-from pyro_scnf.transforms import Flatten, compose
+from pyro_scnf.transforms import ConditionalFlowTransform, Flatten, compose
 from pyro_scnf.transforms.compose import Layer
 
 __all__ = ["ConditionalFlowPrior"]
 
 
 class ConditionalFlowPrior(ClassConditionalPrior):
-    r""":math:`z_f = h_\phi^{-1}(\epsilon; y)`, :math:`\epsilon \sim \mathcal N(0, \operatorname{diag}(\sigma^2))`.
+    r"""A conditional flow :math:`z_f = h_\phi^{-1}(\epsilon; y)` of noise
+    :math:`\epsilon \sim \mathcal N(0, \operatorname{diag}(\sigma^2))`.
 
     ``condition(y)`` embeds the label and conditions a ``ConditionalTransformedDistribution`` on the
     embedding. By default :math:`h_\phi` is a conditional :func:`~pyro_scnf.flows.glow` on the
@@ -89,7 +90,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
                 f"{getattr(flow, 'context_dim', None)}"
             )
         self.context_dim = context_dim
-        self.flow = flow
+        self.flow = cast(ConditionalFlowTransform, flow)
         self.base = BaseNormal(flow.base_shape, base, base_scale)
 
     def context(self, y: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
 
     def encode(self, z_f: Tensor, y: Tensor) -> Tensor:
         r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once the label is known."""
-        return self.flow.inverse_and_ladj(z_f, self.context(y))[0]  # type: ignore[call-arg]
+        return self.flow.inverse_and_ladj(z_f, self.context(y))[0]
 
 
 def _default_flow(event_shape: torch.Size, **options: Any) -> Layer:

@@ -111,6 +111,8 @@ class GaussianMixturePrior(_LocationScalePrior):
     Reference: Atanov et al., 2019, section 3.4; Izmailov et al., *FlowGMM*, 2020, section 3.
     """
 
+    off_diagonal: Tensor
+
     def __init__(
         self,
         event_shape: Any,
@@ -183,6 +185,8 @@ class StudentTMixturePrior(_LocationScalePrior):
 
     Reference: Izmailov et al., *FlowGMM*, 2020.
     """
+
+    raw_df: Tensor
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,10 @@ def check_chain(layers: Sequence[Any], owner: str) -> None:
     for layer in layers:
         if not isinstance(layer, (FlowTransform, ConditionalFlowTransform)):
             raise ValueError(
-                f"{owner}: layers must be FlowTransform or ConditionalFlowTransform, got {type(layer).__name__}"
+                f"{owner}: layers must be FlowTransform or ConditionalFlowTransform, got "
+                f"{type(layer).__name__}"
             )
-    for deeper, layer in zip(layers, layers[1:], strict=False):
+    for deeper, layer in pairwise(layers):
         if deeper.event_shape != layer.base_shape:
             raise ValueError(
                 f"{owner}: {type(deeper).__name__} gives {tuple(deeper.event_shape)} but the next layer, "
@@ -49,19 +51,19 @@ def check_chain(layers: Sequence[Any], owner: str) -> None:
 class _Chain:
     """Running the layers; shared by the unconditional and the conditional chain."""
 
-    layers: nn.ModuleList
+    layers: Sequence[Layer]  # an ``nn.ModuleList``
 
     @property
     def domain(self) -> constraints.Constraint:
-        return self.layers[0].domain  # type: ignore[return-value]
+        return self.layers[0].domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        return self.layers[-1].codomain  # type: ignore[return-value]
+        return self.layers[-1].codomain
 
     @property
     def latent_shape(self) -> torch.Size:
-        return self.layers[0].latent_shape  # type: ignore[return-value]
+        return self.layers[0].latent_shape
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         total = None
@@ -98,7 +100,7 @@ class Compose(_Chain, FlowTransform):
         if common_context_dim(layers) is not None:
             raise ValueError("Compose: a layer is conditional, use ConditionalCompose (or compose)")
         super().__init__(layers[-1].event_shape, layers[0].base_shape)
-        self.layers = nn.ModuleList(layers)
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
 
 
 class ConditionalCompose(_Chain, ConditionalFlowTransform):
@@ -110,7 +112,7 @@ class ConditionalCompose(_Chain, ConditionalFlowTransform):
         if context_dim is None:
             raise ValueError("ConditionalCompose: no layer is conditional, use Compose (or compose)")
         super().__init__(layers[-1].event_shape, context_dim, layers[0].base_shape)
-        self.layers = nn.ModuleList(layers)
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
 
 
 def compose(layers: Sequence[Layer]) -> Compose | ConditionalCompose:

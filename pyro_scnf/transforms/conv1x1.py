@@ -31,6 +31,9 @@ class InvertibleConv1x1(FlowTransform):
     Reference: Kingma and Dhariwal, *Glow*, 2018, section 3.2.
     """
 
+    permutation: Tensor
+    diagonal_sign: Tensor
+
     def __init__(
         self,
         event_shape: Any,

@@ -171,7 +171,7 @@ class _MaskCoupling(_Coupling):
 
     def _set_up(self, net: nn.Module, scale: str, mask: Tensor | None, invert: bool) -> None:
         if mask is None:
-            mask = checkerboard_mask(self.event_shape, invert)  # type: ignore[attr-defined]
+            mask = checkerboard_mask(self.event_shape, invert)
         elif invert:
             mask = 1 - mask
         try:

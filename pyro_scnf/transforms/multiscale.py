@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def kept_channels(channels: int) -> int:
 class _Scales:
     """Running the stages; shared by the unconditional and the conditional form."""
 
-    stages: nn.ModuleList
+    stages: Sequence[Layer]  # an ``nn.ModuleList``
     event_shape: torch.Size
     base_shape: torch.Size
 
@@ -38,7 +39,7 @@ class _Scales:
     def _check_stages(stages: Sequence[Any]) -> None:
         if not stages:
             raise ValueError("stages is empty")
-        for deeper, stage in zip(stages, stages[1:], strict=False):
+        for deeper, stage in pairwise(stages):
             out = stage.base_shape
             expected = (kept_channels(out[0]),) + tuple(out[1:])
             if tuple(deeper.event_shape) != expected:
@@ -48,7 +49,7 @@ class _Scales:
                 )
 
     def _set_stages(self, stages: Sequence[Any], latent_dim: int | None) -> None:
-        self.stages = nn.ModuleList(stages)
+        self.stages = cast("Sequence[Layer]", nn.ModuleList(stages))
         self._latent_shape = self._shape_of_latent(stages[0].base_shape, latent_dim)
 
     def _shape_of_latent(self, deepest: torch.Size, latent_dim: int | None) -> torch.Size:

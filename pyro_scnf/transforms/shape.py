@@ -92,6 +92,9 @@ class Permute(_Rearrange):
     :raises ValueError: if it is not a permutation.
     """
 
+    permutation: Tensor
+    inverse_permutation: Tensor
+
     def __init__(self, event_shape: Any, permutation: Tensor | None = None) -> None:
         super().__init__(event_shape)
         channels = self.event_shape[0]
