@@ -1,0 +1,37 @@
+# What CI runs, by name. `make install` once; PYTHON=... to use an environment of your own.
+PYTHON ?= .venv/bin/python
+OUT ?= out/smoke
+
+.PHONY: all install lint format test docs smoke clean
+
+all: lint test docs smoke
+
+install:
+	python3 -m venv .venv
+	.venv/bin/pip install -e '.[dev]'
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+test:
+	$(PYTHON) -m pytest -n 2
+
+docs:
+	$(PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(PYTHON) -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
+
+smoke:
+	$(PYTHON) examples/toy.py --smoke-test --data moons --prior flow --guide exact --out $(OUT)/moons
+	$(PYTHON) examples/toy.py --smoke-test --data circles --prior gmm --guide em --out $(OUT)/circles
+	$(PYTHON) examples/toy.py --smoke-test --data pinwheel --prior student-t --guide em-sample --out $(OUT)/pinwheel
+	$(PYTHON) examples/toy.py --smoke-test --data eight_gaussians --prior flowgmm --guide em-ema --out $(OUT)/eight_gaussians
+	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits
+
+clean:
+	rm -rf docs/_build $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
