@@ -38,9 +38,11 @@ def enumerate_labels(
     :param args: its positional arguments.
     :param posterior: draws of its continuous latents by site name, ``(S, *event)``; draws of one
         value if empty, S = 1.
-    :param str site: the label; the terms counted are those in exactly its plates.
+    :param str site: the label; the terms counted are those in its plates, summed over any plates
+        inside them (the members of a group that shares the label).
     :param int max_plate_nesting: depth of plates in the model.
-    :return: ``(S, N, K)`` in nats; ``(S, N, 1)`` if the label is observed.
+    :return: ``(S, N, K)`` in nats, with one N for each plate of the label; ``(S, N, 1)`` if it is
+        observed.
     :raises ValueError: if the site does not exist or draws differ in number.
     """
     posterior = {} if posterior is None else dict(posterior)
@@ -67,22 +69,34 @@ def enumerate_labels(
     label = trace.nodes[site]
     plates = {frame.name for frame in label["cond_indep_stack"]}
     terms = [
-        node["unscaled_log_prob"]
+        _sum_inner_plates(node, plates)
         for name, node in trace.nodes.items()
         if node["type"] == "sample"
         and name not in posterior
         and not poutine.util.site_is_subsample(node)
-        and {frame.name for frame in node["cond_indep_stack"]} == plates
+        and {frame.name for frame in node["cond_indep_stack"]} >= plates
     ]
     joint = torch.stack(torch.broadcast_tensors(*terms)).sum(0)
-    num_rows = next(f.size for f in reversed(label["cond_indep_stack"]) if f.name != _DRAWS)
     infer: Any = label["infer"]
     dim = infer.get("_enumerate_dim")
-    if dim is None:
-        return joint.expand((num_draws,) + joint.shape[-max_plate_nesting:])[..., None]
-    joint = joint.movedim(dim, -1)
+    joint = joint[..., None] if dim is None else joint.movedim(dim, -1)
     joint = joint.reshape(joint.shape[-2 - max_plate_nesting :])
-    return joint.expand((num_draws,) + joint.shape[1:-2] + (num_rows, joint.shape[-1]))
+    stack: Any = label["cond_indep_stack"]
+    frames = sorted(stack, key=lambda frame: frame.dim)  # the draws come first
+    sizes = [1] * (1 + max_plate_nesting)
+    for frame in frames:
+        sizes[frame.dim] = frame.size
+    joint = joint.expand((*sizes, joint.shape[-1]))
+    return joint.reshape((*(frame.size for frame in frames), joint.shape[-1]))
+
+
+def _sum_inner_plates(node: Mapping[str, Any], plates: set[str]) -> Tensor:
+    """The log-probability of a site, summed over the plates that are not among ``plates``."""
+    log_prob = node["unscaled_log_prob"]
+    for frame in node["cond_indep_stack"]:
+        if frame.name not in plates:
+            log_prob = log_prob.sum(frame.dim, keepdim=True)
+    return log_prob
 
 
 def sample_labels(log_joint: Tensor, temperature: float = 1.0) -> Tensor:
