@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pyro_scnf.model import LOG_ZERO, UNLABELLED, SemiSupervisedModel, data_plate
 
@@ -21,6 +21,21 @@ __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
 def exact_guide(*args: Any, **kwargs: Any) -> None:
     """The empty guide: the model enumerates the label, and the loss is the exact marginal."""
+
+
+class _Average:
+    """``old <- decay * old + (1 - decay) * new``; a class, since a closure could not be pickled."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    @torch.no_grad()
+    def __call__(self, old: Any, new: Any, count: Any) -> None:
+        for before, now in zip(old, new, strict=True):
+            if before.is_floating_point():
+                before.lerp_(now.to(before.dtype), 1 - self.decay)
+            else:
+                before.copy_(now)
 
 
 class EMGuide(nn.Module):
@@ -71,7 +86,7 @@ class EMGuide(nn.Module):
         self.estep, self.decay, self.temperature = estep, decay, temperature
         self.old: AveragedModel | None = None
         if decay is not None:
-            self.old = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            self.old = AveragedModel(model, multi_avg_fn=_Average(decay), use_buffers=True)
             self.old.requires_grad_(False)
 
     @torch.no_grad()
@@ -113,7 +128,8 @@ class EMGuide(nn.Module):
             if weights is not None:
                 scales.enter_context(poutine.scale(scale=weights))
             if self.estep == "hard":
-                pyro.sample(site, dist.Delta(logits.argmax(-1)))
+                # Given its density, a Delta of integers takes the dtype of that: Pyro contracts terms of one.
+                pyro.sample(site, dist.Delta(logits.argmax(-1), logits.new_zeros(len(x))))
             else:
                 infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
                 pyro.sample(site, dist.Categorical(logits=logits, validate_args=False), infer=infer)

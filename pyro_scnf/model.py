@@ -161,7 +161,9 @@ class SemiSupervisedModel(PyroModule):
             raise ValueError(
                 "labelled_weight needs the labelled rows in a batch of their own: model(x, y, x_unlabelled)"
             )
-        pyro.factor(f"{site}_observed", torch.where(known & (label != y), LOG_ZERO, 0.0), has_rsample=False)
+        zero = self.label_prior.logits.new_zeros(())  # of the model's dtype: Pyro contracts terms of one
+        ruled_out = torch.where(known & (label != y), zero + LOG_ZERO, zero)
+        pyro.factor(f"{site}_observed", ruled_out, has_rsample=False)
 
     def _classify(self, x: Tensor, y: Tensor, known: Any) -> None:
         posterior = self.flow.posterior(x, self.label_prior.logits)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
@@ -21,7 +22,14 @@ class _SharedLoss(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with share_encoding():
-            return self.loss(*args, **kwargs)
+            if torch.is_grad_enabled():
+                return self.loss(*args, **kwargs)
+            # Pyro's differentiable loss insists on a graph; a validation loss has none.
+            loss = cast(Any, self.loss)
+            value = loss.elbo.loss(loss.model, loss.guide, *args, **kwargs)
+        inputs = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
+        like = next(inputs, torch.zeros(()))
+        return like.new_tensor(value)
 
 
 def elbo(

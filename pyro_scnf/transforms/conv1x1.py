@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,13 @@ from pyro_scnf._shapes import over_batch
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["InvertibleConv1x1"]
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off, on devices that have it (the meta device has not)."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 class InvertibleConv1x1(FlowTransform):
@@ -77,7 +85,7 @@ class InvertibleConv1x1(FlowTransform):
 
     def _multiply(self, weight: Tensor, x: Tensor) -> Tensor:
         # Under autocast the nets may run in half precision; the flow's own arithmetic may not.
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             if len(self.event_shape) == 1:
                 return F.linear(x, weight)
             return over_batch(lambda flat: F.conv2d(flat, weight[..., None, None]), x, 3)
