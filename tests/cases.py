@@ -1,0 +1,371 @@
+"""Every member of the package, by name: one entry here enters the whole suite.
+
+A case builds a fresh object with small networks; ``event_shape`` and ``base_shape`` are what it must
+turn out to map between. ``test_completeness.py`` fails for a public class that no case covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+import pyro_scnf as scnf
+from pyro_scnf import flows
+from pyro_scnf import nn as snn
+from pyro_scnf import transforms as T
+from pyro_scnf.flows.builder import CouplingBuilder
+
+WIDTH = 6
+
+
+class Case(NamedTuple):
+    """How to build one transform, and its shapes."""
+
+    build: Callable[[], Any]
+    event_shape: tuple[int, ...]
+    base_shape: tuple[int, ...]
+    context_dim: int = 0
+    unit_interval: bool = False  # the data side is (a little more than) the unit interval
+
+
+class PriorCase(NamedTuple):
+    """How to build one prior."""
+
+    build: Callable[[], Any]
+    event_shape: tuple[int, ...]
+    num_classes: int
+
+
+def case(
+    build: Callable[[], Any],
+    event_shape: tuple[int, ...],
+    base_shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Case:
+    return Case(build, event_shape, base_shape or event_shape, **options)
+
+
+# -- conditioners ------------------------------------------------------------------------------
+def mlp(inputs: int, outputs: int, context_dim: int = 0) -> snn.Conditioner:
+    return snn.MLP(inputs, outputs, hidden=(WIDTH, WIDTH), activation=torch.nn.Tanh, context_dim=context_dim)
+
+
+def residual_mlp(inputs: int, outputs: int, context_dim: int = 0, norm: Any = "final") -> snn.Conditioner:
+    return snn.ResidualMLP(inputs, outputs, WIDTH, 1, norm, context_dim)
+
+
+def conv_net(inputs: int, outputs: int, context_dim: int = 0) -> snn.Conditioner:
+    return snn.ConvNet(inputs, outputs, WIDTH, context_dim)
+
+
+def residual_conv_net(
+    inputs: int, outputs: int, context_dim: int = 0, norm: Any = "final"
+) -> snn.Conditioner:
+    return snn.ResidualConvNet(inputs, outputs, WIDTH, 1, norm, context_dim)
+
+
+# -- shapes used throughout ----------------------------------------------------------------------
+VECTOR = (4,)
+ODD = (5,)
+IMAGE = (2, 4, 4)
+DEEP = (4, 2, 2)
+CONTEXT = 3
+
+
+def _image_scales(latent_dim: int | None = None) -> T.MultiScale:
+    """Two scales of a (1, 4, 4) image: 8 numbers are factored out, 8 are left."""
+    outer = T.compose([T.AffineCoupling(DEEP, conv_net(2, 4)), T.Squeeze((1, 4, 4))])
+    inner = T.compose([T.ActNorm((2, 2, 2)), T.InvertibleConv1x1((2, 2, 2))])
+    return T.MultiScale([inner, outer], latent_dim)
+
+
+def _vector_scales(latent_dim: int | None = None) -> T.MultiScale:
+    """Two scales of a vector of 6: 4 numbers are factored out, 2 are left."""
+    return T.MultiScale([T.ActNorm((2,)), T.AffineCoupling((6,), mlp(3, 6))], latent_dim)
+
+
+def small_atanov2019() -> T.Compose:
+    """The layers and their order of ``flows.atanov2019_mnist``, at 1×8×8 and with narrow nets."""
+    build = CouplingBuilder(width=WIDTH, blocks=1, scale="sigmoid")
+
+    def step(shape: torch.Size, couplings: list) -> list:
+        return [T.InvertibleConv1x1(shape, "plain", "identity"), *couplings, T.ActNorm(shape)]
+
+    def checkerboards(shape: torch.Size) -> list:
+        return [layer for k in (False, True) for layer in step(shape, [build.checkerboard(shape, k)])]
+
+    shape = torch.Size((1, 8, 8))
+    squeeze = T.Squeeze(shape, "space-major")
+    outer = [
+        *checkerboards(shape),
+        squeeze,
+        *step(squeeze.base_shape, build.double(squeeze.base_shape)[::-1]),
+    ]
+    kept = torch.Size((2, 4, 4))
+    inner = [*checkerboards(kept), *step(kept, build.double(kept)[::-1])]
+    stages = [T.compose(inner[::-1]), T.compose(outer[::-1])]
+    return T.Compose([T.MultiScale(stages, 16), T.Logit(shape, alpha=0.05)])
+
+
+TRANSFORMS: dict[str, Case] = {
+    "actnorm-vector": case(lambda: T.ActNorm(VECTOR), VECTOR),
+    "actnorm-image": case(lambda: T.ActNorm(IMAGE), IMAGE),
+    "conv1x1-lu-vector": case(lambda: T.InvertibleConv1x1(VECTOR), VECTOR),
+    "conv1x1-lu-image": case(lambda: T.InvertibleConv1x1((3, 2, 4)), (3, 2, 4)),
+    "conv1x1-lu-identity": case(lambda: T.InvertibleConv1x1(IMAGE, init="identity"), IMAGE),
+    "conv1x1-lu-one-channel": case(lambda: T.InvertibleConv1x1((1, 2, 2)), (1, 2, 2)),
+    "conv1x1-plain-vector": case(lambda: T.InvertibleConv1x1(VECTOR, "plain"), VECTOR),
+    "conv1x1-plain-image": case(lambda: T.InvertibleConv1x1(IMAGE, "plain", "identity"), IMAGE),
+    "coupling-vector": case(lambda: T.AffineCoupling(VECTOR, mlp(2, 4)), VECTOR),
+    "coupling-vector-flip": case(
+        lambda: T.AffineCoupling(VECTOR, residual_mlp(2, 4, norm="blocks"), flip=True), VECTOR
+    ),
+    "coupling-vector-odd": case(
+        lambda: T.AffineCoupling(ODD, residual_mlp(2, 6), scale="tanh", split=2), ODD
+    ),
+    "coupling-vector-odd-flip": case(
+        lambda: T.AffineCoupling(ODD, residual_mlp(3, 4, norm="none"), scale="clamp", flip=True, split=3), ODD
+    ),
+    "coupling-image": case(lambda: T.AffineCoupling(IMAGE, residual_conv_net(1, 2)), IMAGE),
+    "coupling-image-tanh": case(
+        lambda: T.AffineCoupling(IMAGE, residual_conv_net(1, 2, norm="blocks"), scale="tanh", flip=True),
+        IMAGE,
+    ),
+    "coupling-image-clamp": case(lambda: T.AffineCoupling(IMAGE, conv_net(1, 2), scale="clamp"), IMAGE),
+    "coupling-image-odd": case(
+        lambda: T.AffineCoupling((3, 2, 2), residual_conv_net(1, 4, norm="none"), scale="tanh", split=1),
+        (3, 2, 2),
+    ),
+    "coupling-one-pixel": case(
+        lambda: T.AffineCoupling((4, 1, 1), snn.ResidualConvNet(2, 4, WIDTH, 1, kernel_size=1)), (4, 1, 1)
+    ),
+    "masked-vector": case(lambda: T.MaskedAffineCoupling(ODD, mlp(5, 10)), ODD),
+    "masked-vector-invert": case(
+        lambda: T.MaskedAffineCoupling(ODD, residual_mlp(5, 10), scale="tanh", invert=True), ODD
+    ),
+    "masked-image": case(lambda: T.MaskedAffineCoupling(IMAGE, residual_conv_net(2, 4)), IMAGE),
+    "masked-image-invert": case(
+        lambda: T.MaskedAffineCoupling(IMAGE, conv_net(2, 4), scale="tanh", invert=True), IMAGE
+    ),
+    "masked-image-odd-sides": case(
+        lambda: T.MaskedAffineCoupling((1, 3, 5), residual_conv_net(1, 2), scale="clamp"), (1, 3, 5)
+    ),
+    "masked-custom": case(
+        lambda: T.MaskedAffineCoupling(VECTOR, mlp(4, 8), mask=torch.tensor([1.0, 0.0, 0.0, 1.0])), VECTOR
+    ),
+    "squeeze-space-major": case(lambda: T.Squeeze((3, 4, 2), "space-major"), (3, 4, 2), (12, 2, 1)),
+    "squeeze-channel-major": case(lambda: T.Squeeze((3, 4, 2), "channel-major"), (3, 4, 2), (12, 2, 1)),
+    "flatten-image": case(lambda: T.Flatten((2, 3, 2)), (2, 3, 2), (12,)),
+    "flatten-vector": case(lambda: T.Flatten(VECTOR), VECTOR),
+    "permute-vector": case(lambda: T.Permute(ODD), ODD),
+    "permute-image": case(lambda: T.Permute((3, 2, 2), torch.tensor([2, 0, 1])), (3, 2, 2)),
+    "flip-vector": case(lambda: T.Flip(VECTOR), VECTOR),
+    "flip-image": case(lambda: T.Flip((3, 2, 2)), (3, 2, 2)),
+    "logit-vector": case(lambda: T.Logit(VECTOR), VECTOR, unit_interval=True),
+    "logit-image": case(lambda: T.Logit(IMAGE, alpha=1e-3), IMAGE, unit_interval=True),
+    "logit-no-contraction": case(lambda: T.Logit(VECTOR, alpha=0), VECTOR, unit_interval=True),
+    "compose-vector": case(
+        lambda: T.Compose([T.ActNorm(VECTOR), T.AffineCoupling(VECTOR, mlp(2, 4)), T.Flip(VECTOR)]), VECTOR
+    ),
+    "compose-nested-image": case(
+        lambda: T.Compose(
+            [
+                T.Compose([T.ActNorm(DEEP), T.InvertibleConv1x1(DEEP)]),
+                T.AffineCoupling(DEEP, residual_conv_net(2, 4)),
+                T.Squeeze((1, 4, 4)),
+                T.Logit((1, 4, 4)),
+            ]
+        ),
+        (1, 4, 4),
+        DEEP,
+        unit_interval=True,
+    ),
+    "multiscale-one": case(lambda: T.MultiScale([T.ActNorm(IMAGE)]), IMAGE, (32,)),
+    "multiscale-image": case(_image_scales, (1, 4, 4), (16,)),
+    "multiscale-image-latent-5": case(lambda: _image_scales(5), (1, 4, 4), (16,)),
+    "multiscale-image-latent-all": case(lambda: _image_scales(16), (1, 4, 4), (16,)),
+    "multiscale-vector": case(_vector_scales, (6,), (6,)),
+    "multiscale-vector-latent-3": case(lambda: _vector_scales(3), (6,), (6,)),
+    "glow-2d": case(lambda: flows.glow((2,), steps=2, width=WIDTH, blocks=1), (2,)),
+    "glow-vector-levels": case(
+        lambda: flows.glow((7,), levels=2, steps=1, width=WIDTH, blocks=1, latent_dim=3), (7,)
+    ),
+    "glow-image": case(
+        lambda: flows.glow((1, 4, 4), levels=2, steps=1, width=WIDTH, blocks=1), (1, 4, 4), (16,)
+    ),
+    "glow-image-options": case(
+        lambda: flows.glow(
+            (2, 4, 4),
+            levels=1,
+            steps=2,
+            coupling="alternate",
+            scale="tanh",
+            conv="plain",
+            logit=0.05,
+            latent_dim=10,
+            net=conv_net,
+        ),
+        (2, 4, 4),
+        (32,),
+        unit_interval=True,
+    ),
+    "realnvp-2d": case(lambda: flows.realnvp((2,), couplings=3, width=WIDTH, blocks=1), (2,)),
+    "realnvp-odd": case(lambda: flows.realnvp(ODD, couplings=2, scale="clamp", net=mlp), ODD),
+    "realnvp-image": case(
+        lambda: flows.realnvp((1, 4, 4), levels=2, width=WIDTH, blocks=1, logit=0.05, latent_dim=4),
+        (1, 4, 4),
+        (16,),
+        unit_interval=True,
+    ),
+    "atanov2019-small": case(small_atanov2019, (1, 8, 8), (64,), unit_interval=True),
+}
+"""Unconditional transforms."""
+
+
+def conditional(
+    build: Callable[[], Any],
+    event_shape: tuple[int, ...],
+    base_shape: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Case:
+    return case(build, event_shape, base_shape, context_dim=CONTEXT, **options)
+
+
+def _conditional_coupling(**options: Any) -> T.ConditionalAffineCoupling:
+    return T.ConditionalAffineCoupling(VECTOR, mlp(2, 4, CONTEXT), context_dim=CONTEXT, **options)
+
+
+def _conditional_scales() -> T.ConditionalMultiScale:
+    """The outer scale does not see the context, the inner one does."""
+    inner = T.ConditionalAffineCoupling((2, 2, 2), conv_net(1, 2, CONTEXT), context_dim=CONTEXT)
+    outer = T.compose([T.AffineCoupling(DEEP, conv_net(2, 4)), T.Squeeze((1, 4, 4))])
+    return T.ConditionalMultiScale([inner, outer], latent_dim=6)
+
+
+CONDITIONAL_TRANSFORMS: dict[str, Case] = {
+    "coupling-vector": conditional(_conditional_coupling, VECTOR),
+    "coupling-vector-flip": conditional(lambda: _conditional_coupling(flip=True, scale="tanh"), VECTOR),
+    "coupling-vector-odd": conditional(
+        lambda: T.ConditionalAffineCoupling(
+            ODD,
+            residual_mlp(3, 4, CONTEXT, norm="blocks"),
+            context_dim=CONTEXT,
+            scale="clamp",
+            flip=True,
+            split=3,
+        ),
+        ODD,
+    ),
+    "coupling-image": conditional(
+        lambda: T.ConditionalAffineCoupling(IMAGE, residual_conv_net(1, 2, CONTEXT), context_dim=CONTEXT),
+        IMAGE,
+    ),
+    "coupling-image-flip": conditional(
+        lambda: T.ConditionalAffineCoupling(
+            IMAGE, conv_net(1, 2, CONTEXT), context_dim=CONTEXT, scale="tanh", flip=True
+        ),
+        IMAGE,
+    ),
+    "masked-vector": conditional(
+        lambda: T.ConditionalMaskedAffineCoupling(ODD, residual_mlp(5, 10, CONTEXT), context_dim=CONTEXT), ODD
+    ),
+    "masked-image": conditional(
+        lambda: T.ConditionalMaskedAffineCoupling(
+            IMAGE, residual_conv_net(2, 4, CONTEXT, norm="blocks"), context_dim=CONTEXT, scale="clamp"
+        ),
+        IMAGE,
+    ),
+    "masked-image-invert": conditional(
+        lambda: T.ConditionalMaskedAffineCoupling(
+            IMAGE, conv_net(2, 4, CONTEXT), context_dim=CONTEXT, scale="tanh", invert=True
+        ),
+        IMAGE,
+    ),
+    "compose-data-first": conditional(  # the first layer to see the data ignores the context
+        lambda: T.ConditionalCompose([_conditional_coupling(), T.ActNorm(VECTOR), T.Flip(VECTOR)]), VECTOR
+    ),
+    "compose-latent-first": conditional(
+        lambda: T.ConditionalCompose(
+            [T.AffineCoupling(VECTOR, mlp(2, 4)), T.Flip(VECTOR), _conditional_coupling()]
+        ),
+        VECTOR,
+    ),
+    "compose-nested": conditional(
+        lambda: T.ConditionalCompose(
+            [T.ConditionalCompose([_conditional_coupling(), T.ActNorm(VECTOR)]), T.Logit(VECTOR)]
+        ),
+        VECTOR,
+        unit_interval=True,
+    ),
+    "multiscale": conditional(_conditional_scales, (1, 4, 4), (16,)),
+    "glow-2d": conditional(
+        lambda: flows.glow((2,), steps=2, width=WIDTH, blocks=1, context_dim=CONTEXT), (2,)
+    ),
+    "glow-vector-levels": conditional(
+        lambda: flows.glow(
+            (6,), levels=2, steps=1, conv="plain", coupling="alternate", net=mlp, context_dim=CONTEXT
+        ),
+        (6,),
+    ),
+    "glow-image": conditional(
+        lambda: flows.glow((1, 4, 4), levels=2, steps=1, width=WIDTH, blocks=1, context_dim=CONTEXT),
+        (1, 4, 4),
+        (16,),
+    ),
+    "realnvp-vector": conditional(
+        lambda: flows.realnvp(ODD, couplings=3, width=WIDTH, blocks=1, context_dim=CONTEXT), ODD
+    ),
+    "realnvp-image": conditional(
+        lambda: flows.realnvp((1, 4, 4), levels=2, width=WIDTH, blocks=1, context_dim=CONTEXT),
+        (1, 4, 4),
+        (16,),
+    ),
+}
+"""Conditional transforms, for context vectors of length ``CONTEXT``."""
+
+
+def prior(spec: Any, event_shape: tuple[int, ...] = (3,), num_classes: int = 3) -> PriorCase:
+    return PriorCase(lambda: scnf.make_prior(spec, event_shape, num_classes), event_shape, num_classes)
+
+
+def own_flow_prior(event_shape: tuple[int, ...], num_classes: int) -> scnf.priors.ConditionalFlowPrior:
+    """A prior made from the user's own conditional flow."""
+    flow = flows.realnvp(event_shape, couplings=2, net=mlp, context_dim=CONTEXT)
+    return scnf.priors.ConditionalFlowPrior(event_shape, num_classes, embedding_dim=CONTEXT, flow=flow)
+
+
+_SMALL = {"name": "flow", "steps": 1, "width": WIDTH, "blocks": 1}
+
+PRIORS: dict[str, PriorCase] = {
+    "flow": prior(_SMALL),
+    "flow-2d": prior(_SMALL, (2,), 2),
+    "flow-image": prior({**_SMALL, "coupling": "alternate", "scale": "clamp"}, (2, 2, 2)),
+    "flow-levels": prior({**_SMALL, "levels": 2, "conv": "plain", "base_scale": 0.7}, (6,)),
+    "flow-embedding": prior({**_SMALL, "embedding_dim": 2, "base": "unit"}),
+    "flow-own": prior(own_flow_prior, (3,), 4),
+    "gmm": prior("gmm"),
+    "gmm-image": prior("gmm", (2, 2, 1)),
+    "gmm-shared": prior("gmm:covariance=shared,scale=0.7", (2, 1, 2)),
+    "gmm-isotropic": prior("gmm:covariance=isotropic", (2, 1, 2)),
+    "gmm-full": prior("gmm:covariance=full"),
+    "gmm-full-image": prior("gmm:covariance=full", (2, 1, 2)),
+    "gmm-antipodal": prior("gmm:means=antipodal,separation=2.0,learn_means=False", (3,), 2),
+    "gmm-latents": prior("gmm:means=latents"),
+    "flowgmm": prior("flowgmm"),
+    "student-t": prior("student-t"),
+    "student-t-image": prior("student-t:df=3.0,learn_df=True", (2, 2, 1)),
+}
+"""Class-conditional priors."""
+
+GUIDES: dict[str, Callable[[scnf.SemiSupervisedModel], Any]] = {
+    "exact": lambda model: scnf.make_guide("exact", model),
+    "em": lambda model: scnf.make_guide("em", model),
+    "em-sample": lambda model: scnf.make_guide("em-sample", model),
+    "em-hard": lambda model: scnf.make_guide("em-hard", model),
+    "em-ema": lambda model: scnf.make_guide("em-ema", model),
+    "em-tempered": lambda model: scnf.EMGuide(model, temperature=2.0),
+    "em-copy": lambda model: scnf.EMGuide(model, "sample", decay=0.0),
+}
+"""Guides over the label of a ``SemiSupervisedModel``."""

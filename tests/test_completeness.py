@@ -1,0 +1,75 @@
+"""The tables in ``cases.py`` leave nothing public out."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+from cases import CONDITIONAL_TRANSFORMS, GUIDES, PRIORS, TRANSFORMS
+
+import pyro_scnf as scnf
+from pyro_scnf.priors import ClassConditionalPrior
+from pyro_scnf.transforms import SCALES, ConditionalFlowTransform, FlowTransform
+
+CASES = {**TRANSFORMS, **{f"conditional {k}": v for k, v in CONDITIONAL_TRANSFORMS.items()}}
+
+
+def public_classes(module: Any, base: type) -> set[type]:
+    """Concrete public subclasses of ``base``."""
+    members = (getattr(module, name) for name in module.__all__)
+    return {member for member in members if inspect.isclass(member) and issubclass(member, base)} - {base}
+
+
+def parts(table: dict[str, Any]) -> set[type]:
+    """Types of the built objects and everything in them."""
+    return {type(module) for entry in table.values() for module in entry.build().modules()}
+
+
+def tops(table: dict[str, Any]) -> set[type]:
+    return {type(entry.build()) for entry in table.values()}
+
+
+def test_every_transform_has_a_case():
+    assert public_classes(scnf.transforms, FlowTransform) - tops(TRANSFORMS) == set()
+
+
+def test_every_conditional_transform_has_a_case():
+    assert public_classes(scnf.transforms, ConditionalFlowTransform) - tops(CONDITIONAL_TRANSFORMS) == set()
+
+
+def test_every_conditioner_and_scale_has_a_case_of_both_kinds():
+    nets = public_classes(scnf.nn, object) - {scnf.nn.Conditioner}
+    wanted = nets | set(SCALES.values())
+    assert wanted - parts(TRANSFORMS) == set()
+    assert wanted - parts(CONDITIONAL_TRANSFORMS) == set()
+
+
+def test_every_prior_has_a_case():
+    assert public_classes(scnf.priors, ClassConditionalPrior) - tops(PRIORS) == set()
+    assert set(scnf.PRIORS) <= set(PRIORS)
+
+
+def test_every_guide_has_a_case():
+    assert set(scnf.GUIDES) <= set(GUIDES)
+
+
+@pytest.mark.parametrize("flow", [name for name in scnf.flows.__all__ if name != "atanov2019_mnist"])
+def test_every_flow_has_a_case_of_both_kinds(flow):
+    assert any(name.startswith(flow) for name in TRANSFORMS)
+    assert any(name.startswith(flow) for name in CONDITIONAL_TRANSFORMS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case_has_the_shapes_it_states(name):
+    case = CASES[name]
+    layer = case.build()
+    assert tuple(layer.event_shape) == case.event_shape
+    assert tuple(layer.base_shape) == case.base_shape
+    assert getattr(layer, "context_dim", 0) == case.context_dim
+    assert layer.latent_dim + layer.aux_dim == layer.base_shape.numel()
+
+
+def test_small_atanov2019_uses_every_kind_of_layer_of_the_real_one():
+    real = {type(module) for module in scnf.flows.atanov2019_mnist().modules()}
+    assert real == {type(module) for module in TRANSFORMS["atanov2019-small"].build().modules()}
