@@ -69,7 +69,7 @@ class _LocationScalePrior(ClassConditionalPrior):
         if not y.is_floating_point():
             return Vindex(table)[(..., y) + (slice(None),) * event_dim]
         flat = table.flatten(-event_dim) if event_dim else table[..., None]
-        picked = (y[..., None, :] @ flat)[..., 0, :]
+        picked = (y[..., None] * flat).sum(-2)  # not a matmul: those lose digits under autocast
         event = table.shape[table.dim() - event_dim :]
         return picked.reshape(picked.shape[:-1] + event)
 

@@ -84,27 +84,30 @@ class InvertibleConv1x1(FlowTransform):
         return (log_det * self.event_shape[1:].numel()).expand(batch)
 
     def _multiply(self, weight: Tensor, x: Tensor) -> Tensor:
-        # Under autocast the nets may run in half precision; the flow's own arithmetic may not.
-        with no_autocast(x.device.type):
-            if len(self.event_shape) == 1:
-                return F.linear(x, weight)
-            return over_batch(lambda flat: F.conv2d(flat, weight[..., None, None]), x, 3)
+        if len(self.event_shape) == 1:
+            return F.linear(x, weight)
+        return over_batch(lambda flat: F.conv2d(flat, weight[..., None, None]), x, 3)
 
+    def _matrix(self) -> Tensor:
+        if self.parameterization == "plain":
+            return self.weight
+        lower, upper = self._factors()
+        return self.permutation @ lower @ upper
+
+    def _inverse_matrix(self) -> Tensor:
+        if self.parameterization == "plain":
+            return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
+        lower, upper = self._factors()
+        x = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, x, upper=True)
+
+    # Under autocast the nets may run in half precision; the flow's own arithmetic may not.
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        if self.parameterization == "lu":
-            lower, upper = self._factors()
-            weight = self.permutation @ lower @ upper
-        else:
-            weight = self.weight
-        z = self._multiply(weight, x)
+        with no_autocast(x.device.type):
+            z = self._multiply(self._matrix(), x)
         return z, self._ladj(z.shape[: z.dim() - len(self.event_shape)])
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        if self.parameterization == "lu":
-            lower, upper = self._factors()
-            x = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
-            inverse = torch.linalg.solve_triangular(upper, x, upper=True)
-        else:
-            inverse = torch.linalg.inv(self.weight.double()).to(z.dtype)
-        x = self._multiply(inverse, z)
+        with no_autocast(z.device.type):
+            x = self._multiply(self._inverse_matrix(), z)
         return x, -self._ladj(x.shape[: x.dim() - len(self.event_shape)])

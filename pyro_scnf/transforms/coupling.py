@@ -170,9 +170,8 @@ class _MaskCoupling(_Coupling):
     free: Tensor
 
     def _set_up(self, net: nn.Module, scale: str, mask: Tensor | None, invert: bool) -> None:
-        if mask is None:
-            mask = checkerboard_mask(self.event_shape, invert)
-        elif invert:
+        mask = checkerboard_mask(self.event_shape) if mask is None else mask.to(torch.get_default_dtype())
+        if invert:
             mask = 1 - mask
         try:
             broadcast = torch.broadcast_shapes(mask.shape, self.event_shape) == self.event_shape
