@@ -20,7 +20,7 @@ html_theme = "furo"
 html_title = "pyro-scnf"
 
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 100
 
