@@ -47,7 +47,7 @@ def case(
     return Case(build, event_shape, base_shape or event_shape, **options)
 
 
-# -- conditioners ------------------------------------------------------------------------------
+# -- conditioners ----------------------------------------------------------------------------------
 def mlp(inputs: int, outputs: int, context_dim: int = 0) -> snn.Conditioner:
     return snn.MLP(inputs, outputs, hidden=(WIDTH, WIDTH), activation=torch.nn.Tanh, context_dim=context_dim)
 
@@ -66,7 +66,7 @@ def residual_conv_net(
     return snn.ResidualConvNet(inputs, outputs, WIDTH, 1, norm, context_dim)
 
 
-# -- shapes used throughout ----------------------------------------------------------------------
+# -- shapes used throughout ------------------------------------------------------------------------
 VECTOR = (4,)
 ODD = (5,)
 IMAGE = (2, 4, 4)

@@ -196,7 +196,7 @@ def test_gradients_reach_the_data_and_the_latents(name):
     assert torch.isfinite(gradient).all()
 
 
-# -- conditional transforms ----------------------------------------------------------------------
+# -- conditional transforms ------------------------------------------------------------------------
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (3, 1), (3, 4), (3, 1, 1), (2, 3, 4)])
 @every_conditional
 def test_contexts_broadcast_as_a_loop_over_them(name, batch):

@@ -1,0 +1,458 @@
+"""Class-conditional priors: labels and weights, densities, samples, names."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import CONTEXT, PRIORS, mlp, own_flow_prior
+from helpers import gradient_error, gradients, perturb, relative
+from pyro.distributions.conditional import ConditionalDistribution
+from pyro.infer import Predictive
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+import pyro_scnf as scnf
+from pyro_scnf.priors import ConditionalFlowPrior, GaussianMixturePrior, StudentTMixturePrior, make_prior
+
+F64 = torch.float64
+every = pytest.mark.parametrize("name", PRIORS)
+SAMPLES = 4000
+
+
+def build(name: str, dtype: torch.dtype = F64):
+    return perturb(PRIORS[name].build(), 0.2).to(dtype)
+
+
+# -- shapes and what may be asked ------------------------------------------------------------------
+@every
+def test_condition_has_the_batch_shape_of_the_label(name):
+    case, prior = PRIORS[name], build(name)
+    k = case.num_classes
+    for y in (
+        torch.tensor(1),
+        torch.tensor([0, 1, k - 1]),
+        torch.arange(k)[:, None],
+        torch.arange(k)[:, None, None],
+    ):
+        d = prior.condition(y)
+        assert d.batch_shape == y.shape
+        assert d.event_shape == case.event_shape
+        assert d.sample().shape == y.shape + case.event_shape
+        assert d.rsample((2,)).shape == (2,) + y.shape + case.event_shape
+        assert d.log_prob(d.sample()).shape == y.shape
+        assert d.log_prob(d.sample()).dtype == F64
+    assert isinstance(prior, ConditionalDistribution)
+    assert tuple(prior.event_shape) == case.event_shape
+    assert prior.num_classes == k
+
+
+@every
+def test_labels_of_any_integer_dtype(name):
+    prior = build(name)
+    z = torch.randn((2,) + PRIORS[name].event_shape, dtype=F64)
+    reference = prior.condition(torch.tensor([0, 1])).log_prob(z)
+    for dtype in (torch.int32, torch.uint8, torch.int8):
+        assert torch.equal(prior.condition(torch.tensor([0, 1], dtype=dtype)).log_prob(z), reference)
+
+
+@every
+def test_enumerated_labels_against_a_loop(name):
+    case, prior = PRIORS[name], build(name)
+    z = torch.randn((5,) + case.event_shape, dtype=F64)
+    together = prior.condition(torch.arange(case.num_classes)[:, None]).log_prob(z)
+    assert together.shape == (case.num_classes, 5)
+    for k in range(case.num_classes):
+        alone = torch.stack([prior.condition(torch.tensor(k)).log_prob(row) for row in z])
+        assert relative(together[k], alone) < 1e-10
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@every
+def test_class_log_prob_against_a_loop(name, batch):
+    case, prior = PRIORS[name], build(name)
+    z = torch.randn(batch + case.event_shape, dtype=F64)
+    out = prior.class_log_prob(z)
+    assert out.shape == batch + (case.num_classes,)
+    for k in range(case.num_classes):
+        alone = prior.condition(torch.full(batch, k)).log_prob(z)
+        assert relative(out[..., k], alone) < 1e-10
+
+
+@every
+def test_one_hot_equals_the_label(name):
+    case, prior = PRIORS[name], build(name)
+    y = torch.arange(case.num_classes)
+    z = torch.randn((case.num_classes,) + case.event_shape, dtype=F64)
+    one_hot = nn.functional.one_hot(y).to(F64)
+    d = prior.condition(one_hot)
+    assert d.batch_shape == y.shape
+    assert relative(d.log_prob(z), prior.condition(y).log_prob(z)) < 1e-12
+    enumerated = prior.condition(one_hot[:, None])
+    assert relative(enumerated.log_prob(z), prior.condition(y[:, None]).log_prob(z)) < 1e-12
+
+
+@every
+def test_relaxed_labels_have_a_density_and_a_gradient(name):
+    case, prior = PRIORS[name], build(name)
+    logits = torch.randn(5, case.num_classes, dtype=F64, requires_grad=True)
+    d = prior.condition(logits.softmax(-1))
+    z = torch.randn((5,) + case.event_shape, dtype=F64)
+    assert d.log_prob(z).shape == (5,)
+    d.log_prob(z).sum().backward()
+    assert (logits.grad.abs().sum(-1) > 0).all()
+    gentle = prior.condition(
+        1e-7 / case.num_classes
+        + (1 - 1e-7) * nn.functional.one_hot(torch.zeros(5, dtype=torch.long), case.num_classes).to(F64)
+    )
+    assert relative(gentle.log_prob(z), prior.condition(torch.zeros(5, dtype=torch.long)).log_prob(z)) < 1e-4
+
+
+def test_relaxed_labels_interpolate_the_parameters_of_a_mixture():
+    prior = GaussianMixturePrior((2,), 2, separation=3.0)
+    with torch.no_grad():
+        prior.log_scale[1] += 1.0
+    d = prior.condition(torch.tensor([0.25, 0.75])).base_dist
+    assert torch.allclose(d.loc, 0.25 * prior.loc[0] + 0.75 * prior.loc[1])
+    assert torch.allclose(d.scale.log(), torch.full((2,), 0.75))
+
+
+# -- densities and draws ---------------------------------------------------------------------------
+@every
+def test_density_integrates_to_one(name):
+    """Importance sampling from a wide Student-t: the mean weight is the integral."""
+    case, prior = PRIORS[name], build(name)
+    prior.requires_grad_(False)
+    for k in range(case.num_classes):
+        draws = prior.condition(torch.tensor(k)).sample((SAMPLES,)).flatten(1)
+        loc, scale = draws.mean(0), 1.5 * draws.std(0)
+        proposal = dist.StudentT(4.0, loc, scale).to_event(1)
+        z = proposal.sample((20 * SAMPLES,))
+        weights = (
+            prior.condition(torch.tensor(k)).log_prob(z.reshape((-1,) + case.event_shape))
+            - proposal.log_prob(z)
+        ).exp()
+        error = weights.std() / math.sqrt(len(weights))
+        assert error < 0.1
+        assert abs(weights.mean() - 1) < 5 * error
+
+
+@every
+def test_samples_follow_the_density(name):
+    """E_p[q / p] = 1 for any density q with lighter tails: draws against the density that scores them."""
+    case, prior = PRIORS[name], build(name)
+    prior.requires_grad_(False)
+    for k in range(case.num_classes):
+        d = prior.condition(torch.tensor(k))
+        z = d.sample((20 * SAMPLES,))
+        flat = z.flatten(1)
+        q = dist.Normal(flat.mean(0), 0.5 * flat.std(0)).to_event(1)
+        weights = (q.log_prob(flat) - d.log_prob(z)).exp()
+        error = weights.std() / math.sqrt(len(weights))
+        assert error < 0.05
+        assert abs(weights.mean() - 1) < 5 * error
+
+
+@every
+def test_temperature_shrinks_the_noise(name):
+    """At temperature T base noise is T times as wide; scored, the density remains one."""
+    prior = build(name)
+    y = torch.zeros(SAMPLES, dtype=torch.long)
+    with torch.no_grad():
+        pyro.set_rng_seed(0)
+        warm = prior.condition(y).sample()
+        pyro.set_rng_seed(0)
+        cold = prior.condition(y, temperature=0.25).sample()
+        mode = prior.condition(y, temperature=1e-9).sample()
+    assert (cold.std(0) < warm.std(0)).all()
+    assert relative(mode, mode[:1].expand_as(mode)) < 1e-6
+    if isinstance(prior, ConditionalFlowPrior):
+        noise = [prior.encode(z, y).std(0) for z in (warm, cold)]
+        assert relative(noise[1], 0.25 * noise[0]) < 1e-6
+    else:
+        assert relative(cold - prior.loc[0], 0.25 * (warm - prior.loc[0])) < 1e-9
+
+
+@every
+def test_reparametrised_draws_carry_gradients(name):
+    prior = PRIORS[name].build()
+    draw = prior.condition(torch.tensor([0, 1])).rsample()
+    if list(prior.parameters()):
+        draw.sum().backward()
+        assert any(p.grad is not None for p in prior.parameters())
+    assert not prior.condition(torch.tensor([0, 1])).sample().requires_grad
+
+
+# -- covariances, against torch.distributions ------------------------------------------------------
+@pytest.mark.parametrize("event_shape", [(4,), (2, 1, 2)])
+@pytest.mark.parametrize("covariance", ["diagonal", "shared", "isotropic", "full"])
+def test_covariances(covariance, event_shape):
+    prior = perturb(GaussianMixturePrior(event_shape, 3, covariance=covariance, scale=0.8), 0.4).double()
+    z = torch.randn((7,) + event_shape, dtype=F64)
+    for k in range(3):
+        loc = prior.loc[k].flatten()
+        if covariance == "full":
+            tril = prior.off_diagonal[k].tril(-1) + torch.diag(prior.log_scale[k].exp())
+        else:
+            scale = {
+                "diagonal": lambda k=k: prior.log_scale[k].flatten(),
+                "shared": lambda: prior.log_scale.flatten(),
+                "isotropic": lambda k=k: prior.log_scale[k].expand(4),
+            }[covariance]()
+            tril = torch.diag(scale.exp())
+        reference = torch.distributions.MultivariateNormal(loc, scale_tril=tril)
+        assert (
+            relative(prior.condition(torch.tensor(k)).log_prob(z), reference.log_prob(z.flatten(1))) < 1e-10
+        )
+
+
+def test_sizes_of_the_covariances():
+    sizes = {
+        c: sum(p.numel() for p in GaussianMixturePrior((4,), 3, covariance=c, learn_means=False).parameters())
+        for c in ("diagonal", "shared", "isotropic", "full")
+    }
+    assert sizes == {"diagonal": 12, "shared": 4, "isotropic": 3, "full": 12 + 48}
+
+
+def test_student_t_has_unit_location_and_scale_tables_and_heavier_tails():
+    prior = StudentTMixturePrior((3,), 2, df=5.0, scale=0.5).double()
+    z = torch.randn(6, 3, dtype=F64)
+    reference = torch.distributions.StudentT(5.0, prior.loc[1], torch.tensor(0.5, dtype=F64))
+    assert relative(prior.condition(torch.tensor(1)).log_prob(z), reference.log_prob(z).sum(-1)) < 1e-6
+    far = prior.loc[1] + 50
+    normal = torch.distributions.Normal(prior.loc[1], 0.5)
+    assert prior.condition(torch.tensor(1)).log_prob(far) > normal.log_prob(far).sum() + 100
+    learnt = StudentTMixturePrior((3,), 2, df=3.0, learn_df=True)
+    assert learnt.df.item() == pytest.approx(3.0)
+    assert learnt.raw_df.requires_grad
+
+
+def test_fixed_tables_are_buffers():
+    prior = GaussianMixturePrior((3,), 2, learn_means=False, learn_scales=False)
+    assert list(prior.parameters()) == []
+    assert set(prior.state_dict()) == {"loc", "log_scale"}
+    assert prior.double().loc.dtype == F64
+
+
+# -- initial values --------------------------------------------------------------------------------
+def test_random_means_are_separation_times_normal():
+    loc = GaussianMixturePrior((2000,), 2, separation=3.0).loc
+    assert loc.std().item() == pytest.approx(3.0, rel=0.1)
+
+
+def test_antipodal_means():
+    loc = GaussianMixturePrior((5,), 2, means="antipodal", separation=3.75).loc
+    assert torch.allclose(loc[0], -loc[1])
+    assert loc[0].norm().item() == pytest.approx(3.75)
+
+
+@pytest.mark.parametrize("cls", [GaussianMixturePrior, StudentTMixturePrior])
+def test_means_of_labelled_latents(cls):
+    prior = cls((2, 1, 1), 3, means="latents")
+    z, y = torch.randn(30, 2, 1, 1), torch.arange(30) % 4 - 1
+    prior.initialize(z, y)
+    for k in range(3):
+        assert torch.allclose(prior.loc[k], z[y == k].mean(0))
+    kept = cls((2, 1, 1), 3)
+    before = kept.loc.clone()
+    kept.initialize(z, y)
+    assert torch.equal(kept.loc, before)
+
+
+def test_a_flow_prior_normalises_its_latents_when_initialised():
+    prior = ConditionalFlowPrior((3,), 2, steps=1, width=6, blocks=1)
+    z, y = 4 + 3 * torch.randn(200, 3), torch.arange(200) % 3 - 1  # some of them unlabelled
+    before = prior.class_log_prob(z).mean()
+    prior.initialize(z, y)
+    h = prior.encode(z, y.clamp(min=0))
+    assert prior.class_log_prob(z).mean() > before
+    assert h.std(0).max() < 1.5
+    assert h.mean(0).abs().max() < 1.0
+
+
+def test_the_label_embedding_starts_one_hot_unless_its_length_says_otherwise():
+    assert torch.equal(ConditionalFlowPrior((2,), 3, steps=1, width=4).embedding.weight, torch.eye(3))
+    assert ConditionalFlowPrior((2,), 3, steps=1, width=4, embedding_dim=5).embedding.weight.shape == (3, 5)
+
+
+def test_base_scale():
+    prior = ConditionalFlowPrior((4,), 2, steps=1, width=4, base_scale=math.log(2))
+    assert torch.allclose(prior.base().base_dist.scale, torch.full((4,), math.log(2)))
+    assert torch.equal(prior.base.raw_scale, torch.zeros(4))
+    unit = ConditionalFlowPrior((4,), 2, steps=1, width=4, base="unit")
+    assert torch.equal(unit.base().base_dist.scale, torch.ones(4))
+    assert not any("raw_scale" in name for name, _ in unit.named_parameters())
+
+
+# -- a conditional flow of covariates --------------------------------------------------------------
+def test_prior_given_covariates():
+    prior = perturb(ConditionalFlowPrior((2,), steps=1, width=6, blocks=1, context_dim=CONTEXT)).double()
+    assert prior.embedding is None
+    c = torch.randn(4, CONTEXT, dtype=F64)
+    d = prior.condition(c)
+    assert (d.batch_shape, d.event_shape) == ((4,), (2,))
+    z = d.sample()
+    assert relative(d.log_prob(z)[2], prior.condition(c[2]).log_prob(z[2])) < 1e-10
+    prior.initialize(z, c)
+    assert torch.isfinite(prior.condition(c).log_prob(z)).all()
+
+
+def test_semi_conditional_flow_given_covariates():
+    prior = ConditionalFlowPrior((2,), steps=1, width=6, blocks=1, context_dim=CONTEXT)
+    flow = perturb(scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), prior))
+    c = torch.randn(5, CONTEXT)
+    d = flow.condition(c)
+    assert (d.batch_shape, d.event_shape) == ((5,), (2,))
+    assert d.log_prob(flow.sample(c)).shape == (5,)
+
+    def model(x, c):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", flow.condition(c), obs=x)
+
+    loss = scnf.elbo(model)(flow.sample(c), c)
+    assert loss.requires_grad
+
+
+# -- names -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gmm:covariance=full,scale=0.5,learn_means=False",
+        " gmm:covariance = full , scale = 0.5 , learn_means = false ".strip(),
+        {"name": "gmm", "covariance": "full", "scale": 0.5, "learn_means": False},
+        {"name": "gmm:covariance=full,scale=9.0", "scale": 0.5, "learn_means": False},  # the mapping wins
+        "pyro_scnf.priors.GaussianMixturePrior:covariance=full,scale=0.5,learn_means=False",
+        lambda shape, k: GaussianMixturePrior(shape, k, covariance="full", scale=0.5, learn_means=False),
+    ],
+)
+def test_ways_to_name_the_same_prior(spec):
+    prior = make_prior(spec, (2, 1, 1), 3)
+    assert type(prior) is GaussianMixturePrior
+    assert (prior.covariance, prior.num_classes, prior.event_shape) == ("full", 3, (2, 1, 1))
+    assert not prior.loc.requires_grad
+    assert torch.allclose(prior.log_scale, torch.tensor(0.5).log())
+
+
+def test_ready_modules_and_classes():
+    prior = GaussianMixturePrior((3,), 4)
+    assert make_prior(prior, (3,), None) is prior
+    assert type(make_prior(StudentTMixturePrior, (3,), 2)) is StudentTMixturePrior
+    assert make_prior(own_flow_prior, (3,), 2).flow.context_dim == CONTEXT
+
+
+def test_every_word_of_the_table_is_a_name():
+    for word in scnf.PRIORS:
+        assert make_prior(word, (2,), 2).event_shape == (2,)
+    fixed = make_prior("flowgmm", (2,), 2)
+    assert list(fixed.parameters()) == []
+    assert fixed.covariance == "isotropic"
+
+
+class Laplace(scnf.priors.ClassConditionalPrior):
+    """A prior a user might write: nothing but ``condition``."""
+
+    def __init__(self, event_shape, num_classes, spread=1.0):
+        super().__init__(event_shape, num_classes)
+        self.loc = nn.Parameter(torch.randn(num_classes, *self.event_shape))
+        self.spread = spread
+
+    def condition(self, y, temperature=1.0):
+        return dist.Laplace(self.loc[self._check(y)], self.spread * temperature).to_event(1)
+
+
+def test_a_users_own_prior():
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), Laplace, 3)
+    assert flow.class_log_prob(torch.randn(4, 2)).shape == (4, 3)
+    by_path = make_prior(f"{Laplace.__module__}.Laplace:spread=0.5", (2,), 3)
+    assert type(by_path).__name__ == "Laplace"
+    assert by_path.spread == 0.5
+    x = torch.randn(5, 2)
+    assert scnf.elbo(scnf.SemiSupervisedModel(flow))(x).item() == pytest.approx(
+        -flow.log_prob(x).sum().item(), rel=1e-5
+    )
+
+
+# -- Bayesian class means --------------------------------------------------------------------------
+class BayesianMeans(PyroModule):
+    """Class means with a prior of their own, sampled outside the plate."""
+
+    def __init__(self, covariance: str = "diagonal") -> None:
+        super().__init__()
+        prior = PyroModule[GaussianMixturePrior]((2,), 3, covariance=covariance)
+        del prior.loc
+        prior.loc = PyroSample(dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        flow = scnf.flows.realnvp((2,), couplings=2, net=mlp)
+        self.flow = PyroModule[scnf.SemiConditionalFlow](flow, prior)
+
+    def forward(self, x):
+        _ = self.flow.prior.loc  # touched before the plate: one set of means, not one a row
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            return pyro.sample("x", self.flow.condition(y), obs=x)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "shared", "isotropic", "full"])
+def test_posterior_draws_of_class_means_in_one_run(covariance):
+    model, x = BayesianMeans(covariance), torch.randn(6, 2)
+    draws = torch.randn(5, 3, 2)
+    joint = scnf.enumerate_labels(model, (x,), {"flow.prior.loc": draws})
+    assert joint.shape == (5, 6, 3)
+    for s in range(5):
+        with torch.no_grad():
+            hand = GaussianMixturePrior((2,), 3, covariance=covariance)
+            hand.load_state_dict({**model.flow.prior.state_dict(), "loc": draws[s]})
+            flow = scnf.SemiConditionalFlow(model.flow.flow, hand)
+            assert relative(joint[s], flow.class_log_prob(x) - math.log(3)) < 1e-5
+
+
+def test_class_means_are_a_site_of_the_model():
+    model, x = BayesianMeans(), torch.randn(6, 2)
+    trace = pyro.poutine.trace(model).get_trace(x)
+    assert trace.nodes["flow.prior.loc"]["fn"].event_shape == (3, 2)
+    assert trace.nodes["flow.prior.loc"]["fn"].batch_shape == ()
+    draws = Predictive(model, num_samples=4)(x)
+    assert draws["flow.prior.loc"].shape[-2:] == (3, 2)
+
+
+def test_relaxed_labels_under_a_drawn_table():
+    prior = PyroModule[GaussianMixturePrior]((2,), 3)
+    del prior.loc
+    prior.loc = torch.randn(5, 1, 3, 2)  # five draws, in the place a plate of draws gives them
+    weights = torch.randn(4, 3).softmax(-1)
+    expected = torch.einsum("nk,skd->snd", weights, prior.loc[:, 0])
+    assert relative(prior.condition(weights).base_dist.loc, expected) < 1e-5
+
+
+# -- precision -------------------------------------------------------------------------------------
+@every
+def test_autocast_leaves_densities_alone(name):
+    case, prior = PRIORS[name], build(name, torch.float32)
+    z = torch.randn((4,) + case.event_shape)
+    y = torch.tensor([0, 1, 0, 1])
+    for label in (y, nn.functional.one_hot(y, case.num_classes).float()):
+        exact = prior.condition(label).log_prob(z)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low = prior.condition(label).log_prob(z)
+        assert low.dtype == torch.float32
+        # Conditioner networks are the one thing allowed to lose digits.
+        assert relative(low, exact) < (0.05 if isinstance(prior, ConditionalFlowPrior) else 1e-6)
+
+
+@every
+def test_gradients_do_not_depend_on_how_labels_are_batched(name):
+    case, prior = PRIORS[name], build(name)
+    if not list(prior.parameters()):
+        assert name == "flowgmm"
+        return
+    z = torch.randn((4,) + case.event_shape, dtype=F64)
+    together = gradients(prior, prior.class_log_prob(z).logsumexp(-1).sum())
+    alone = gradients(
+        prior,
+        torch.stack([prior.condition(torch.full((4,), k)).log_prob(z) for k in range(case.num_classes)])
+        .logsumexp(0)
+        .sum(),
+    )
+    assert gradient_error(together, alone) < 1e-10
