@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any, Literal
 
 import pyro
@@ -80,9 +81,11 @@ class SemiSupervisedModel(PyroModule):
                 "expected a positive and a non-negative number"
             )
         self.flow = flow
-        self.label_prior = (
-            class_probs if isinstance(class_probs, LabelPrior) else LabelPrior(flow.num_classes, class_probs)
-        )
+        if not isinstance(class_probs, LabelPrior):
+            # Of the flow's dtype and device: Pyro contracts terms of one only.
+            like = next(chain(flow.parameters(), flow.buffers()), torch.zeros(()))
+            class_probs = LabelPrior(flow.num_classes, class_probs).to(like)
+        self.label_prior = class_probs
         if self.label_prior.num_classes != flow.num_classes:
             raise ValueError(
                 f"class_probs: {self.label_prior.num_classes} classes, but the flow has {flow.num_classes}"

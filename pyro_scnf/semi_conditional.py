@@ -2,6 +2,7 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, cast
 
 import pyro.distributions as dist
@@ -231,7 +232,7 @@ class SemiConditionalFlow(nn.Module):
 
     def _log_class_probs(self, class_logits: Tensor | None) -> Tensor | float:
         if class_logits is None:
-            return -torch.tensor(float(self.num_classes)).log().item()
+            return -math.log(self.num_classes)
         if class_logits.shape[-1:] != (self.num_classes,):
             raise ValueError(
                 f"class_logits has shape {tuple(class_logits.shape)}, expected (*batch, {self.num_classes})"

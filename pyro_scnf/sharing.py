@@ -51,8 +51,16 @@ def _state_of(flow: nn.Module, x: Tensor) -> tuple[Any, ...]:
         x._version,
         torch.is_grad_enabled(),
         torch.is_autocast_enabled(x.device.type),
-        tuple((id(t), t._version) for t in tensors),
+        tuple((id(t), t._version, _address(t)) for t in tensors),
     )
+
+
+def _address(t: Tensor) -> int:
+    """Where a tensor's values lie; assigning to ``t.data`` moves them without counting as a change."""
+    try:
+        return t.data_ptr()
+    except RuntimeError:  # a wrapper of torch.func has no storage, and an identity of its own
+        return 0
 
 
 def lookup(flow: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:

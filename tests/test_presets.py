@@ -1,0 +1,132 @@
+"""The literature's models at their published sizes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import perturb, relative
+
+import pyro_scnf as scnf
+from pyro_scnf import transforms as T
+
+
+def size(module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def preset() -> scnf.SemiConditionalFlow:
+    torch.manual_seed(0)
+    return scnf.presets.scnf_mnist()
+
+
+def test_parameters_of_the_published_model(preset):
+    """Counted from the released code: f_w, the conditional flow with its embedding, and base scales."""
+    h = size(preset.prior.flow) + size(preset.prior.embedding)
+    assert size(preset.flow) == 6_299_987
+    assert h == 9_574_676
+    assert size(preset.prior.base) + size(preset.aux) == 784
+    assert size(preset) == 15_875_447
+
+
+def test_parameters_of_single_parts(preset):
+    nets = [layer.net for layer in preset.flow.modules() if isinstance(layer, T.MaskedAffineCoupling)]
+    assert [size(net) for net in nets] == 3 * [302_536] + 3 * [299_076] + 3 * [297_346]
+    halves = [layer for layer in preset.flow.modules() if isinstance(layer, T.AffineCoupling)]
+    assert [size(layer) for layer in halves] == 4 * [598_152 // 2] + 4 * [605_072 // 2] + 4 * [598_152 // 2]
+    convs = [layer for layer in preset.flow.modules() if isinstance(layer, T.InvertibleConv1x1)]
+    norms = [layer for layer in preset.flow.modules() if isinstance(layer, T.ActNorm)]
+    assert (sum(map(size, convs)), sum(map(size, norms))) == (255, 106)
+
+
+def conditional_flow_size(latent_dim: int, width: int, num_classes: int = 10) -> int:
+    """The same by arithmetic: two levels of four steps, double couplings, four residual blocks."""
+    total, channels = num_classes * num_classes, latent_dim
+    for _ in range(2):
+        half = channels // 2
+        net = (half + num_classes) * width + width + 8 * (width * width + width) + 2 * width
+        net += width * 2 * half + 2 * half
+        total += 4 * (2 * net + channels * channels + 2 * channels)
+        channels = half - half % 2
+    return total
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "shape"), [(48, (48,)), (98, (2, 7, 7)), (196, (4, 7, 7)), (392, (392,)), (784, (784,))]
+)
+def test_latent_dims_of_the_paper(latent_dim, shape):
+    flow = scnf.presets.scnf_mnist(latent_dim=latent_dim, prior_width=32)
+    assert flow.latent_shape == shape
+    assert flow.flow.aux_dim == 784 - latent_dim
+    assert flow.prior.event_shape == shape
+    h = size(flow.prior.flow) + size(flow.prior.embedding)
+    assert h == conditional_flow_size(latent_dim, 32)
+    assert size(flow) == 6_299_987 + h + 784
+
+
+def test_the_width_of_the_papers_text(preset):
+    narrow = scnf.presets.scnf_mnist(prior_width=64)
+    h = size(narrow.prior.flow) + size(narrow.prior.embedding)
+    assert h == conditional_flow_size(196, 64)
+    assert conditional_flow_size(196, 256) == size(preset.prior.flow) + size(preset.prior.embedding)
+    assert size(narrow) == 6_299_987 + h + 784
+
+
+def test_shapes_through_the_published_flow(preset):
+    """Squeeze and factor-out as released: 392 numbers out, then 196, then 196 are left."""
+    scales = preset.flow.layers[0]
+    assert [tuple(stage.event_shape) for stage in scales.stages] == [(4, 7, 7), (2, 14, 14), (1, 28, 28)]
+    assert [tuple(stage.base_shape) for stage in scales.stages] == [(4, 7, 7), (8, 7, 7), (4, 14, 14)]
+    assert preset.latent_shape == (4, 7, 7)
+    assert preset.flow.aux_dim == 392 + 196
+    assert all(m.order == "space-major" for m in preset.flow.modules() if isinstance(m, T.Squeeze))
+    levels = preset.prior.flow.layers[0].stages
+    assert [tuple(level.event_shape) for level in levels] == [(98,), (196,)]
+
+
+def test_order_of_a_step(preset):
+    """From the data: 1×1 convolution, coupling, actnorm; the prior: actnorm, convolution, coupling."""
+    names = [type(m).__name__ for m in preset.flow.layers[0].stages[-1].layers][::-1]
+    step = ["InvertibleConv1x1", "MaskedAffineCoupling", "ActNorm"]
+    double = ["InvertibleConv1x1", "AffineCoupling", "AffineCoupling", "ActNorm"]
+    assert names == 3 * step + ["Squeeze"] + 2 * double
+    masks = [m.mask[0, 0, 0] for m in preset.flow.layers[0].stages[-1].layers if hasattr(m, "mask")]
+    assert masks == [0, 1, 0]  # the top-left pixel changes first
+    names = [type(m).__name__ for m in preset.prior.flow.layers[0].stages[-1].layers][::-1]
+    coupling = "ConditionalAffineCoupling"
+    assert names == 4 * ["ActNorm", "InvertibleConv1x1", coupling, coupling]
+
+
+def test_initial_values(preset):
+    """Base scales start at ln 2 and the convolutions at the identity."""
+    for base in (preset.aux, preset.prior.base):
+        assert torch.allclose(base().base_dist.scale, torch.tensor(math.log(2)))
+    for layer in preset.modules():
+        if isinstance(layer, T.InvertibleConv1x1):
+            assert torch.equal(layer.weight, torch.eye(len(layer.weight)))
+    assert torch.equal(preset.prior.embedding.weight, torch.eye(10))
+
+
+def test_it_runs(preset):
+    x = scnf.transforms.dequantize(torch.randint(256, (2, 1, 28, 28)))
+    with torch.no_grad():
+        z_aux, z_f, _ = preset.encode(x)
+        assert relative(preset.decode(z_f, z_aux), x) < 1e-4
+        log_prob = preset.class_log_prob(x)
+    assert log_prob.shape == (2, 10)
+    # Couplings ignore labels at first: all classes are equally likely.
+    assert relative(log_prob, log_prob[:, :1].expand(2, 10)) < 1e-5
+    bits = scnf.bits_per_dim(preset.log_prob(x), (1, 28, 28))
+    assert (bits > 0).all()
+    assert preset.sample(torch.tensor([3])).shape == (1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("prior", ["gmm", "student-t", {"name": "gmm", "covariance": "isotropic"}])
+def test_other_priors_on_the_published_flow(prior):
+    flow = perturb(scnf.presets.scnf_mnist(prior, latent_dim=98), 0.01)
+    assert flow.prior.event_shape == (2, 7, 7)
+    if prior == "gmm":
+        assert size(flow.prior) == 10 * 98 + 98
+        assert flow.prior.covariance == "shared"

@@ -1,0 +1,283 @@
+"""How often f_w runs, and that sharing an encoding never gives a stale one."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import Counter, counting, gradient_error, gradients, image_flow, perturb, relative, toy_flow
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.optim import Adam
+
+import pyro_scnf as scnf
+
+F64 = torch.float64
+
+
+def count(flow: scnf.SemiConditionalFlow, action) -> Counter:
+    """Passes of f_w from data to latent while ``action()`` runs."""
+    with counting(flow.flow, "inverse_and_ladj") as counter:
+        action()
+    return counter
+
+
+# -- passes -------------------------------------------------------------------------------------------
+class TestPasses:
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize("labels", [(3, 1), (3, 6), (6,), ()])
+    def test_one_for_any_number_of_labels(self, labels):
+        flow = toy_flow("flow")
+        y = torch.randint(3, labels)
+        counter = count(flow, lambda: flow.condition(y).log_prob(self.x))
+        assert (counter.calls, counter.rows) == (1, [6])
+
+    @pytest.mark.parametrize("what", ["class_log_prob", "log_prob", "posterior", "encode"])
+    def test_one_for_each_density(self, what):
+        flow = toy_flow("flow")
+        assert count(flow, lambda: getattr(flow, what)(self.x)).calls == 1
+
+    def test_one_for_several_inside_share_encoding(self):
+        flow = toy_flow("flow")
+
+        def several():
+            flow.posterior(self.x)
+            flow.log_prob(self.x)
+            flow.condition(torch.arange(3)[:, None]).log_prob(self.x)
+
+        assert count(flow, several).calls == 3
+        with scnf.share_encoding():
+            assert count(flow, several).calls == 1
+
+    @pytest.mark.parametrize(
+        ("guide", "passes"), [("exact", 1), ("em", 1), ("em-sample", 1), ("em-hard", 1), ("em-ema", 2)]
+    )
+    @pytest.mark.parametrize("form", ["unlabelled", "partly", "two plates"])
+    def test_of_a_training_step(self, guide, passes, form):
+        """Model and guide together, whatever the labels; a lagged guide has a flow of its own."""
+        model = scnf.SemiSupervisedModel(toy_flow("flow"), classification_weight=0.1)
+        guide = scnf.make_guide(guide, model)
+        y = torch.tensor([0, 2, -1, -1, 1, -1])
+        args = {
+            "unlabelled": (self.x,),
+            "partly": (self.x, y),
+            "two plates": (self.x[:2], y[:2], self.x[2:]),
+        }[form]
+        loss = scnf.elbo(model, guide)
+        counter = count(model.flow, lambda: loss(*args).backward())
+        assert (counter.calls, counter.rows) == (1, [6])
+        if passes == 2:
+            unlabelled = len(args[-1]) if form == "two plates" else 6
+            counter = count(guide.old.module.flow, lambda: loss(*args).backward())
+            assert (counter.calls, counter.rows) == (1, [unlabelled])
+
+    def test_labelled_rows_cost_one_evaluation_of_the_prior(self):
+        """Two plates: the prior sees each labelled row once and each unlabelled one K times."""
+        flow = toy_flow("flow", num_classes=5)
+        model, rows = scnf.SemiSupervisedModel(flow), []
+        last = next(m for m in flow.prior.modules() if isinstance(m, scnf.nn.Conditioner)).last
+        hook = last.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+        scnf.elbo(model)(self.x[:2], torch.tensor([0, 1]), self.x[2:])
+        hook.remove()
+        assert sorted(rows) == [2, 4 * 5]
+
+    def test_under_plain_svi(self):
+        flow = toy_flow()
+        svi = SVI(
+            scnf.SemiSupervisedModel(flow),
+            scnf.exact_guide,
+            Adam({"lr": 1e-3}),
+            TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+        )
+        assert count(flow, lambda: svi.step(self.x)).calls == 1
+
+    def test_vectorised_particles_share_a_pass(self):
+        flow = toy_flow("flow")
+        model = scnf.SemiSupervisedModel(flow)
+        loss = TraceEnum_ELBO(
+            num_particles=3, vectorize_particles=True, max_plate_nesting=1, strict_enumeration_warning=False
+        )
+        with scnf.share_encoding():
+            counter = count(flow, lambda: loss.loss(model, scnf.exact_guide, self.x))
+        assert counter.calls == 1
+
+
+# -- never stale ----------------------------------------------------------------------------------------
+class TestNeverStale:
+    def test_after_a_change_of_the_data_in_place(self):
+        flow, x = toy_flow(), torch.randn(4, 2)
+        with scnf.share_encoding():
+            before = flow.encode(x)[1]
+            x.add_(1)
+            after = flow.encode(x)[1]
+        assert not torch.equal(before, after)
+        assert torch.equal(after, flow.encode(x)[1])
+
+    def test_after_an_optimiser_step(self):
+        flow, x = toy_flow(), torch.randn(4, 2)
+        optimiser = torch.optim.Adam(flow.parameters(), 0.1)
+        with scnf.share_encoding():
+            before = flow.log_prob(x)
+            (-before.sum()).backward()
+            optimiser.step()
+            after = flow.log_prob(x)
+        assert torch.equal(after, flow.log_prob(x))
+        assert not torch.equal(after, before)
+
+    @pytest.mark.parametrize("change", ["load_state_dict", "double", "buffer", "data"])
+    def test_after_other_changes_of_the_module(self, change):
+        flow, x = toy_flow(dtype=F64).float(), torch.randn(4, 2)
+        other = perturb(toy_flow())
+        with scnf.share_encoding():
+            before = flow.encode(x)[1]
+            if change == "load_state_dict":
+                flow.load_state_dict(other.state_dict())
+            elif change == "double":
+                flow.double()
+                x = x.double()
+            elif change == "buffer":
+                conv = next(m for m in flow.modules() if isinstance(m, scnf.transforms.InvertibleConv1x1))
+                conv.diagonal_sign.neg_()
+            else:
+                for parameter in flow.parameters():
+                    parameter.data = parameter.data + 0.5
+            after = flow.encode(x)[1]
+        assert after.dtype == x.dtype
+        assert torch.equal(after, flow.encode(x)[1])
+        assert not torch.equal(after, before)
+
+    def test_a_value_without_gradient_is_not_given_to_one_who_needs_it(self):
+        flow, x = toy_flow("flow", dtype=F64), torch.randn(4, 2, dtype=F64)
+        expected = gradients(flow, flow.log_prob(x).sum())
+        with scnf.share_encoding():
+            with torch.no_grad():
+                assert not flow.encode(x)[1].requires_grad
+            assert gradient_error(gradients(flow, flow.log_prob(x).sum()), expected) < 1e-12
+
+    def test_precision_modes_are_kept_apart(self):
+        flow, x = image_flow(width=16), torch.randn(8, 1, 4, 4)
+        with scnf.share_encoding():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                low = flow.encode(x)[1]
+            full = flow.encode(x)[1]
+        assert torch.equal(full, flow.encode(x)[1])
+        assert not torch.equal(low, full)
+
+    def test_inference_mode(self):
+        flow = toy_flow()
+        with torch.inference_mode(), scnf.share_encoding():
+            x = torch.randn(4, 2)
+            before = flow.encode(x)[1].clone()
+            x.add_(1)
+            assert not torch.equal(flow.encode(x)[1], before)
+        normal = torch.randn(4, 2)
+        with scnf.share_encoding():
+            with torch.inference_mode():
+                flow.encode(normal)
+            assert flow.log_prob(normal).requires_grad
+
+    def test_other_tensors_of_equal_value_or_reused_address(self):
+        flow = toy_flow()
+        with scnf.share_encoding():
+            for _ in range(5):
+                x = torch.randn(4, 2)
+                with torch.no_grad():
+                    inside = flow.encode(x)[1]
+                assert relative(flow.decode(inside), x) < 1e-4
+                del x
+                gc.collect()
+
+    def test_two_flows_do_not_mix(self):
+        one, other, x = toy_flow(), perturb(toy_flow()), torch.randn(4, 2)
+        with scnf.share_encoding():
+            assert not torch.equal(one.encode(x)[1], other.encode(x)[1])
+            assert torch.equal(one.encode(x)[1], one.encode(x.clone())[1])
+
+    def test_nothing_outlives_the_block(self):
+        flow, x = toy_flow(), torch.randn(4, 2)
+        with scnf.share_encoding():
+            flow.encode(x)
+        assert count(flow, lambda: flow.encode(x)).calls == 1
+
+        def fails():
+            with scnf.share_encoding():
+                flow.encode(x)
+                raise RuntimeError("stop")
+
+        with pytest.raises(RuntimeError, match="stop"):
+            fails()
+        assert count(flow, lambda: flow.encode(x)).calls == 1
+
+    def test_a_block_inside_a_block_shares_the_outer_one(self):
+        flow, x = toy_flow(), torch.randn(4, 2)
+        with scnf.share_encoding():
+            with scnf.share_encoding():
+                flow.encode(x)
+            assert count(flow, lambda: flow.encode(x)).calls == 0
+
+    def test_threads_have_blocks_of_their_own(self):
+        flow, x, calls = toy_flow(), torch.randn(4, 2), []
+        with scnf.share_encoding():
+            flow.encode(x)
+            thread = threading.Thread(target=lambda: calls.append(count(flow, lambda: flow.encode(x)).calls))
+            thread.start()
+            thread.join()
+        assert calls == [1]
+
+    def test_training_over_several_steps_inside_one_block(self):
+        """The whole loop in one block gives what it gives without."""
+        losses = []
+        for shared in (False, True):
+            torch.manual_seed(0)
+            flow, x = toy_flow("flow", dtype=F64), torch.randn(8, 2, dtype=F64)
+            optimiser = torch.optim.Adam(flow.parameters(), 0.05)
+            scope = scnf.share_encoding() if shared else torch.enable_grad()
+            with scope:
+                for _ in range(5):
+                    optimiser.zero_grad()
+                    loss = scnf.elbo(scnf.SemiSupervisedModel(flow))(x)
+                    loss.backward()
+                    optimiser.step()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_encoding_together_gives_the_same_as_apart():
+    flow = image_flow("flow", dtype=F64)
+    x, other = torch.randn(3, 1, 4, 4, dtype=F64), torch.randn(5, 1, 4, 4, dtype=F64)
+    with scnf.share_encoding():
+        counter = count(flow, lambda: flow.encode_together(x, other))
+        assert (counter.calls, counter.rows) == (1, [8])
+        assert count(flow, lambda: flow.log_prob(x) + 0 * flow.log_prob(other).sum()).calls == 0
+        both = [flow.log_prob(x), flow.log_prob(other)]
+        grads = gradients(flow, both[0].sum() + 2 * both[1].sum())
+    assert relative(both[0], flow.log_prob(x)) < 1e-12
+    assert relative(both[1], flow.log_prob(other)) < 1e-12
+    assert (
+        gradient_error(grads, gradients(flow, flow.log_prob(x).sum() + 2 * flow.log_prob(other).sum()))
+        < 1e-12
+    )
+    counter = count(flow, lambda: flow.encode_together(x, other))
+    assert counter.calls == 0  # outside a block there is nothing to fill
+
+
+def test_a_users_own_model_and_guide_share_under_elbo():
+    """``elbo`` opens the block by itself, for any model with a label site."""
+    flow, x = toy_flow("flow"), torch.randn(5, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3)))
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    def guide(x):
+        logits = flow.posterior(x).logits.detach()
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    counter = count(flow, lambda: scnf.elbo(model, guide)(x).backward())
+    assert counter.calls == 1
