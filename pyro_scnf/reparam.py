@@ -21,7 +21,11 @@ class FlowSitesReparam(Reparam):
     them. The joint density is unchanged. Use it to put the deep latent into a bigger model, or with
     :func:`pyro.poutine.reparam` to keep label-independent terms out of an enumerated sum.
 
-    >>> model = pyro.poutine.reparam(model, config={"x": FlowSitesReparam()})  # doctest: +SKIP
+    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
+    >>> model = pyro.poutine.reparam(pyro_scnf.SemiSupervisedModel(flow), {"x": FlowSitesReparam()})
+    >>> trace = pyro.poutine.trace(model).get_trace(n=4)
+    >>> [name for name in trace.nodes if name.startswith("x")]
+    ['x_final', 'x']
     """
 
     def apply(self, msg: Any) -> Any:
