@@ -1,0 +1,165 @@
+"""What many labels, and EM, cost on the MNIST flow of the SCNF paper (15.9 million parameters).
+
+Two ratios of whole steps, forward and backward on the same batch, interleaved in one process:
+
+* the marginal log p(x) over K labels to log p(x | y) of one label: the flow f_w runs once either
+  way, and only the prior is evaluated K times. Bound 1.15 at K = 10;
+* an EM-SGD step, ``elbo(model, EMGuide(model))``, to the exact one, ``elbo(model)``: guide and model
+  share one encoding. Bound 1.10.
+
+Passes of f_w are counted, not assumed::
+
+    python benchmarks/semi_conditional.py --json semi_conditional.json
+
+Exit status 1 if a ratio misses its bound or a step runs f_w more than once. The bounds are stated for
+the default settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import torch
+from _timing import add_common_arguments, environment, interleave, ratio, report_bounds, write_json
+from torch import Tensor, nn
+
+import pyro_scnf as scnf
+from pyro_scnf.nn import Conditioner
+
+MARGINAL_BOUND, EM_BOUND = 1.15, 1.10
+ONE_LABEL, MARGINAL, EXACT, EM = "one label", "marginal", "exact step", "EM step"
+
+
+def steps_of(model: scnf.SemiSupervisedModel, x: Tensor, y: Tensor) -> dict[str, Callable[[], float]]:
+    """Each step returns its loss in nats per row."""
+    flow = model.flow
+    exact, em = scnf.elbo(model), scnf.elbo(model, scnf.EMGuide(model))
+
+    def step(loss: Callable[[], Tensor]) -> Callable[[], float]:
+        def run() -> float:
+            model.zero_grad(set_to_none=True)
+            value = loss() / len(x)
+            value.backward()
+            return value.item()
+
+        return run
+
+    return {
+        ONE_LABEL: step(lambda: -flow.condition(y).log_prob(x).sum()),
+        MARGINAL: step(lambda: -flow.log_prob(x).sum()),
+        EXACT: step(lambda: exact(x)),
+        EM: step(lambda: em(x)),
+    }
+
+
+def count_passes(flow: nn.Module, step: Callable[[], float]) -> tuple[int, float]:
+    """Passes of ``flow`` in one step, seen at its first conditioner network, and the step's loss."""
+    first = next(module for module in flow.modules() if isinstance(module, Conditioner))
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = first.register_forward_pre_hook(count)
+    try:
+        loss = step()
+    finally:
+        hook.remove()
+    return passes, loss
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser, batch_size=32, repeats=7)
+    parser.add_argument("--prior", choices=["flow", "gmm"], default="flow", help="default: %(default)s")
+    parser.add_argument("--latent-dim", type=int, default=196, help="size of z_f (default: %(default)s)")
+    parser.add_argument("--prior-width", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--num-classes", type=int, default=10, help="K (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    torch.manual_seed(args.seed)
+    flow = scnf.presets.scnf_mnist(
+        args.prior,
+        latent_dim=args.latent_dim,
+        prior_width=args.prior_width,
+        num_classes=args.num_classes,
+    )
+    model = scnf.SemiSupervisedModel(flow).to(args.device)
+    x = torch.rand(args.batch_size, *flow.event_shape, device=args.device)
+    y = torch.randint(args.num_classes, (args.batch_size,), device=args.device)
+    model.initialize(x, y)
+    steps = steps_of(model, x, y)
+
+    counted = {name: count_passes(flow.flow, step) for name, step in steps.items()}
+    passes = {name: count for name, (count, _) in counted.items()}
+    losses = {name: loss for name, (_, loss) in counted.items()}
+    seconds = interleave(steps, args.repeats, device=args.device)  # the steps above were a first warm-up
+    ratios = {
+        "marginal / one label": ratio(seconds[MARGINAL], seconds[ONE_LABEL]),
+        "EM step / exact step": ratio(seconds[EM], seconds[EXACT]),
+        "exact step / marginal": ratio(seconds[EXACT], seconds[MARGINAL]),
+    }
+
+    machine = environment(args.device)
+    parameters = {
+        "f_w": sum(p.numel() for p in flow.flow.parameters()),
+        "all": sum(p.numel() for p in flow.parameters()),
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(
+        f"scnf_mnist, prior {args.prior}, z_f {args.latent_dim} of 784, K = {args.num_classes}, "
+        f"N = {args.batch_size}, {parameters['all']:,} parameters ({parameters['f_w']:,} of them f_w)"
+    )
+    print(f"{'':12}{'f_w passes':>11}{'min ms':>9}{'median ms':>11}{'loss, nats a row':>18}")
+    for name, column in seconds.items():
+        print(
+            f"{name:12}{passes[name]:11}{1e3 * min(column):9.0f}{1e3 * median(column):11.0f}{losses[name]:18.3f}"
+        )
+    for name, value in ratios.items():
+        print(f"{name:22}{value}")
+    status = report_bounds(
+        {
+            "marginal / one label": (ratios["marginal / one label"].value, MARGINAL_BOUND),
+            "EM step / exact step": (ratios["EM step / exact step"].value, EM_BOUND),
+            "passes of f_w in a step": (max(passes.values()), 1),
+        }
+    )
+
+    write_json(
+        args.json,
+        {
+            "benchmark": "semi_conditional",
+            "environment": machine,
+            "settings": {
+                "prior": args.prior,
+                "latent_dim": args.latent_dim,
+                "prior_width": args.prior_width,
+                "num_classes": args.num_classes,
+                "rows": args.batch_size,
+                "dtype": str(x.dtype),
+                "repeats": args.repeats,
+                "seed": args.seed,
+            },
+            "parameters": parameters,
+            "f_w_passes": passes,
+            "loss_nats_per_row": losses,
+            "seconds": seconds,
+            "ratios": {name: asdict(value) for name, value in ratios.items()},
+            "bounds": {"marginal / one label": MARGINAL_BOUND, "EM step / exact step": EM_BOUND},
+            "kept": status == 0,
+        },
+    )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
