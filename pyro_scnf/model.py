@@ -94,6 +94,17 @@ class SemiSupervisedModel(PyroModule):
         self.labelled_weight = labelled_weight
         self.classification_weight = classification_weight
 
+    def __getattr__(self, name: str) -> Any:
+        """As in every ``PyroModule``, reading a child module registers its parameters with Pyro; here at
+        the first access of a call only, since hundreds of parameters cost milliseconds each time."""
+        child = self.__dict__.get("_modules", {}).get(name)
+        if child is None or not self._pyro_context.active:
+            return super().__getattr__(name)
+        fullname = self._pyro_get_fullname(name)
+        if self._pyro_context.get(fullname) is not child:
+            self._pyro_context.set(fullname, super().__getattr__(name))
+        return child
+
     # -- the generative process ----------------------------------------------------------------
     def forward(
         self,

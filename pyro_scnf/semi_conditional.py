@@ -152,11 +152,11 @@ class SemiConditionalFlow(nn.Module):
     # -- the big flow --------------------------------------------------------------------------
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
-        return sharing.encode_shared(self, self.flow.inverse_and_ladj, x)
+        return sharing.encode_shared(self.flow, self.flow.inverse_and_ladj, x)
 
     def encode_together(self, *xs: Tensor) -> None:
         """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass."""
-        sharing.encode_together(self, self.flow.inverse_and_ladj, xs)
+        sharing.encode_together(self.flow, self.flow.inverse_and_ladj, xs)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Data to latents.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -46,13 +45,24 @@ def share_encoding() -> Iterator[None]:
 
 
 def _state_of(flow: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    tensors = itertools.chain(flow.parameters(), flow.buffers())
     return (
         x._version,
         torch.is_grad_enabled(),
         torch.is_autocast_enabled(x.device.type),
-        tuple((id(t), t._version, _address(t)) for t in tensors),
+        tuple((id(t), t._version, _address(t)) for t in _tensors(flow)),
     )
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers. ``Module.parameters()``, which also names them and finds repetitions, would
+    take most of the time that sharing costs."""
+    stack: list[nn.Module | None] = [module]
+    while stack:
+        module = stack.pop()  # type: ignore[assignment]
+        if module is not None:
+            yield from (t for t in module._parameters.values() if t is not None)
+            yield from (t for t in module._buffers.values() if t is not None)
+            stack.extend(module._modules.values())
 
 
 def _address(t: Tensor) -> int:
