@@ -56,7 +56,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     """Gradients of every parameter by name, zero where the loss does not depend on it."""
     named = dict(module.named_parameters())
-    grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    grads = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if grad is None else grad
         for (name, parameter), grad in zip(named.items(), grads, strict=True)
