@@ -8,13 +8,12 @@ from typing import Any, Literal, cast
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_scnf.model import LOG_ZERO, UNLABELLED, SemiSupervisedModel, data_plate
+from pyro_scnf.model import LOG_ZERO, UNLABELLED, SemiSupervisedModel, data_plate, weigh
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
@@ -125,8 +124,7 @@ class EMGuide(nn.Module):
             )
             logits = torch.where((y == UNLABELLED)[:, None], logits, certain)
         with data_plate(plate, size, len(x), x.device), ExitStack() as scales:
-            if weights is not None:
-                scales.enter_context(poutine.scale(scale=weights))
+            weigh(scales, weights)
             if self.estep == "hard":
                 # Given its density, a Delta of integers takes the dtype of that: Pyro contracts terms of one.
                 pyro.sample(site, dist.Delta(logits.argmax(-1), logits.new_zeros(len(x))))

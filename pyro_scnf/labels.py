@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_scnf.sharing import share_encoding
@@ -91,8 +92,8 @@ def enumerate_labels(
 
 
 def _sum_inner_plates(node: Mapping[str, Any], plates: set[str]) -> Tensor:
-    """The log-probability of a site, summed over the plates that are not among ``plates``."""
-    log_prob = node["unscaled_log_prob"]
+    """The log-probability of a site, masked, not scaled, and summed over plates not among ``plates``."""
+    log_prob = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
     for frame in node["cond_indep_stack"]:
         if frame.name not in plates:
             log_prob = log_prob.sum(frame.dim, keepdim=True)

@@ -16,7 +16,7 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from pyro_scnf._checks import check_finite, check_labels
+from pyro_scnf._checks import check_finite, check_labels, validating
 from pyro_scnf._shapes import check_event
 from pyro_scnf.label_prior import LabelPrior
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -155,8 +155,7 @@ class SemiSupervisedModel(PyroModule):
         _guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
         prior = self.label_prior()
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
-            if weights is not None:
-                scales.enter_context(poutine.scale(scale=weights))
+            weigh(scales, weights)
             if labelled:
                 if self.labelled_weight != 1.0:
                     scales.enter_context(poutine.scale(scale=self.labelled_weight))
@@ -210,6 +209,8 @@ class SemiSupervisedModel(PyroModule):
                 f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
             )
         if weights is not None:
+            if validating() and not ((weights >= 0) & torch.isfinite(weights)).all():
+                raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
             target = x if x_unlabelled is None else x_unlabelled
             if target is not None and weights.shape != (len(target),):
                 raise ValueError(
@@ -238,6 +239,14 @@ def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> 
     if rows > size:
         raise ValueError(f"plate {name!r}: a batch of {rows} rows from a data set of {size}")
     return pyro.plate(name, size, subsample=torch.arange(rows, device=device))
+
+
+def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
+    """Weigh the rows of the sites to come; weight 0, which Pyro's scale refuses, leaves a row out."""
+    if weights is not None:
+        keep = weights > 0
+        handlers.enter_context(poutine.mask(mask=keep))
+        handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
 
 
 def _sum_sizes(*sizes: int | None) -> int | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.infer.reparam.reparam import Reparam
 
 from pyro_scnf.distributions import ConcatDistribution
@@ -43,16 +44,20 @@ class FlowSitesReparam(Reparam):
         if value is not None:
             z, ladj = transform.inverse_and_ladj(value)
             latents = base.split(z)
+        # A value that is not observed is an initial one (of an autoguide or a sampler).
+        infer: Any = {"is_observed": msg["is_observed"]}
         latents = [
-            pyro.sample(f"{name}_{suffix}", part, obs=latent)
+            pyro.sample(f"{name}_{suffix}", part, obs=latent, infer=infer)
             for suffix, part, latent in zip(suffixes, base.parts, latents, strict=True)
         ]
         if value is None:
             value, _ = transform.call_and_ladj(base.join(latents))
         elif msg["is_observed"]:
             pyro.factor(f"{name}_ladj", ladj, has_rsample=False)
+        # Masked by a tensor and not by False: the zeros are then of the dtype of x.
+        nothing = torch.zeros((), dtype=torch.bool, device=value.device)
         return {
-            "fn": dist.Delta(value, event_dim=fn.event_dim).mask(False),
+            "fn": dist.Delta(value, event_dim=fn.event_dim).mask(nothing),
             "value": value,
             "is_observed": True,
         }

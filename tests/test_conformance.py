@@ -196,7 +196,7 @@ def test_gradients_reach_the_data_and_the_latents(name):
     assert torch.isfinite(gradient).all()
 
 
-# -- conditional transforms ------------------------------------------------------------------------
+# -- conditional transforms ----------------------------------------------------
 @pytest.mark.parametrize("batch", [(), (1,), (4,), (3, 1), (3, 4), (3, 1, 1), (2, 3, 4)])
 @every_conditional
 def test_contexts_broadcast_as_a_loop_over_them(name, batch):
@@ -292,7 +292,7 @@ def test_it_is_a_pyro_transform_module(name):
     assert layer.with_cache(1) is layer
 
 
-# -- shapes at random ------------------------------------------------------------------------------
+# -- shapes at random ----------------------------------------------------------
 batches = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 
 

@@ -53,7 +53,7 @@ def check(module, loss, expected, tolerance):
     assert gradient_error(gradients(module, loss), gradients(module, expected)) < tolerance
 
 
-# -- every prior -----------------------------------------------------------------
+# -- every prior ---------------------------------------------
 @precisions
 @pytest.mark.parametrize("prior", PRIORS)
 def test_marginal_of_unlabelled_data(prior, dtype, tolerance):
@@ -94,7 +94,7 @@ def test_two_plates(prior, dtype, tolerance):
     check(model, scnf.elbo(model)(x, y, other), expected, tolerance)
 
 
-# -- weights and sizes, with one prior ----------------------------------------------
+# -- weights and sizes, with one prior --------------------------
 @pytest.fixture
 def problem():
     flow = toy_flow("flow", dtype=F64)
@@ -208,7 +208,7 @@ def test_learning_the_class_probabilities_finds_the_frequencies():
     assert torch.allclose(model.label_prior().probs, shares, atol=5e-3)  # the fixed point of EM
 
 
-# -- a user's own model ------------------------------------------------------------------
+# -- a user's own model ----------------------------------------------
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 @pytest.mark.parametrize("expand", [False, True])
 def test_config_enumerate_on_a_users_own_model(make, expand):
@@ -334,7 +334,7 @@ def test_a_group_label_above_a_label_of_each_datum():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-11)
 
 
-# -- training -------------------------------------------------------------------------------
+# -- training -----------------------------------------------------------
 @pytest.mark.parametrize("route", ["svi", "torch"])
 def test_training_lowers_the_loss(route):
     flow = toy_flow("flow")

@@ -114,7 +114,7 @@ def to(inputs: tuple[Tensor, ...], target: Any) -> tuple[Tensor, ...]:
     )
 
 
-# -- files and copies ------------------------------------------------------------------------------
+# -- files and copies ----------------------------------------------------------
 @every
 def test_state_dict_restores_a_fresh_instance(name):
     subject, module, inputs = setup(name)
@@ -170,7 +170,7 @@ def test_deepcopy_after_a_gradient(name):
     assert torch.equal(subject.score(twin, *inputs), before)
 
 
-# -- repeated use on the same tensor ---------------------------------------------------------------
+# -- repeated use on the same tensor -------------------------------------------
 @learnable
 def test_second_backward_on_the_same_tensor(name):
     subject, module, inputs = setup(name)
@@ -240,7 +240,7 @@ def test_training_mode_makes_no_difference(name):
     assert torch.equal(subject.score(module.train(), *inputs), subject.score(module.eval(), *inputs))
 
 
-# -- dtypes and devices ----------------------------------------------------------------------------
+# -- dtypes and devices --------------------------------------------------------
 @every
 def test_float64(name):
     subject, module, inputs = setup(name)
@@ -286,7 +286,7 @@ def test_vmap_over_events(name):
     assert relative(mapped[1], ladj) < 1e-10
 
 
-# -- Pyro's parameter store and modules ------------------------------------------------------------
+# -- Pyro's parameter store and modules ----------------------------------------
 @pytest.mark.parametrize("name", [name for name in SUBJECTS if not name.startswith("guide")])
 def test_becomes_a_pyro_module(name):
     subject, module, inputs = setup(name)

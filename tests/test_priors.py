@@ -27,7 +27,7 @@ def build(name: str, dtype: torch.dtype = F64):
     return perturb(PRIORS[name].build(), 0.2).to(dtype)
 
 
-# -- shapes and what may be asked ------------------------------------------------------------------
+# -- shapes and what may be asked ----------------------------------------------
 @every
 def test_condition_has_the_batch_shape_of_the_label(name):
     case, prior = PRIORS[name], build(name)
@@ -120,7 +120,7 @@ def test_relaxed_labels_interpolate_the_parameters_of_a_mixture():
     assert torch.allclose(d.scale.log(), torch.full((2,), 0.75))
 
 
-# -- densities and draws ---------------------------------------------------------------------------
+# -- densities and draws -------------------------------------------------------
 @every
 def test_density_integrates_to_one(name):
     """Importance sampling from a wide Student-t: the mean weight is the integral."""
@@ -186,7 +186,7 @@ def test_reparametrised_draws_carry_gradients(name):
     assert not prior.condition(torch.tensor([0, 1])).sample().requires_grad
 
 
-# -- covariances, against torch.distributions ------------------------------------------------------
+# -- covariances, against torch.distributions ----------------------------------
 @pytest.mark.parametrize("event_shape", [(4,), (2, 1, 2)])
 @pytest.mark.parametrize("covariance", ["diagonal", "shared", "isotropic", "full"])
 def test_covariances(covariance, event_shape):
@@ -237,7 +237,7 @@ def test_fixed_tables_are_buffers():
     assert prior.double().loc.dtype == F64
 
 
-# -- initial values --------------------------------------------------------------------------------
+# -- initial values ------------------------------------------------------------
 def test_random_means_are_separation_times_normal():
     loc = GaussianMixturePrior((2000,), 2, separation=3.0).loc
     assert loc.std().item() == pytest.approx(3.0, rel=0.1)
@@ -287,7 +287,7 @@ def test_base_scale():
     assert not any("raw_scale" in name for name, _ in unit.named_parameters())
 
 
-# -- a conditional flow of covariates --------------------------------------------------------------
+# -- a conditional flow of covariates ------------------------------------------
 def test_prior_given_covariates():
     prior = perturb(ConditionalFlowPrior((2,), steps=1, width=6, blocks=1, context_dim=CONTEXT)).double()
     assert prior.embedding is None
@@ -316,7 +316,7 @@ def test_semi_conditional_flow_given_covariates():
     assert loss.requires_grad
 
 
-# -- names -----------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     "spec",
     [
@@ -375,7 +375,7 @@ def test_a_users_own_prior():
     )
 
 
-# -- Bayesian class means --------------------------------------------------------------------------
+# -- Bayesian class means ------------------------------------------------------
 class BayesianMeans(PyroModule):
     """Class means with a prior of their own, sampled outside the plate."""
 
@@ -426,7 +426,7 @@ def test_relaxed_labels_under_a_drawn_table():
     assert relative(prior.condition(weights).base_dist.loc, expected) < 1e-5
 
 
-# -- precision -------------------------------------------------------------------------------------
+# -- precision -----------------------------------------------------------------
 @every
 def test_autocast_leaves_densities_alone(name):
     case, prior = PRIORS[name], build(name, torch.float32)

@@ -71,7 +71,7 @@ class Quadrature:
         return (values.T * self.area).sum(-1)
 
 
-# -- exact densities ----------------------------------------------------------
+# -- exact densities --------------------------------------
 @densities
 def test_every_density_integrates_to_one(name):
     flow = FLOWS[name]()
@@ -137,7 +137,7 @@ def test_log_prob_is_the_formula(make):
     assert relative(flow.condition(torch.tensor([0, 1, 2])).log_prob(x), expected) < 1e-12
 
 
-# -- shapes -----------------------------------------------------------------------
+# -- shapes ---------------------------------------------------
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (3, 1), (3, 1, 1)])
 def test_batch_and_event_shapes(make, batch):
@@ -192,7 +192,7 @@ def test_a_flow_whose_base_is_an_image_is_flattened(shape):
     assert relative(flow.encode(x)[1], x.flip(1)) < 1e-6
 
 
-# -- latents ------------------------------------------------------------------------
+# -- latents ----------------------------------------------------
 @pytest.mark.parametrize("latent_dim", [None, 1, 5, 8, 12, 16])
 def test_encode_and_decode(latent_dim):
     flow = image_flow("gmm", dtype=F64, latent_dim=latent_dim)
@@ -247,7 +247,7 @@ def test_scale_of_the_auxiliary_part(scale, init):
     assert sum(p.numel() for p in flow.aux.parameters()) == (8 if scale == "learnable" else 0)
 
 
-# -- labels ------------------------------------------------------------------------------
+# -- labels ----------------------------------------------------------
 @pytest.mark.parametrize("name", PLANE)
 def test_labels_summed_by_hand(name):
     """class_log_prob, log_prob, posterior and LabelMarginal against a loop and Bayes' rule."""
@@ -312,7 +312,7 @@ def test_relaxed_labels_carry_gradients_to_the_label():
     assert (logits.grad != 0).any(-1).all()
 
 
-# -- as part of Pyro -------------------------------------------------------------------------
+# -- as part of Pyro -----------------------------------------------------
 def test_it_is_a_conditional_distribution_and_becomes_a_pyro_module():
     flow = image_flow("flow")
     x = torch.randn(3, 1, 4, 4)
@@ -340,7 +340,7 @@ def test_initialize_reaches_flow_and_prior():
     assert torch.isfinite(image.log_prob(torch.randn(3, 1, 4, 4))).all()
 
 
-# -- the label summed inside one distribution ---------------------------------------------------
+# -- the label summed inside one distribution -------------------------------
 class TestLabelMarginal:
     def test_shapes_and_expansion(self):
         flow = image_flow()

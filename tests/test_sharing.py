@@ -25,7 +25,7 @@ def count(flow: scnf.SemiConditionalFlow, action) -> Counter:
     return counter
 
 
-# -- passes -------------------------------------------------------------------------------------------
+# -- passes -----------------------------------------------------------------------
 class TestPasses:
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 
@@ -106,7 +106,7 @@ class TestPasses:
         assert counter.calls == 1
 
 
-# -- never stale ----------------------------------------------------------------------------------------
+# -- never stale --------------------------------------------------------------------
 class TestNeverStale:
     def test_after_a_change_of_the_data_in_place(self):
         flow, x = toy_flow(), torch.randn(4, 2)

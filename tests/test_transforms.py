@@ -20,7 +20,7 @@ from pyro_scnf.transforms.actnorm import channel_statistics
 F64 = torch.float64
 
 
-# -- actnorm and initialisation --------------------------------------------------------------------
+# -- actnorm and initialisation ------------------------------------------------
 def test_actnorm_is_the_identity_until_initialised():
     layer, x = T.ActNorm((2, 3, 3)), 5 + 2 * torch.randn(7, 2, 3, 3)
     z, ladj = layer.inverse_and_ladj(x)
@@ -109,7 +109,7 @@ def test_initialize_survives_a_constant_channel():
     assert torch.isfinite(layer.inverse_and_ladj(x)[1]).all()
 
 
-# -- 1x1 convolution -------------------------------------------------------------------------------
+# -- 1x1 convolution -----------------------------------------------------------
 @pytest.mark.parametrize("kind", ["lu", "plain"])
 @pytest.mark.parametrize("init", ["orthogonal", "identity"])
 def test_convolution_is_a_dense_matrix_on_channels(kind, init):
@@ -157,7 +157,7 @@ def test_only_the_triangles_of_lu_are_read():
     assert torch.equal(layer.inverse_and_ladj(x)[0], before)
 
 
-# -- couplings -------------------------------------------------------------------------------------
+# -- couplings -----------------------------------------------------------------
 class Constant(nn.Module):
     """A conditioner that always gives the same, and remembers what it was asked."""
 
@@ -259,7 +259,7 @@ def test_double_coupling_changes_both_halves_the_second_given_the_first():
     assert {layer.split for layer in odd} == {2, 3}
 
 
-# -- conditioners ----------------------------------------------------------------------------------
+# -- conditioners --------------------------------------------------------------
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
@@ -323,7 +323,7 @@ def test_norms_of_a_residual_net_are_really_attached():
     assert counts == {"none": 0, "final": 1, "blocks": 7}
 
 
-# -- rearrangements --------------------------------------------------------------------------------
+# -- rearrangements ------------------------------------------------------------
 def test_squeeze_orders():
     """Channel c of pixel (2i + dy, 2j + dx) goes where the documentation says."""
     x = torch.arange(3 * 4 * 2, dtype=F64).reshape(3, 4, 2)
@@ -365,7 +365,7 @@ def test_a_random_permutation_is_restored_with_its_inverse():
     assert torch.equal(other(one.inv(x)), x)
 
 
-# -- factoring out ---------------------------------------------------------------------------------
+# -- factoring out -------------------------------------------------------------
 @given(st.integers(2, 1000))
 def test_kept_channels_is_the_lower_half_made_even(channels):
     kept = T.kept_channels(channels)
@@ -426,7 +426,7 @@ def test_chains_run_every_layer_once_per_pass():
     assert [id(layer) for layer in runs] == [id(layer) for layer in reversed(layers)]
 
 
-# -- the logit, dequantisation, bits per dimension -------------------------------------------------
+# -- the logit, dequantisation, bits per dimension -----------------------------
 @pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.05, 0.5])
 def test_logit_is_its_formula(alpha):
     x = torch.rand(20, 3, dtype=F64)
@@ -483,7 +483,7 @@ def test_bits_per_dim_of_a_uniform_density_through_a_logit():
     assert relative(scnf.bits_per_dim(logistic + ladj, (1, 2, 2)), torch.full((6,), 8.0, dtype=F64)) < 1e-9
 
 
-# -- ready-made flows ------------------------------------------------------------------------------
+# -- ready-made flows ----------------------------------------------------------
 @pytest.mark.parametrize(
     ("shape", "levels"), [((1, 8, 8), 3), ((3, 32, 32), 3), ((1, 4, 6), 1), ((5,), 1), ((1, 3, 3), 0)]
 )
