@@ -17,7 +17,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["Ratio", "add_common_arguments", "environment", "interleave", "ratio", "report_bounds", "write_json"]
+__all__ = [
+    "Ratio",
+    "add_common_arguments",
+    "environment",
+    "interleave",
+    "ratio",
+    "report_bounds",
+    "write_json",
+]
 
 
 def interleave(
@@ -73,7 +81,8 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f}  (by round: median {self.median:.3f}, quartiles {self.low:.3f}-{self.high:.3f})"
+        spread = f"median {self.median:.3f}, quartiles {self.low:.3f}-{self.high:.3f}"
+        return f"{self.value:.3f}  (by round: {spread})"
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
@@ -120,7 +129,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, batch_size: int, re
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=batch_size, help="rows (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=repeats, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, default=min(2, os.cpu_count() or 1), help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 

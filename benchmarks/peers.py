@@ -125,7 +125,9 @@ def normflows(device: str) -> Peer:
             layers.append(library.flows.Permute(DIM, mode="swap"))
         net = library.nets.MLP([HALF, *HIDDEN, 2 * HALF])
         layers.append(library.flows.AffineCouplingBlock(net))
-    flow = library.NormalizingFlow(library.distributions.DiagGaussian(DIM, trainable=False), layers).to(device)
+    flow = library.NormalizingFlow(library.distributions.DiagGaussian(DIM, trainable=False), layers).to(
+        device
+    )
     return Peer(flow, flow.inverse, flow.log_prob)
 
 
@@ -224,7 +226,7 @@ def main() -> int:
 
     machine = environment(args.device, PACKAGES)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print(f"RealNVP, D = {DIM}, {COUPLINGS} couplings, nets {HIDDEN}, N = {args.batch_size}: log_prob + backward")
+    print(f"RealNVP, D = {DIM}, {COUPLINGS} couplings, nets {HIDDEN}, {args.batch_size} rows, {x.dtype}")
     print(f"{'':16}{'parameters':>11}{'min ms':>9}{'median ms':>11}  times the networks alone")
     for name, column in sorted(seconds.items(), key=lambda item: min(item[1])):
         count = f"{peers[name].num_parameters():,}" if name in peers else ""

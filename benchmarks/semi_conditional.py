@@ -121,9 +121,8 @@ def main() -> int:
     )
     print(f"{'':12}{'f_w passes':>11}{'min ms':>9}{'median ms':>11}{'loss, nats a row':>18}")
     for name, column in seconds.items():
-        print(
-            f"{name:12}{passes[name]:11}{1e3 * min(column):9.0f}{1e3 * median(column):11.0f}{losses[name]:18.3f}"
-        )
+        shortest, middle = 1e3 * min(column), 1e3 * median(column)
+        print(f"{name:12}{passes[name]:11}{shortest:9.0f}{middle:11.0f}{losses[name]:18.3f}")
     for name, value in ratios.items():
         print(f"{name:22}{value}")
     status = report_bounds(

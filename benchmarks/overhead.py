@@ -1,0 +1,120 @@
+"""What Pyro's machinery adds to a step of a small flow, where it shows most.
+
+An eight-step Glow on the plane with a conditional-flow prior and two classes: forward and backward of
+``elbo(model)``, of the EM guide, and of one ``SVI`` step with Pyro's optimiser, beside the same loss
+written by hand from the flow's own densities. No bound; the figures say what to expect::
+
+    python benchmarks/overhead.py --json overhead.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import torch
+from _timing import add_common_arguments, environment, interleave, ratio, write_json
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+
+import pyro_scnf as scnf
+
+LABELLED = 10
+
+
+def by_hand(
+    model: scnf.SemiSupervisedModel, x: Tensor, y: Tensor | None, unlabelled: Tensor | None
+) -> Tensor:
+    """The exact loss in nats: ``-log p(x)``, or ``-log p(x, y) - log p(unlabelled)`` in one pass of f_w."""
+    flow = model.flow
+    if y is None or unlabelled is None:
+        return -model.log_prob(x).sum()
+    joint = flow.class_log_prob(torch.cat([x, unlabelled])) + model.label_prior.logits.log_softmax(-1)
+    labelled, rest = joint.split([len(x), len(unlabelled)])
+    return -(labelled.gather(-1, y[:, None]).sum() + rest.logsumexp(-1).sum())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser, batch_size=64, repeats=60)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    torch.manual_seed(args.seed)
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=8, width=64), "flow", 2)
+    model = scnf.SemiSupervisedModel(flow).to(args.device)
+    unlabelled = torch.randn(args.batch_size, 2, device=args.device)
+    x = torch.randn(LABELLED, 2, device=args.device)
+    y = torch.arange(LABELLED, device=args.device) % 2
+    model.initialize(unlabelled)
+
+    exact, em = scnf.elbo(model), scnf.elbo(model, scnf.EMGuide(model))
+    svi = SVI(
+        model,
+        scnf.exact_guide,
+        Adam({"lr": 0.0}),
+        TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    )
+
+    def backward(loss: Callable[..., Tensor], *batch: Any) -> Callable[[], None]:
+        def step() -> None:
+            model.zero_grad(set_to_none=True)
+            loss(*batch).backward()
+
+        return step
+
+    one, two = (unlabelled, None, None), (x, y, unlabelled)
+
+    def hand(*batch: Any) -> Tensor:
+        return by_hand(model, *batch)
+
+    for batch in (one, two):
+        if not torch.isclose(exact(*batch), hand(*batch), rtol=1e-5):
+            raise SystemExit("the loss by hand is another one")
+    steps: dict[str, Callable[[], Any]] = {
+        "one plate, by hand": backward(hand, *one),
+        "one plate, elbo": backward(exact, *one),
+        "one plate, EM": backward(em, *one),
+        "two plates, by hand": backward(hand, *two),
+        "two plates, elbo": backward(exact, *two),
+        "two plates, EM": backward(em, *two),
+        "two plates, SVI": lambda: svi.step(*two),
+    }
+    seconds = interleave(steps, args.repeats, warmup=3, device=args.device)
+    ratios = {
+        name: ratio(column, seconds[f"{name.partition(',')[0]}, by hand"]) for name, column in seconds.items()
+    }
+
+    machine = environment(args.device)
+    tensors = len(list(model.parameters()))
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(
+        f"Glow on the plane, {args.batch_size} unlabelled and {LABELLED} labelled rows, {tensors} parameters"
+    )
+    print(f"{'':20}{'min ms':>8}{'median ms':>11}  times the loss by hand")
+    for name, column in seconds.items():
+        print(f"{name:20}{1e3 * min(column):8.1f}{1e3 * median(column):11.1f}  {ratios[name]}")
+
+    write_json(
+        args.json,
+        {
+            "benchmark": "overhead",
+            "environment": machine,
+            "settings": {"rows": args.batch_size, "labelled_rows": LABELLED, "repeats": args.repeats},
+            "parameter_tensors": tensors,
+            "seconds": seconds,
+            "times_by_hand": {name: asdict(value) for name, value in ratios.items()},
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
