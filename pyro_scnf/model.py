@@ -244,7 +244,7 @@ def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> 
 def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
     """Weigh the rows of the sites to come; weight 0, which Pyro's scale refuses, leaves a row out."""
     if weights is not None:
-        keep = weights > 0
+        keep: Any = weights > 0
         handlers.enter_context(poutine.mask(mask=keep))
         handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
 
