@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_scnf._draws import broadcasting_hint, count_draws, find_label, over_plates, trace_draws
+from pyro_scnf.model import LOG_ZERO
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["enumerate_labels", "sample_labels"]
-
-_DRAWS = "_posterior_draws"
 
 
 @torch.no_grad()
@@ -27,6 +25,7 @@ def enumerate_labels(
     *,
     site: str = "y",
     max_plate_nesting: int = 1,
+    parallel: bool = True,
 ) -> Tensor:
     r""":math:`\log p(x_n, y_n = k \mid \theta_s)` for every draw, datum and label, in one run of the model.
 
@@ -35,77 +34,135 @@ def enumerate_labels(
     draws together. Draws are conditioned on *inside* the enumeration; Pyro's
     ``Predictive(infer_discrete(model), posterior_samples)`` silently ignores them.
 
-    :param model: any Pyro model with an enumerated (or observed) discrete site in a plate.
+    Discrete sites that are neither observed nor marked are enumerated too, as NUTS does it. Other
+    ones than the label are summed out, if they lie in the label's own plates.
+
+    :param model: any Pyro model with a discrete site (enumerated, observed, or partly observed by
+        Pyro's ``obs_mask``) in a plate.
     :param args: its positional arguments.
-    :param posterior: draws of its continuous latents by site name, ``(S, *event)``; draws of one
-        value if empty, S = 1.
+    :param posterior: draws of its continuous latents by site name, ``(S, *plates, *event)``; draws of
+        one value if empty, S = 1.
     :param str site: the label; the terms counted are those in its plates, summed over any plates
-        inside them (the members of a group that shares the label).
+        inside them (the members of a group that shares the label). Any observed site will do where
+        a model has no label: the result is then its log-likelihood.
     :param int max_plate_nesting: depth of plates in the model.
+    :param bool parallel: with ``True``, draws come to the model with a batch dimension to the left of
+        its plates, ``(S, 1, *event)`` for a global latent of a model with one plate; it must let them
+        broadcast (``Vindex(loc)[..., y]``, not ``loc[y]``). With ``False`` the model is run draw by
+        draw and sees what it sees in training; an unchanged flow still runs once per x.
     :return: ``(S, N, K)`` in nats, with one N for each plate of the label; ``(S, N, 1)`` if it is
         observed.
-    :raises ValueError: if the site does not exist or draws differ in number.
+    :raises ValueError: if the site does not exist or is in no plate, if draws differ in number, belong
+        to no site, or are missing for one, or if a sum over labels has no pointwise terms.
     """
     posterior = {} if posterior is None else dict(posterior)
-    counts = {name: len(draws) for name, draws in posterior.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"posterior: numbers of draws differ, {counts}")
-    num_draws = next(iter(counts.values()), 1)
-    # Draws sit in a plate to the left of the model's own.
-    values = {
-        name: draws.reshape((num_draws,) + (1,) * max_plate_nesting + draws.shape[1:])
-        for name, draws in posterior.items()
-    }
+    num_draws = count_draws(posterior)
+    with share_encoding():
+        if parallel:
+            return _log_joint(model, args, posterior, site, max_plate_nesting, parallel)
+        each = [{name: draws[s : s + 1] for name, draws in posterior.items()} for s in range(num_draws)]
+        return torch.cat([_log_joint(model, args, one, site, max_plate_nesting, parallel) for one in each])
 
-    def all_draws() -> None:
-        with pyro.plate(_DRAWS, num_draws, dim=-1 - max_plate_nesting):
-            poutine.condition(model, data=values)(*args)
 
-    with share_encoding(), poutine.enum(first_available_dim=-2 - max_plate_nesting):
-        trace = poutine.trace(all_draws).get_trace()
-    if site not in trace.nodes:
-        names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-        raise ValueError(f"site={site!r}: no such site; the model has {names}")
-    trace.compute_log_prob()
-    label = trace.nodes[site]
+def _log_joint(
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    posterior: Mapping[str, Tensor],
+    site: str,
+    nesting: int,
+    parallel: bool,
+) -> Tensor:
+    trace = trace_draws(model, args, posterior, nesting, parallel)
+    label = find_label(trace, site, posterior)
     plates = {frame.name for frame in label["cond_indep_stack"]}
-    terms = [
-        _sum_inner_plates(node, plates)
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and name not in posterior
-        and not poutine.util.site_is_subsample(node)
-        and {frame.name for frame in node["cond_indep_stack"]} >= plates
-    ]
-    joint = torch.stack(torch.broadcast_tensors(*terms)).sum(0)
-    infer: Any = label["infer"]
-    dim = infer.get("_enumerate_dim")
+    dim = label["infer"].get("_enumerate_dim")
+    joint = torch.zeros(())
+    with broadcasting_hint(parallel):
+        trace.compute_log_prob()
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample" or name in posterior or not _is_term(node):
+                continue
+            if {frame.name for frame in node["cond_indep_stack"]} >= plates:
+                joint = joint + _sum_inner_plates(node, plates)
+            elif dim is not None and node["log_prob"].dim() >= -dim and node["log_prob"].shape[dim] > 1:
+                raise ValueError(f"site {name!r} depends on the label {site!r} but lies outside its plates")
+        joint = _sum_other_labels(joint, trace, label, nesting)
     joint = joint[..., None] if dim is None else joint.movedim(dim, -1)
-    joint = joint.reshape(joint.shape[-2 - max_plate_nesting :])
-    stack: Any = label["cond_indep_stack"]
-    frames = sorted(stack, key=lambda frame: frame.dim)  # the draws come first
-    sizes = [1] * (1 + max_plate_nesting)
-    for frame in frames:
-        sizes[frame.dim] = frame.size
-    joint = joint.expand((*sizes, joint.shape[-1]))
-    return joint.reshape((*(frame.size for frame in frames), joint.shape[-1]))
+    joint = over_plates(joint, label, nesting, event_dim=1)
+    if trace.nodes[site] is label:
+        return joint
+    return _merge_observed(joint, over_plates(trace.nodes[site]["value"].movedim(dim, -1), label, nesting, 1))
+
+
+def _is_term(node: Any) -> bool:
+    """Whether a site is part of the generative model."""
+    infer = node["infer"]
+    return not (
+        poutine.util.site_is_subsample(node) or infer.get("_deterministic") or infer.get("training_only")
+    )
 
 
 def _sum_inner_plates(node: Mapping[str, Any], plates: set[str]) -> Tensor:
-    """The log-probability of a site, masked, not scaled, and summed over plates not among ``plates``."""
-    log_prob = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
+    """The log-probability of a site, masked, not scaled, and summed over plates not among ``plates``.
+
+    A mask does not bear on what is enumerated: its probabilities add up to one.
+    """
+    mask = None if "_enumerate_dim" in node["infer"] else node["mask"]
+    log_prob = scale_and_mask(node["unscaled_log_prob"], mask=mask)
     for frame in node["cond_indep_stack"]:
         if frame.name not in plates:
             log_prob = log_prob.sum(frame.dim, keepdim=True)
     return log_prob
 
 
-def sample_labels(log_joint: Tensor, temperature: float = 1.0) -> Tensor:
+def _sum_other_labels(joint: Tensor, trace: Any, label: Any, nesting: int) -> Tensor:
+    """Sum discrete sites other than the label out of the joint."""
+    enumerated = {
+        node["infer"]["_enumerate_dim"]: node
+        for node in trace.nodes.values()
+        if node["type"] == "sample" and "_enumerate_dim" in node["infer"]
+    }
+    plates = {frame.name for frame in label["cond_indep_stack"]}
+    for dim in range(-joint.dim(), -1 - nesting):
+        node = enumerated.get(dim)
+        if joint.shape[dim] == 1 or node is label:
+            continue
+        if node is None:
+            raise ValueError(
+                f"log-probabilities have an unexpected dimension {dim} of size {joint.shape[dim]}, left of "
+                f"max_plate_nesting={nesting} plates and the draws"
+            )
+        if {frame.name for frame in node["cond_indep_stack"]} != plates:
+            raise ValueError(
+                f"site {node['name']!r} is enumerated in other plates than {label['name']!r}: "
+                "data share it, and none has a log-probability of its own"
+            )
+        joint = joint.logsumexp(dim, keepdim=True)
+    return joint
+
+
+def _merge_observed(joint: Tensor, value: Tensor) -> Tensor:
+    """Put all probability of the rows with an observed label on it.
+
+    :param joint: ``(S, N, K)``, alike for all K where the label is observed.
+    :param value: ``(S, N, K)``, the label under each hypothesis: the observed one, or k.
+    """
+    known = (value == value[..., :1]).all(-1, keepdim=True)
+    is_label = value[..., :1] == torch.arange(joint.shape[-1], device=value.device)
+    certain = torch.where(is_label, joint.logsumexp(-1, keepdim=True), LOG_ZERO)
+    return torch.where(known, certain, joint)
+
+
+def sample_labels(
+    log_joint: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
     r"""One label per draw and datum from the ``(S, N, K)`` of :func:`enumerate_labels`.
 
     :param float temperature: 1 samples the posterior, 0 takes its mode.
+    :param generator: source of randomness, the global one by default.
     :return: labels ``(S, N)``.
     """
     if temperature == 0:
         return log_joint.argmax(-1)
-    return dist.Categorical(logits=log_joint.log_softmax(-1) / temperature).sample()
+    probs = (log_joint.log_softmax(-1) / temperature).softmax(-1)
+    return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).reshape(probs.shape[:-1])

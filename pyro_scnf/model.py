@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
@@ -183,7 +184,10 @@ class SemiSupervisedModel(PyroModule):
         log_prob = posterior.log_prob(y.clamp(min=0)) * known
         # Its weight stands beside that of log p(x, y), not under it.
         weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
-        pyro.factor("classification", weight * log_prob, has_rsample=False)
+        term = dist.Unit(weight * log_prob, has_rsample=False)
+        # A factor that is no part of the generative model: enumerate_labels leaves it out.
+        infer: Any = {"is_auxiliary": True, "training_only": True}
+        pyro.sample("classification", term, obs=term.sample(), infer=infer)
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
