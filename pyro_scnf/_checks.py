@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["check_context", "check_finite", "check_labels", "validating"]
+__all__ = [
+    "check_at_least",
+    "check_context",
+    "check_finite",
+    "check_labels",
+    "check_row_labels",
+    "check_temperature",
+    "validating",
+]
 
 
 def validating() -> bool:
@@ -48,3 +56,25 @@ def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
         )
     check_finite(y, "y", owner)
     return y
+
+
+def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tensor:
+    """One label a row, ``(rows,)`` and int64, -1 where it is unknown."""
+    y = check_labels(y, num_classes, "y", owner, unlabelled=True)
+    if y.shape != (rows,):
+        raise ValueError(f"{owner}: y has shape {tuple(y.shape)}, expected ({rows},)")
+    return y
+
+
+def check_temperature(temperature: float) -> float:
+    """Raise unless ``temperature`` is a positive number."""
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected a positive number")
+    return temperature
+
+
+def check_at_least(minimum: int, **values: int) -> None:
+    """Raise for the first of the named ``values`` that is below ``minimum``."""
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name}={value}: expected at least {minimum}")

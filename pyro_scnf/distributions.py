@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_scnf._checks import check_temperature
+
 __all__ = ["BaseNormal", "ConcatDistribution"]
 
 
@@ -47,7 +49,7 @@ class BaseNormal(nn.Module):
     def forward(self, batch_shape: Sequence[int] = (), temperature: float = 1.0) -> Any:
         """The distribution with batch ``batch_shape``, its scale multiplied by ``temperature``."""
         scale = F.softplus(self.raw_scale) if self.raw_scale is not None else torch.ones_like(self.zero)
-        normal = dist.Normal(self.zero, scale * temperature, validate_args=False)
+        normal = dist.Normal(self.zero, scale * check_temperature(temperature), validate_args=False)
         return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
 
 

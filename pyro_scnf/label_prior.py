@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_labels
+from pyro_scnf._checks import check_at_least, check_labels
 
 __all__ = ["LabelPrior"]
 
@@ -29,6 +29,7 @@ class LabelPrior(nn.Module):
 
     def __init__(self, num_classes: int, probs: Literal["uniform", "learnable"] | Tensor = "uniform") -> None:
         super().__init__()
+        check_at_least(1, num_classes=num_classes)
         self.num_classes = num_classes
         if isinstance(probs, Tensor):
             if probs.shape != (num_classes,) or not (probs >= 0).all() or not probs.sum() > 0:

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_scnf._checks import check_temperature
 from pyro_scnf._draws import broadcasting_hint, count_draws, find_label, over_plates, trace_draws
 from pyro_scnf.model import LOG_ZERO
 from pyro_scnf.sharing import share_encoding
@@ -164,5 +165,5 @@ def sample_labels(
     """
     if temperature == 0:
         return log_joint.argmax(-1)
-    probs = (log_joint.log_softmax(-1) / temperature).softmax(-1)
+    probs = (log_joint.log_softmax(-1) / check_temperature(temperature)).softmax(-1)
     return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).reshape(probs.shape[:-1])

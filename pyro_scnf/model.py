@@ -12,12 +12,14 @@ import torch
 from pyro import poutine
 from pyro.nn import PyroModule
 from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_scnf._checks import check_finite, check_labels, validating
+from pyro_scnf._checks import check_at_least, check_finite, check_labels, validating
 from pyro_scnf._shapes import check_event
 from pyro_scnf.label_prior import LabelPrior
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -82,6 +84,8 @@ class SemiSupervisedModel(PyroModule):
                 "expected a positive and a non-negative number"
             )
         self.flow = flow
+        for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
+            check_at_least(1, **{name: 1 if size is None else size})
         if not isinstance(class_probs, LabelPrior):
             # Of the flow's dtype and device: Pyro contracts terms of one only.
             like = next(chain(flow.parameters(), flow.buffers()), torch.zeros(()))
@@ -212,6 +216,9 @@ class SemiSupervisedModel(PyroModule):
             raise ValueError(
                 f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
             )
+        for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
+            if value is not None and len(value) == 0:
+                raise ValueError(f"{owner}: {name} is empty, expected at least one row")
         if weights is not None:
             if validating() and not ((weights >= 0) & torch.isfinite(weights)).all():
                 raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
@@ -267,6 +274,14 @@ def _num_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
     return n
 
 
+def _conditions(handler: Any, site: str) -> bool:
+    """Whether a handler is a ``poutine.condition`` on ``site``."""
+    if not isinstance(handler, ConditionMessenger):
+        return False
+    data = handler.data
+    return site in (data.nodes if isinstance(data, Trace) else data)
+
+
 def _guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool) -> None:
     """Raise where Pyro would go on with a wrong loss.
 
@@ -277,6 +292,7 @@ def _guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool
     replay = next((m.trace for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
     node = replay.nodes.get(site) if replay is not None else None
     in_guide = node is not None and not node["is_observed"]
+    observed = observed or any(_conditions(m, site) for m in stack)
     enumerated = any(isinstance(m, EnumMessenger) for m in stack)
     if observed and in_guide:
         raise RuntimeError(

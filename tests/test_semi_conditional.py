@@ -68,7 +68,7 @@ class Quadrature:
         self.area = torch.cartesian_prod(*steps).prod(-1)
 
     def integrate(self, values: torch.Tensor) -> torch.Tensor:
-        return (values.T * self.area).sum(-1)
+        return torch.tensordot(self.area, values, 1)
 
 
 # -- exact densities --------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pyro_scnf._checks import check_at_least
 from pyro_scnf.nn import ResidualConvNet, ResidualMLP
 from pyro_scnf.transforms import (
     AffineCoupling,
@@ -36,6 +37,7 @@ class CouplingBuilder:
     def __init__(
         self, width: int, blocks: int, scale: str, context_dim: int = 0, net: NetFactory | None = None
     ) -> None:
+        check_at_least(0, context_dim=context_dim)
         self.width, self.blocks, self.scale = width, blocks, scale
         self.context_dim, self.factory = context_dim, net
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_scnf._checks import check_at_least
 from pyro_scnf._shapes import over_batch
 from pyro_scnf.transforms.actnorm import EPSILON, channel_statistics
 
@@ -137,6 +138,8 @@ class _ResidualNet(Conditioner):
         context_dim: int,
     ) -> None:
         _check_norm(norm)
+        check_at_least(1, width=width)
+        check_at_least(0, blocks=blocks)
 
         def make_norm() -> nn.Module:
             return ChannelNorm(width, event_dim)
@@ -206,6 +209,8 @@ class ResidualConvNet(_ResidualNet):
 
 
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
     mode: Literal["reflect", "zeros"] = "reflect" if kernel_size > 1 else "zeros"
     return nn.Conv2d(in_size, out_size, kernel_size, padding=kernel_size // 2, padding_mode=mode)
 
@@ -227,6 +232,8 @@ class MLP(Conditioner):
     ) -> None:
         if not hidden:
             raise ValueError("hidden is empty: expected at least one width")
+        for size in hidden:
+            check_at_least(1, hidden=size)
         body: list[nn.Module] = [activation()]
         for before, after in pairwise(hidden):
             body += [nn.Linear(before, after), activation()]
@@ -249,6 +256,7 @@ class ConvNet(Conditioner):
     def __init__(
         self, in_channels: int, out_channels: int, width: int = 64, context_dim: int = 0, kernel_size: int = 3
     ) -> None:
+        check_at_least(1, width=width)
         super().__init__(
             _conv(in_channels, width, kernel_size),
             nn.Sequential(nn.ReLU(), _conv(width, width, 1), nn.ReLU()),

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_context
+from pyro_scnf._checks import check_at_least, check_context, check_row_labels
 from pyro_scnf._shapes import as_event_shape, check_event
 
 __all__ = ["ClassConditionalPrior"]
@@ -28,8 +28,7 @@ class ClassConditionalPrior(nn.Module):
 
     def __init__(self, event_shape: Any, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: expected at least 1")
+        check_at_least(1, num_classes=num_classes)
         self.event_shape = as_event_shape(event_shape)
         self.num_classes = num_classes
 
@@ -57,3 +56,7 @@ class ClassConditionalPrior(nn.Module):
 
     def _check(self, y: Tensor) -> Tensor:
         return check_context(y, self.num_classes, f"{type(self).__name__}.condition")
+
+    def _check_rows(self, z_f: Tensor, y: Tensor) -> Tensor:
+        """The labels of :meth:`initialize`."""
+        return check_row_labels(y, len(z_f), self.num_classes, f"{type(self).__name__}.initialize")

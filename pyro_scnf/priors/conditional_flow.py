@@ -8,7 +8,7 @@ import torch
 from pyro.distributions.conditional import ConditionalTransformedDistribution
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_finite
+from pyro_scnf._checks import check_at_least, check_finite
 from pyro_scnf._shapes import as_event_shape, check_event
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
@@ -68,9 +68,11 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         self.embedding: nn.Embedding | None = None
         if context_dim is None:
             context_dim = num_classes if embedding_dim is None else embedding_dim
+            check_at_least(1, embedding_dim=context_dim)
             self.embedding = nn.Embedding(num_classes, context_dim)
             if context_dim == num_classes:
                 nn.init.eye_(self.embedding.weight)
+        check_at_least(1, context_dim=context_dim)
         if flow is None:
             flow = _default_flow(
                 self.event_shape,
@@ -112,7 +114,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         """Set actnorms from the latents. New couplings ignore their context, so an unknown label may
         be taken for any."""
         if self.embedding is not None:
-            y = y.clamp(min=0)
+            y = self._check_rows(z_f, y).clamp(min=0)
         self.flow.initialize(z_f, self.context(y))
 
     def class_log_prob(self, z_f: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
+from pyro_scnf._checks import check_temperature
 from pyro_scnf.priors.base import ClassConditionalPrior
 
 __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
@@ -81,8 +82,9 @@ class _LocationScalePrior(ClassConditionalPrior):
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
         """With ``means="latents"``, move every mean to its class's labelled latents.
 
-        :raises ValueError: if a class has no labelled example.
+        :raises ValueError: if a class has no labelled example, or for wrong labels.
         """
+        y = self._check_rows(z_f, y)
         if self.means != "latents":
             return
         missing = [k for k in range(self.num_classes) if not (y == k).any()]
@@ -150,7 +152,7 @@ class GaussianMixturePrior(_LocationScalePrior):
             self._table("off_diagonal", torch.zeros(num_classes, dim, dim), learn_scales)
 
     def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
-        y = self._check(y)
+        y, temperature = self._check(y), check_temperature(temperature)
         event_dim = len(self.event_shape)
         loc = self._pick(self.loc, y, event_dim)
         if self.covariance == "full":
@@ -222,7 +224,7 @@ class StudentTMixturePrior(_LocationScalePrior):
         return 2.0 + self.raw_df.exp()
 
     def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
-        y = self._check(y)
+        y, temperature = self._check(y), check_temperature(temperature)
         event_dim = len(self.event_shape)
         loc = self._pick(self.loc, y, event_dim)
         scale = temperature * self._pick(self.log_scale, y, event_dim).exp()

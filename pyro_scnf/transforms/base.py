@@ -260,7 +260,8 @@ class ConditionalFlowTransform(_Shaped, nn.Module):
 
     def initialize(self, x: Tensor, context: Tensor) -> Tensor:
         """As :meth:`FlowTransform.initialize`, given the contexts of ``x``."""
-        check_event(x, self.event_shape, "x", type(self).__name__)
+        if not check_event(x, self.event_shape, "x", type(self).__name__):
+            raise ValueError(f"{type(self).__name__}.initialize: x needs a batch dimension, got one event")
         self._check_context(context)
         return self._initialize(x, context)
 

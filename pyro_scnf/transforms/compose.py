@@ -30,16 +30,21 @@ def common_context_dim(layers: Sequence[Any]) -> int | None:
     return dims.pop() if dims else None
 
 
-def check_chain(layers: Sequence[Any], owner: str) -> None:
-    """Raise unless every layer is ours and each fits the next (generative order)."""
+def check_layers(layers: Sequence[Any], name: str, owner: str) -> None:
+    """Raise unless there is a layer and every one is ours."""
     if not layers:
-        raise ValueError(f"{owner}: layers is empty")
+        raise ValueError(f"{owner}: {name} is empty")
     for layer in layers:
         if not isinstance(layer, (FlowTransform, ConditionalFlowTransform)):
             raise ValueError(
-                f"{owner}: layers must be FlowTransform or ConditionalFlowTransform, got "
+                f"{owner}: {name} must be FlowTransform or ConditionalFlowTransform, got "
                 f"{type(layer).__name__}"
             )
+
+
+def check_chain(layers: Sequence[Any], owner: str) -> None:
+    """Raise unless every layer is ours and each fits the next (generative order)."""
+    check_layers(layers, "layers", owner)
     for deeper, layer in pairwise(layers):
         if deeper.event_shape != layer.base_shape:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
-from pyro_scnf.transforms.compose import Layer, common_context_dim, context_of
+from pyro_scnf.transforms.compose import Layer, check_layers, common_context_dim, context_of
 
 __all__ = ["ConditionalMultiScale", "MultiScale", "kept_channels", "multi_scale"]
 
@@ -37,8 +37,7 @@ class _Scales:
 
     @staticmethod
     def _check_stages(stages: Sequence[Any]) -> None:
-        if not stages:
-            raise ValueError("stages is empty")
+        check_layers(stages, "stages", "MultiScale")
         for deeper, stage in pairwise(stages):
             out = stage.base_shape
             expected = (kept_channels(out[0]),) + tuple(out[1:])
@@ -139,6 +138,8 @@ class MultiScale(_Scales, FlowTransform):
 
     def __init__(self, stages: Sequence[FlowTransform], latent_dim: int | None = None) -> None:
         self._check_stages(stages)
+        if common_context_dim(stages) is not None:
+            raise ValueError("MultiScale: a stage is conditional, use ConditionalMultiScale (or multi_scale)")
         super().__init__(stages[-1].event_shape, stages[-1].event_shape.numel())
         self._set_stages(stages, latent_dim)
 

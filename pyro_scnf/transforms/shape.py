@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_scnf._shapes import as_event_shape
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["Flatten", "Flip", "Permute", "Squeeze"]
@@ -122,4 +123,4 @@ class Flip(Permute):
     """Reverse the order of the channels."""
 
     def __init__(self, event_shape: Any) -> None:
-        super().__init__(event_shape, torch.arange(torch.Size(event_shape)[0]).flip(0))
+        super().__init__(event_shape, torch.arange(as_event_shape(event_shape)[0]).flip(0))

@@ -1,0 +1,131 @@
+"""Where plain Pyro would go on with a wrong loss, the ready model raises."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import toy_flow
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro.optim import Adam
+
+import pyro_scnf as scnf
+
+F64 = torch.float64
+Y = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture
+def model():
+    return scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64))
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 2, dtype=F64)
+
+
+FORMS = {
+    "unlabelled": lambda x: (x,),
+    "partly": lambda x: (x, torch.tensor([0, -1, 2, -1])),
+    "two plates": lambda x: (x, Y, x + 1),
+}
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+@forms
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+def test_a_latent_label_that_nothing_sums_out(model, x, form, elbo):
+    """Plain ELBOs ignore ``enumerate`` and would draw the label from p(y)."""
+    args = FORMS[form](x)
+    with pytest.raises(RuntimeError, match=r"neither enumerated nor in the guide.*TraceEnum_ELBO"):
+        elbo().loss(model, scnf.exact_guide, *args)
+    with pytest.raises(RuntimeError, match="neither enumerated"):
+        SVI(model, scnf.exact_guide, Adam({"lr": 1e-3}), elbo()).step(*args)
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+def test_plain_elbos_are_fine_with_a_guide_over_the_label(model, x, elbo):
+    loss = elbo().loss(model, scnf.EMGuide(model, "sample"), x)
+    assert loss == pytest.approx(-model.log_prob(x).sum().item(), rel=1e-10)
+
+
+def labelling_guide(plate):
+    def guide(x, *args):
+        with pyro.plate(plate, len(x)):
+            pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)), infer={"enumerate": "parallel"})
+
+    return guide
+
+
+@pytest.mark.parametrize(("plate", "form"), [("data", "labelled"), ("labelled", "two plates")])
+def test_a_guide_that_samples_an_observed_label(model, x, plate, form):
+    """The loss would be off by the guide's entropy."""
+    args = (x, Y) if form == "labelled" else (x, Y, x + 1)
+    with pytest.raises(RuntimeError, match="the guide samples the label 'y', which is observed"):
+        scnf.elbo(model, labelling_guide(plate))(*args)
+    with pytest.raises(RuntimeError, match="which is observed"):
+        Trace_ELBO().loss(model, labelling_guide(plate), *args)
+
+
+def test_a_guide_that_samples_a_label_conditioned_upon(model, x):
+    """Given by a handler rather than as an argument, the label is observed all the same."""
+    conditioned = poutine.condition(model, {"y": Y})
+    with pytest.raises(RuntimeError, match="which is observed"):
+        scnf.elbo(conditioned, labelling_guide("data"))(x)
+
+
+def test_weights_of_rows_that_the_model_enumerates(model, x):
+    w = torch.rand(4, dtype=F64) + 0.1
+    for loss in (scnf.elbo(model), TraceEnum_ELBO(max_plate_nesting=1).loss):
+        args = (x,) if isinstance(loss, torch.nn.Module) else (model, scnf.exact_guide, x)
+        with pytest.raises(ValueError, match=r"weights: rows of a label that the model enumerates.*EMGuide"):
+            loss(*args, weights=w)
+    with pytest.raises(ValueError, match="weights: rows of a label"):
+        scnf.elbo(model)(x, Y, x + 1, weights=w)
+
+
+def test_labelled_weight_in_a_partly_labelled_batch(x):
+    model = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64), labelled_weight=2.0)
+    with pytest.raises(ValueError, match="labelled_weight needs the labelled rows in a batch of their own"):
+        scnf.elbo(model)(x, torch.tensor([0, -1, 2, -1]))
+
+
+# -- what must not raise ------------------------------------------------------------------------------
+def test_structure_is_looked_at_without_complaint(model, x):
+    """Traces, prior draws, rendering and initialisation of guides are no losses."""
+    poutine.trace(model).get_trace(x)
+    poutine.trace(model).get_trace(x, torch.tensor([0, -1, 2, -1]))
+    Predictive(model, num_samples=2)(n=3)
+    pyro.infer.inspect.get_dependencies(model, (x,))
+    pyro.infer.autoguide.AutoNormal(poutine.block(model, hide=["y"]))(x)
+
+
+def test_an_elbo_that_guesses_the_depth_of_plates(model, x):
+    loss = TraceEnum_ELBO(strict_enumeration_warning=False)
+    assert loss.loss(model, scnf.exact_guide, x) == pytest.approx(-model.log_prob(x).sum().item(), rel=1e-10)
+
+
+def test_plain_elbos_of_labelled_data(model, x):
+    conditioned = poutine.condition(model, {"y": Y})
+    for elbo in (Trace_ELBO, TraceGraph_ELBO):
+        assert elbo().loss(conditioned, scnf.exact_guide, x) == elbo().loss(model, scnf.exact_guide, x, Y)
+        assert elbo().loss(model, scnf.exact_guide, x, Y) == pytest.approx(
+            scnf.elbo(model)(x, Y).item(), rel=1e-10
+        )
+
+
+@pytest.mark.parametrize("handler", ["sequential", "parallel"])
+def test_config_enumerate_on_the_ready_model(model, x, handler):
+    exact = -model.log_prob(x).sum().item()
+    assert scnf.elbo(config_enumerate(model, handler))(x).item() == pytest.approx(exact, rel=1e-10)
+
+
+def test_importance_sampling_from_the_guide(model, x):
+    """The exact posterior as proposal: every weight is log p(x)."""
+    posterior = pyro.infer.Importance(model, scnf.EMGuide(model, "sample"), num_samples=3)
+    posterior.run(x)
+    weights = torch.stack([torch.as_tensor(w) for w in posterior.log_weights])
+    assert torch.allclose(weights, model.log_prob(x).sum().expand(3))
