@@ -5,6 +5,7 @@ One exact generative model of labelled and unlabelled data, inside your own Pyro
 
 from pyro_scnf import flows, nn, presets, priors, transforms
 from pyro_scnf.guides import GUIDES, EMGuide, exact_guide, make_guide
+from pyro_scnf.inference_data import to_inference_data
 from pyro_scnf.label_marginal import LabelMarginal
 from pyro_scnf.label_prior import LabelPrior
 from pyro_scnf.labels import enumerate_labels, sample_labels
@@ -40,5 +41,6 @@ __all__ = [
     "priors",
     "sample_labels",
     "share_encoding",
+    "to_inference_data",
     "transforms",
 ]
