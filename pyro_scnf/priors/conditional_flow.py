@@ -12,6 +12,7 @@ from pyro_scnf._checks import check_at_least, check_finite
 from pyro_scnf._shapes import as_event_shape, check_event
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
+from pyro_scnf.flows.builder import NetFactory
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.transforms import ConditionalFlowTransform, Flatten, compose
 from pyro_scnf.transforms.compose import Layer
@@ -40,6 +41,8 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     :param float base_scale: its initial value.
     :param int embedding_dim: length of the label embedding; K by default, where it starts one-hot.
     :param flow: a conditional transform to use instead of the Glow, with vector base.
+    :param net: ``net(in_channels, out_channels, context_dim=...)`` making the conditioners of the Glow,
+        instead of residual networks.
     :param int context_dim: condition on real vectors of this length (covariates) instead of labels;
         ``num_classes`` is then ignored and nothing is embedded.
 
@@ -63,6 +66,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         embedding_dim: int | None = None,
         context_dim: int | None = None,
         flow: Layer | None = None,
+        net: NetFactory | None = None,
     ) -> None:
         super().__init__(event_shape, num_classes)
         self.embedding: nn.Embedding | None = None
@@ -84,6 +88,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
                 coupling=coupling,
                 conv=conv,
                 context_dim=context_dim,
+                net=net,
             )
         if flow.event_shape != self.event_shape or getattr(flow, "context_dim", None) != context_dim:
             raise ValueError(
