@@ -112,13 +112,12 @@ class TestAgainstQuadrature:
             )
             # Monte Carlo error of 2000 draws with about one effective parameter
             assert elpd(az.loo(both[name])) == pytest.approx(self.exact_loo(data, locs), abs=0.1)
-        table = az.compare(both)
+        table = az.compare(both, round_to="none") if ARVIZ_1 else az.compare(both)
         column = "elpd" if ARVIZ_1 else "elpd_loo"
         assert list(table.index) == ["right", "wrong"]
         difference = table.loc["right", column] - table.loc["wrong", column]
         exact = self.exact_loo(data) - self.exact_loo(data, wrong)
-        # 1.x rounds what it shows
-        assert float(difference) == pytest.approx(exact, abs=0.2 + (0.1 * abs(exact) if ARVIZ_1 else 0.0))
+        assert float(difference) == pytest.approx(exact, abs=0.2)
 
     def test_nuts_and_what_from_pyro_makes_of_it(self, data):
         mcmc = MCMC(NUTS(self.model), num_samples=200, warmup_steps=50, disable_progbar=True)
@@ -190,7 +189,7 @@ class TestNames:
         assert (values(result, "sample_stats", "lp") == torch.arange(8).reshape(2, 4)).all()
         owl = result["posterior"]["y_prob"].sel({"class": "owl"})
         assert torch.equal(torch.as_tensor(owl.values), values(result, "posterior", "y_prob")[..., 2])
-        assert isinstance(result, az.InferenceData) != ARVIZ_1 if hasattr(az, "InferenceData") else ARVIZ_1
+        assert type(result).__name__ == ("DataTree" if ARVIZ_1 else "InferenceData")
 
     def test_all_dims_may_be_given_and_default_ones_are_numbered(self, flow, x):
         def export(**options):
@@ -381,6 +380,7 @@ class TestDraws:
 
     def test_netcdf(self, flow, x, tmp_path):
         pytest.importorskip("h5netcdf")
+        pytest.importorskip("h5py")
         coords = {"class": ["cat", "dog", "owl"]}
         saved = self.export(flow, x, {"shares": draw_shares(4)}, num_chains=2, coords=coords)
         file = str(tmp_path / "result.nc")

@@ -1,0 +1,272 @@
+"""``enumerate_labels`` on models as users write them: no marks, plated latents, masks, more labels."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import counting, relative, toy_flow
+from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer.autoguide import AutoNormal
+from pyro.ops.indexing import Vindex
+
+import pyro_scnf as scnf
+
+F64 = torch.float64
+
+
+@pytest.fixture
+def flow():
+    return toy_flow("gmm", dtype=F64)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(6, 2, dtype=F64)
+
+
+def prevalence(flow, x):
+    shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(shares))
+        pyro.sample("x", flow.condition(y), obs=x)
+
+
+def draw_shares(count):
+    return dist.Dirichlet(torch.ones(3, dtype=F64)).sample((count,))
+
+
+def joint_by_hand(flow, x, shares):
+    return flow.class_log_prob(x) + shares.log()[:, None]
+
+
+def mixture(x):
+    """The mixture of many tutorials: parameters in a plate of components, indexed by the label."""
+    with pyro.plate("components", 3):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=F64), 3.0))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+        pyro.sample("x", dist.Normal(loc[y], 1.0), obs=x)
+
+
+def broadcasting_mixture(x):
+    with pyro.plate("components", 3):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=F64), 3.0))
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+        pyro.sample("x", dist.Normal(Vindex(loc.unsqueeze(-2))[..., y], 1.0), obs=x)
+
+
+def mixture_by_hand(x, loc):
+    return dist.Normal(loc[:, None], torch.ones((), dtype=F64)).log_prob(x[:, None]) - torch.tensor(3.0).log()
+
+
+class TestDraws:
+    def test_an_unmarked_label_is_enumerated(self, flow, x):
+        shares = draw_shares(4)
+        joint = scnf.enumerate_labels(lambda x: prevalence(flow, x), (x,), {"shares": shares})
+        assert relative(joint, joint_by_hand(flow, x, shares)) < 1e-10
+
+    @pytest.mark.parametrize("rows", [1, 3, 5])
+    @pytest.mark.parametrize("count", [1, 3, 5])
+    def test_latents_in_plates(self, rows, count):
+        x, loc = torch.randn(rows, dtype=F64), torch.randn(count, 3, dtype=F64)
+        hand = mixture_by_hand(x, loc)
+        assert relative(scnf.enumerate_labels(broadcasting_mixture, (x,), {"loc": loc}), hand) < 1e-6
+        assert relative(scnf.enumerate_labels(mixture, (x,), {"loc": loc}, parallel=False), hand) < 1e-6
+
+    @pytest.mark.parametrize("rows", [3, 5])
+    @pytest.mark.parametrize("count", [2, 3, 5])
+    def test_a_model_that_does_not_broadcast_is_told_what_to_do(self, rows, count):
+        """Even where sizes agree by chance."""
+        x, loc = torch.randn(rows, dtype=F64), torch.randn(count, 3, dtype=F64)
+        with pytest.raises((ValueError, RuntimeError, IndexError)) as caught:
+            scnf.enumerate_labels(mixture, (x,), {"loc": loc})
+        assert "parallel=False" in caught.value.__notes__[0]
+
+    def test_draws_of_nuts_go_in_as_they_come(self):
+        x = torch.cat([torch.randn(8, dtype=F64) - 4, torch.randn(8, dtype=F64) + 4])
+        mcmc = MCMC(NUTS(mixture), num_samples=20, warmup_steps=20, disable_progbar=True)
+        mcmc.run(x)
+        draws = mcmc.get_samples()
+        joint = scnf.enumerate_labels(mixture, (x,), draws, parallel=False)
+        assert relative(joint, mixture_by_hand(x, draws["loc"])) < 1e-6
+
+    def test_draws_of_an_autoguide_go_in_as_they_come(self, flow, x):
+        """It gives a global site the dimensions of plates it is not in."""
+
+        def model(x):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(shares), infer={"enumerate": "parallel"})
+                shift = pyro.sample("shift", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+                pyro.sample("x", flow.condition(y), obs=x)
+                pyro.sample("t", dist.Normal(shift + y, 1.0), obs=x[:, 0])
+
+        guide = AutoNormal(pyro.poutine.block(model, expose=["shares", "shift"]))
+        guide(x)
+        draws = Predictive(guide, num_samples=5, parallel=True)(x)
+        draws = {name: draws[name] for name in ("shares", "shift")}
+        assert draws["shares"].shape == (5, 1, 3)
+        assert draws["shift"].shape == (5, 6)
+        joint = scnf.enumerate_labels(model, (x,), draws)
+        means = draws["shift"][..., None] + torch.arange(3.0, dtype=F64)
+        hand = joint_by_hand(flow, x, draws["shares"][:, 0]) + dist.Normal(means, 1.0).log_prob(x[:, :1])
+        assert relative(joint, hand) < 1e-10
+
+    def test_draw_by_draw_is_the_same_and_runs_the_flow_once(self, flow, x):
+        shares = draw_shares(5)
+        with counting(flow.flow, "inverse_and_ladj") as counter:
+            joint = scnf.enumerate_labels(
+                lambda x: prevalence(flow, x), (x,), {"shares": shares}, parallel=False
+            )
+        assert counter.calls == 1
+        assert relative(joint, joint_by_hand(flow, x, shares)) < 1e-10
+
+    def test_two_plates_run_the_flow_once(self, flow, x):
+        model = scnf.SemiSupervisedModel(flow)
+        with counting(flow.flow, "inverse_and_ladj") as counter:
+            scnf.enumerate_labels(model, (x[:2], torch.tensor([0, 1]), x[2:]), site="y_unlabelled")
+        assert counter.calls == 1
+
+    def test_local_latents(self):
+        """A continuous latent of each datum is conditioned on, in its place."""
+        x, z = torch.randn(5, dtype=F64), torch.randn(4, 5, dtype=F64)
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.3, dtype=F64)))
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+                pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+        joint = scnf.enumerate_labels(model, (x,), {"z": z})
+        prior = torch.tensor([0.7, 0.3], dtype=F64).log()
+        means = z[..., None] + torch.arange(2.0, dtype=F64)
+        assert relative(joint, prior + dist.Normal(means, 1.0).log_prob(x[:, None])) < 1e-6
+
+    def test_deterministic_draws_are_recomputed(self, flow, x):
+        def model(x):
+            scale = pyro.sample("scale", dist.Gamma(torch.tensor(2.0, dtype=F64), 1.0))
+            pyro.deterministic("double", 2 * scale)
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+                pyro.deterministic("shifted", y + scale)
+                pyro.sample("x", flow.condition(y), obs=x)
+
+        scale = torch.rand(4, dtype=F64)
+        joint = scnf.enumerate_labels(model, (x,), {"scale": scale, "double": 2 * scale})
+        expected = joint_by_hand(flow, x, torch.full((4, 3), 1 / 3, dtype=F64))
+        assert relative(joint, expected) < 1e-6
+
+    def test_errors(self, flow, x):
+        def model(x):
+            return prevalence(flow, x)
+
+        shares = draw_shares(4)
+        for posterior, site, message in (
+            ({}, "y", r"no draws of \['shares'\]"),
+            ({"shares": shares, "other": shares}, "y", r"no such sites \['other'\]"),
+            ({"shares": shares, "y": torch.zeros(4, 6, dtype=torch.long)}, "y", "holds draws of the label"),
+            ({"shares": shares[:0]}, "y", "expected draws"),
+            ({"shares": torch.tensor(0.5)}, "y", "expected draws"),
+            ({"shares": shares[:, 0]}, "y", "draws of 'shares' have shape"),
+            ({"shares": shares[:, None, None, None]}, "y", "at most 1 plates"),
+            ({"shares": shares}, "z", "no such site"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                scnf.enumerate_labels(model, (x,), posterior, site=site)
+        with pytest.raises(ValueError, match=r"no draws of \['x'\]"):  # nothing to infer labels from
+            scnf.enumerate_labels(lambda: scnf.SemiSupervisedModel(flow)(n=3))
+
+
+class TestSites:
+    def test_a_partly_observed_label(self, flow, x):
+        """``obs_mask``: Pyro's own way, which makes two sites of one."""
+        y, known = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True, False, True, False, False, True])
+
+        def model(x):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
+            with pyro.plate("data", len(x)):
+                label = pyro.sample("y", dist.Categorical(shares), obs=y, obs_mask=known)
+                pyro.sample("x", flow.condition(label), obs=x)
+
+        shares = draw_shares(4)
+        hand = joint_by_hand(flow, x, shares)
+        joint = scnf.enumerate_labels(model, (x,), {"shares": shares})
+        assert relative(joint[:, ~known], hand[:, ~known]) < 1e-10
+        assert relative(joint.logsumexp(-1)[:, known], hand[:, torch.arange(6), y][:, known]) < 1e-10
+        one_hot = torch.nn.functional.one_hot(y[known], 3).to(F64)
+        assert torch.equal(joint.softmax(-1)[:, known], one_hot.expand(4, -1, -1))
+        result = joint.logsumexp(-1).sum(-1)
+        prior = dist.Dirichlet(torch.ones(3, dtype=F64)).log_prob(shares)
+        for s in range(4):
+            conditioned = pyro.poutine.condition(model, {"shares": shares[s]})
+            loss = scnf.elbo(pyro.infer.config_enumerate(conditioned))(x)
+            assert -loss.item() == pytest.approx(float(result[s] + prior[s]), rel=1e-10)
+
+    def test_a_second_label_of_the_datum_is_summed_out(self, x):
+        """Components within classes."""
+        means = torch.randn(3, 2, 2, dtype=F64)
+        weights = torch.tensor([0.2, 0.8], dtype=F64)
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+                component = pyro.sample("component", dist.Categorical(weights))
+                pyro.sample("x", dist.Normal(Vindex(means)[y, component], 1.0).to_event(1), obs=x)
+
+        each = dist.Normal(means, 1.0).to_event(1).log_prob(x[:, None, None]) + weights.log()
+        expected = each.logsumexp(-1) - torch.tensor(3.0, dtype=F64).log()
+        assert relative(scnf.enumerate_labels(model, (x,))[0], expected) < 1e-6
+        other = each.logsumexp(-2) - torch.tensor(3.0, dtype=F64).log()
+        assert relative(scnf.enumerate_labels(model, (x,), site="component")[0], other) < 1e-6
+        both = scnf.enumerate_labels(model, (x,), site="x")
+        assert relative(both[0, :, 0], expected.logsumexp(-1)) < 1e-6
+
+    def test_a_label_all_data_share_has_no_pointwise_terms(self, x):
+        def model(x):
+            switch = pyro.sample("switch", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Bernoulli(0.2 + 0.6 * switch))
+                pyro.sample("x", dist.Normal(y, 1.0), obs=x[:, 0])
+
+        with pytest.raises(ValueError, match="'switch' is enumerated in other plates"):
+            scnf.enumerate_labels(model, (x,))
+        with pytest.raises(ValueError, match="plate of data"):
+            scnf.enumerate_labels(model, (x,), site="switch")
+
+    def test_a_site_that_ties_labels_together(self, x):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+            pyro.sample("total", dist.Normal(y.sum(-1, keepdim=True), 1.0), obs=torch.zeros(1, dtype=F64))
+
+        with pytest.raises(ValueError, match="'total' depends on the label"):
+            scnf.enumerate_labels(model, (x,))
+
+    def test_labels_in_a_sequential_plate(self, x):
+        def model(x):
+            for n in pyro.plate("data", len(x)):
+                y = pyro.sample(f"y_{n}", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+                pyro.sample(f"x_{n}", dist.Normal(y, 1.0), obs=x[n, 0])
+
+        with pytest.raises(ValueError, match="vectorised"):
+            scnf.enumerate_labels(model, (x,), site="y_0")
+
+    @pytest.mark.parametrize("y", [[0, 1, 2, 0, 1, 2], [0, -1, 2, -1, -1, 1]])
+    def test_training_terms_are_no_likelihood(self, flow, x, y):
+        y = torch.tensor(y)
+        plain = scnf.enumerate_labels(scnf.SemiSupervisedModel(flow), (x, y))
+        model = scnf.SemiSupervisedModel(flow, classification_weight=5.0)
+        assert torch.equal(scnf.enumerate_labels(model, (x, y)), plain)
+
+
+def test_label_draws_follow_their_generator():
+    joint = torch.randn(20, 30, 3)
+
+    def draw(seed):
+        return scnf.sample_labels(joint, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
