@@ -56,7 +56,9 @@ class SemiSupervisedData:
         """
         rows = (self.y == UNLABELLED).nonzero()[:, 0]
         if not 0 < size < len(rows):
-            raise ValueError(f"size={size}: expected 1 to {len(rows) - 1}, there are {len(rows)} unlabelled rows")
+            raise ValueError(
+                f"size={size}: expected 1 to {len(rows) - 1}, there are {len(rows)} unlabelled rows"
+            )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         keep = torch.ones(len(self.x), dtype=torch.bool)
         keep[rows[order[:size]]] = False

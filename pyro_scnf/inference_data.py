@@ -251,7 +251,7 @@ class _Names:
         }
         self.leads = list({tuple(self.plates(label)): None for label in labels.values()})
         hidden = [name for name, label in labels.items() if "_enumerate_dim" in label["infer"]]
-        self.classes = {
+        self.classes: dict[str, tuple[str, Any]] = {
             name: ("class" if len(hidden) == 1 else f"{name}_class", _support(labels[name]))
             for name in hidden
         }

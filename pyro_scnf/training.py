@@ -126,7 +126,10 @@ class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
             betas=(0.9, 0.99),
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.learning_rate, total_steps=self.steps, pct_start=0.1
+            optimiser,
+            self.learning_rate,
+            total_steps=self.steps,
+            pct_start=max(0.1, 1.5 / self.steps),  # a rise of one step would divide by its length, 0
         )
         return {
             "optimizer": optimiser,
@@ -221,10 +224,11 @@ def fit(
             val_check_interval=min(validate_every, steps),
         )
         last = folder / "last.ckpt"
+        numbers: Any = range(steps)  # in place of batches: the task knows what is in which
         trainer.fit(
             task,
-            torch.utils.data.DataLoader(range(steps), batch_size=None),  # the task knows what is in a batch
-            torch.utils.data.DataLoader(range(1), batch_size=None),
+            torch.utils.data.DataLoader(numbers, batch_size=None),
+            torch.utils.data.DataLoader(numbers[:1], batch_size=None),
             ckpt_path=last if resume and last.exists() else None,
         )
         best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=False)
