@@ -58,7 +58,7 @@ def to_inference_data(
     =================== ============= ================================================================
 
     Variables are called by their sites: ``y`` here is ``site``, and ``x`` what is observed in its
-    plates (joined by ``_`` in ``log_likelihood``, if several). An observed label has no draws and
+    plates (joined by ``_`` in ``log_likelihood``, if several). An observed label has no draws or
     probabilities. Plates inside the label's, and those of latents, give their names to dimensions.
 
     :param model: any Pyro model that :func:`enumerate_labels` takes.
@@ -87,11 +87,13 @@ def to_inference_data(
     :return: an ``arviz.InferenceData`` under ArviZ 0.x, an ``xarray.DataTree`` under 1.x; read both by
         ``data["posterior"]["y_prob"]``.
     :raises ImportError: without ArviZ.
-    :raises ValueError: for less than two draws, draws that differ in number or do not divide into
+    :raises ValueError: for fewer than two draws, draws that differ in number or do not divide into
         the chains, unknown names of sites, variables or dimensions, and what
         :func:`enumerate_labels` raises.
 
-    Memory and time are those of the S·N·K numbers ``y_prob``.
+    The flow runs once on x; beyond that, memory is that of the S·N·K numbers ``y_prob``. Log-likelihoods
+    are summed over labels in float64, but as exact as the model's dtype made their terms: about 0.0005
+    nats in float32 at 5000 nats a datum.
     """
     import arviz
 
