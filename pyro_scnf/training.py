@@ -95,11 +95,16 @@ class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
         unlabelled = self._choose(self.data_x_unlabelled, min(self.rows[1] or 0, len(self.data_x_unlabelled)))
         x, y = self.augment(self.data_x_labelled[labelled]), self.data_y_labelled[labelled]
         x_unlabelled = self.augment(self.data_x_unlabelled[unlabelled])
-        loss = self.objective[0](x, y, x_unlabelled)
+        try:
+            loss = self.objective[0](x, y, x_unlabelled)
+        except ValueError as error:  # Pyro refuses to score what has become NaN
+            cause = str(error).splitlines()[0]
+            raise RuntimeError(f"training stopped at step {self.global_step}: {cause}") from error
         loss = loss / ((self.model.num_labelled or len(x)) + (self.model.num_unlabelled or len(x_unlabelled)))
         if not torch.isfinite(loss):
             raise RuntimeError(
-                f"the loss is {loss.item()} at step {self.global_step}; lower the learning rate or the clip"
+                f"training stopped at step {self.global_step}: the loss is {loss.item()}; lower learning_rate "
+                "or gradient_clip"
             )
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(x))
         return loss

@@ -131,6 +131,10 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once the label is known."""
         return self.flow.inverse_and_ladj(z_f, self.context(y))[0]
 
+    def decode(self, z_h: Tensor, y: Tensor) -> Tensor:
+        r""":math:`z_f = h_\phi^{-1}(z_h; y)`: undoes :meth:`encode`; with another label, swaps it."""
+        return self.flow.call_and_ladj(z_h, self.context(y))[0]  # type: ignore[call-arg]
+
 
 def _default_flow(event_shape: torch.Size, **options: Any) -> Layer:
     """A conditional Glow on the flattened event."""
