@@ -8,8 +8,10 @@ a batch that ends up in a file.
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -217,6 +219,38 @@ def test_gradients_after_a_call_without(name):
     assert relative(again, value) < 1e-5
     again.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name in with_parameters()])
+class TestMemo:
+    """What ``inv`` leaves for ``log_abs_det_jacobian`` is taken once, and only if it will do."""
+
+    def test_a_log_determinant_without_gradient_is_not_taken_for_one_with(self, name):
+        _, module, (x,) = setup(name)
+        with torch.no_grad():
+            z = module.inv(x)
+        assert module.log_abs_det_jacobian(z, x).requires_grad == module.inverse_and_ladj(x)[1].requires_grad
+        with torch.no_grad():
+            out = module(z)
+        assert module.log_abs_det_jacobian(z, out).requires_grad == module.call_and_ladj(z)[1].requires_grad
+
+    def test_it_is_taken_once(self, name):
+        _, module, (x,) = setup(name)
+        z = module.inv(x)
+        first = module.log_abs_det_jacobian(z, x)
+        assert module._memo is None
+        perturb(module)
+        again = module.log_abs_det_jacobian(z, x)
+        assert torch.equal(again, -module.inverse_and_ladj(x)[1])
+        assert not torch.equal(again, first)
+
+    def test_it_holds_neither_data_nor_latents(self, name):
+        _, module, (x,) = setup(name)
+        z = module.inv(x)
+        seen = weakref.ref(z)
+        del z
+        gc.collect(0)
+        assert seen() is None
 
 
 @every
