@@ -103,8 +103,8 @@ class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
         loss = loss / ((self.model.num_labelled or len(x)) + (self.model.num_unlabelled or len(x_unlabelled)))
         if not torch.isfinite(loss):
             raise RuntimeError(
-                f"training stopped at step {self.global_step}: the loss is {loss.item()}; lower learning_rate "
-                "or gradient_clip"
+                f"training stopped at step {self.global_step}: the loss is {loss.item()}; lower "
+                "learning_rate or gradient_clip"
             )
         self.log("loss", loss.detach(), prog_bar=True, batch_size=len(x))
         return loss
