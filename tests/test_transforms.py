@@ -455,6 +455,15 @@ def test_quantize_undoes_dequantize(bins, seed):
     assert torch.equal(scnf.transforms.quantize(u, bins), x)
 
 
+def test_dequantised_values_stay_below_one_however_they_round():
+    """In float32, ``2**20 - 1 + u`` is often rounded up to ``2**20``."""
+    x = torch.full((5000,), 2**20 - 1)
+    u = scnf.transforms.dequantize(x, 2**20)
+    assert (u < 1).all()
+    assert torch.equal(scnf.transforms.quantize(u, 2**20), x)
+    assert scnf.transforms.dequantize(x.half() * 0 + 255).dtype == torch.half
+
+
 def test_dequantisation_is_uniform_within_a_bin_and_follows_its_generator():
     x = torch.full((4000,), 3)
     u = scnf.transforms.dequantize(x, 8, torch.Generator().manual_seed(0)) * 8 - 3
