@@ -111,7 +111,8 @@ def main() -> dict[str, float]:
     torch.set_num_threads(args.threads or 1)
     torch.manual_seed(args.seed)
 
-    data = toy(args.data, labels_per_class=args.labels_per_class, seed=args.seed).hold_out(HELD_OUT, args.seed)
+    data = toy(args.data, labels_per_class=args.labels_per_class, seed=args.seed)
+    data = data.hold_out(HELD_OUT, args.seed)
     model = build_model(data, args.prior)
     model.initialize(data.x, data.y)
     result = fit(
@@ -126,7 +127,7 @@ def main() -> dict[str, float]:
         device=args.device,
     )
     metrics = {
-        **common.evaluate(model, data.x_test, data.y_test),
+        **common.evaluate(model, [data.x_test], data.y_test),
         "val_nll": result.best_nll,
         "best_step": result.best_step,
         "seconds": result.seconds,
