@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import GUIDES, PRIORS
 from helpers import gradient_error, gradients, perturb, toy_flow
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from test_exactness import F64, batch, check, flow_with, joint_by_hand
@@ -65,8 +66,21 @@ def test_gradient_equality_with_labels(problem, form):
     check(model, scnf.elbo(model, scnf.EMGuide(model))(*args), exact, 1e-10)
 
 
+def test_posterior_adds_up_to_one_at_any_size_of_the_logits():
+    """At tens of thousands of nats a ``Categorical`` of raw float32 logits adds up to one within a percent only."""
+    flow = toy_flow("gmm:covariance=shared,scale=0.002")
+    with torch.no_grad():  # means so close that no label has it all
+        flow.prior.loc.copy_(5e-6 * torch.randn(3, 2))
+    x = torch.randn(64, 2)
+    assert flow.class_log_prob(x).abs().mean() > 5e4
+    guide = scnf.EMGuide(scnf.SemiSupervisedModel(flow))
+    site = poutine.trace(poutine.enum(guide, first_available_dim=-2)).get_trace(x).nodes["y"]
+    q = site["fn"].log_prob(site["value"]).exp()
+    assert ((q > 0.01) & (q < 0.99)).any()
+    assert (q.sum(0) - 1).abs().max() < 1e-5
+
+
 def test_precision_of_large_log_probabilities():
-    """At thousands of nats, float32 logits that are not normalised first are wrong by percents."""
     flow = toy_flow("gmm:scale=0.02")
     model = scnf.SemiSupervisedModel(flow)
     x = torch.randn(64, 2)
