@@ -110,9 +110,7 @@ class EMGuide(nn.Module):
             model.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
             self._label("y_unlabelled", "unlabelled", model.num_unlabelled, x_unlabelled, None, weights)
         elif x is not None and (y is None or bool((y == UNLABELLED).any())):
-            sizes = (model.num_labelled, model.num_unlabelled)
-            size = None if None in sizes else sum(sizes)  # type: ignore[arg-type]
-            self._label("y", "data", size, x, y, weights)
+            self._label("y", "data", model.num_data, x, y, weights)
 
     def _label(
         self, site: str, plate: str, size: int | None, x: Tensor, y: Tensor | None, weights: Tensor | None

@@ -133,8 +133,7 @@ class SemiSupervisedModel(PyroModule):
         """
         y = self.check_batch(x, y, x_unlabelled, weights)
         if x_unlabelled is None:
-            total = _sum_sizes(self.num_labelled, self.num_unlabelled)
-            return self._rows("", "data", total, x, y, weights, n)
+            return self._rows("", "data", self.num_data, x, y, weights, n)
         with share_encoding():
             self.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
             labelled = self._rows("", "labelled", self.num_labelled, x, y, None, None)
@@ -229,6 +228,13 @@ class SemiSupervisedModel(PyroModule):
                 )
         return y
 
+    @property
+    def num_data(self) -> int | None:
+        """Size of the whole data set, labelled and unlabelled, if given."""
+        if self.num_labelled is None or self.num_unlabelled is None:
+            return None
+        return self.num_labelled + self.num_unlabelled
+
     # -- conveniences --------------------------------------------------------------------------
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Set every data-dependent parameter from a batch, see :meth:`SemiConditionalFlow.initialize`."""
@@ -258,10 +264,6 @@ def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
         keep: Any = weights > 0
         handlers.enter_context(poutine.mask(mask=keep))
         handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
-
-
-def _sum_sizes(*sizes: int | None) -> int | None:
-    return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
 def _num_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
