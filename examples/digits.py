@@ -94,18 +94,14 @@ def baselines(data: SemiSupervisedData) -> dict[str, float]:
 
 
 def draw_grid(path: Path, images: Tensor, rows: str, columns: str) -> None:
-    """``images`` of shape ``(rows, columns, 1, 8, 8)`` in one figure."""
+    """``images`` of shape ``(rows, columns, 1, 8, 8)`` in one figure, apart by two pixels."""
     count = images.shape[:2]
-    canvas = images[:, :, 0].clamp(0, 1).permute(0, 2, 1, 3).reshape(8 * count[0], 8 * count[1])
-    figure, panel = plt.subplots(figsize=(0.5 * count[1] + 0.6, 0.5 * count[0] + 0.6), layout="constrained")
+    tiles = torch.nn.functional.pad(images[:, :, 0].clamp(0, 1), (1, 1, 1, 1))
+    canvas = tiles.permute(0, 2, 1, 3).reshape(10 * count[0], 10 * count[1])
+    figure, panel = plt.subplots(figsize=(0.5 * count[1] + 0.5, 0.5 * count[0] + 0.5), layout="constrained")
     panel.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
-    for i in range(1, max(count)):
-        if i < count[0]:
-            panel.axhline(8 * i - 0.5, color="0.8", linewidth=0.5)
-        if i < count[1]:
-            panel.axvline(8 * i - 0.5, color="0.8", linewidth=0.5)
     panel.set(xticks=[], yticks=[], xlabel=columns, ylabel=rows)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
