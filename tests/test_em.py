@@ -67,7 +67,7 @@ def test_gradient_equality_with_labels(problem, form):
 
 
 def test_posterior_adds_up_to_one_at_any_size_of_the_logits():
-    """At tens of thousands of nats a ``Categorical`` of raw float32 logits adds up to one within a percent only."""
+    """A ``Categorical`` of raw float32 logits of tens of thousands of nats is off by a percent."""
     flow = toy_flow("gmm:covariance=shared,scale=0.002")
     with torch.no_grad():  # means so close that no label has it all
         flow.prior.loc.copy_(5e-6 * torch.randn(3, 2))
