@@ -150,7 +150,7 @@ def test_sampled_estep_is_unbiased(problem):
     exact = scnf.elbo(model)(other)
     target = torch.cat([g.flatten() for g in gradients(model, exact).values()])
     loss_of, draws = scnf.elbo(model, scnf.EMGuide(model, "sample")), []
-    for _ in range(300):
+    for _ in range(150):
         loss = loss_of(other)
         assert loss.item() == pytest.approx(exact.item(), rel=1e-10)
         draws.append(torch.cat([g.flatten() for g in gradients(model, loss).values()]))

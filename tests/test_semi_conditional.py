@@ -120,6 +120,14 @@ def test_samples_of_the_marginal_match_it():
     assert abs(log_prob.mean() - expected) < 5 * log_prob.std() / math.sqrt(len(x)) + 2e-3
 
 
+def test_samples_of_the_marginal_are_of_every_class():
+    flow = toy_flow("gmm:separation=20.0", dtype=F64)
+    weights = torch.tensor([0.7, 0.2, 0.1], dtype=F64)
+    x = scnf.LabelMarginal(flow, weights.log()).sample((3000,))
+    shares = flow.posterior(x, weights.log()).probs.mean(0)
+    assert (shares - weights).abs().max() < 5 * 0.5 / math.sqrt(3000)
+
+
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 def test_log_prob_is_the_formula(make):
     """log|det| of f_w by autograd, plus the normal of z_aux, plus the prior of z_f."""

@@ -506,6 +506,27 @@ def test_default_levels_of_glow(shape, levels):
     assert len(flow.stages) == levels
 
 
+@pytest.mark.parametrize(
+    ("coupling", "flips"), [("alternate", [False, True, False]), ("double", 3 * [True, False])]
+)
+def test_couplings_of_glow(coupling, flips):
+    """From the data on: one half in turns, or both halves in every step."""
+    flow = scnf.flows.glow((4,), steps=3, width=4, blocks=1, coupling=coupling)
+    layers = [m for m in flow.modules() if isinstance(m, T.AffineCoupling)][::-1]
+    assert [layer.flip for layer in layers] == flips
+
+
+def test_couplings_of_realnvp_alternate():
+    flow = scnf.flows.realnvp((4,), couplings=4, width=4, blocks=1)
+    layers = [m for m in flow.modules() if isinstance(m, T.AffineCoupling)][::-1]
+    assert [layer.flip for layer in layers] == [False, True, False, True]
+    image = scnf.flows.realnvp((1, 4, 4), levels=2, width=4, blocks=1)
+    masks = [m for m in image.modules() if isinstance(m, T.MaskedAffineCoupling)][::-1]
+    assert [int(m.mask[0, 0, 0]) for m in masks] == [0, 1, 0, 0, 1, 0, 1]
+    halves = [m for m in image.modules() if isinstance(m, T.AffineCoupling)][::-1]
+    assert [m.flip for m in halves] == [True, False, True]
+
+
 def test_flows_take_the_users_own_conditioners():
     asked = []
 
