@@ -236,7 +236,7 @@ def fit(
             torch.utils.data.DataLoader(numbers[:1], batch_size=None),
             ckpt_path=last if resume and last.exists() else None,
         )
-        best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=False)
+        best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
         prefix = "model."
         model.load_state_dict(
             {k.removeprefix(prefix): v for k, v in best["state_dict"].items() if k.startswith(prefix)}
