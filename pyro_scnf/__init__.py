@@ -3,6 +3,9 @@
 One exact generative model of labelled and unlabelled data, inside your own Pyro program.
 """
 
+import importlib
+from types import ModuleType
+
 from pyro_scnf import flows, nn, presets, priors, transforms
 from pyro_scnf.guides import GUIDES, EMGuide, exact_guide, make_guide
 from pyro_scnf.inference_data import to_inference_data
@@ -44,3 +47,10 @@ __all__ = [
     "to_inference_data",
     "transforms",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``datasets`` and ``training`` on first use: they may need extras."""
+    if name in ("datasets", "training"):
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["as_event_shape", "check_event", "over_batch"]
+__all__ = ["as_event_shape", "check_event", "over_batch", "reference_tensor"]
 
 
 def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
@@ -37,3 +38,8 @@ def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Ten
         return fn(x)
     out = fn(x.reshape((-1,) + x.shape[x.dim() - event_dim :]))
     return out.reshape(x.shape[: x.dim() - event_dim] + out.shape[1:])
+
+
+def reference_tensor(module: nn.Module) -> Tensor:
+    """A tensor of a module's dtype and device, to make others like it."""
+    return next(chain(module.parameters(), module.buffers()), torch.zeros(()))

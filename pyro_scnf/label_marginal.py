@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["LabelMarginal"]
@@ -37,7 +38,7 @@ class LabelMarginal(dist.TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         if class_logits is None:
-            class_logits = torch.zeros(flow.num_classes)
+            class_logits = torch.zeros(flow.num_classes).to(reference_tensor(flow))
         if class_logits.shape[-1:] != (flow.num_classes,):
             raise ValueError(
                 f"class_logits has shape {tuple(class_logits.shape)}, expected (*batch, {flow.num_classes})"
@@ -60,11 +61,11 @@ class LabelMarginal(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:math:`\\log p(x)` in nats."""
-        return self.flow.log_prob(value, self.class_logits.to(value.device))
+        return self.flow.log_prob(value, self.class_logits)
 
     def posterior(self, value: Tensor) -> Any:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical``."""
-        return self.flow.posterior(value, self.class_logits.to(value.device))
+        return self.flow.posterior(value, self.class_logits)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from itertools import chain
 from typing import Any, Literal
 
 import pyro
@@ -20,7 +19,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from pyro_scnf._checks import check_at_least, check_finite, check_labels, validating
-from pyro_scnf._shapes import check_event
+from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf.label_prior import LabelPrior
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
@@ -88,8 +87,7 @@ class SemiSupervisedModel(PyroModule):
             check_at_least(1, **{name: 1 if size is None else size})
         if not isinstance(class_probs, LabelPrior):
             # Of the flow's dtype and device: Pyro contracts terms of one only.
-            like = next(chain(flow.parameters(), flow.buffers()), torch.zeros(()))
-            class_probs = LabelPrior(flow.num_classes, class_probs).to(like)
+            class_probs = LabelPrior(flow.num_classes, class_probs).to(reference_tensor(flow))
         self.label_prior = class_probs
         if self.label_prior.num_classes != flow.num_classes:
             raise ValueError(
@@ -165,6 +163,8 @@ class SemiSupervisedModel(PyroModule):
                     scales.enter_context(poutine.scale(scale=self.labelled_weight))
                 label = pyro.sample(site, prior, obs=y)
             else:
+                if y is not None:
+                    prior = _PartlyKnown(prior, y, known)
                 label = pyro.sample(site, prior, infer={"enumerate": "parallel"})
                 if y is not None:
                     self._observe_some(site, label, y, known)
@@ -247,6 +247,26 @@ class SemiSupervisedModel(PyroModule):
     def posterior(self, x: Tensor) -> Any:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         return self.flow.posterior(x, self.label_prior.logits)
+
+
+class _PartlyKnown(dist.Categorical):
+    """A label of which some rows are known: these are drawn as they are, and scored like the others.
+
+    Enumeration does not draw; there, a factor rules the other labels out.
+    """
+
+    def __init__(self, prior: Any, y: Tensor, known: Any) -> None:
+        self.labels, self.known = y, known
+        batch = torch.broadcast_shapes(prior.batch_shape, y.shape)
+        super().__init__(logits=prior.logits.expand(*batch, -1), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = super().expand(batch_shape, self._get_checked_instance(_PartlyKnown, _instance))
+        new.labels, new.known = self.labels, self.known
+        return new
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        return torch.where(self.known, self.labels, super().sample(sample_shape))
 
 
 def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> Any:

@@ -140,8 +140,13 @@ class SemiConditionalFlow(nn.Module):
             Under parallel enumeration Pyro hands in ``(K, 1, ...)``: nothing is asked of the user.
         :param float temperature: factor on the scale of all noise, below 1 for cleaner samples.
         :return: a distribution with the batch shape of ``y`` and the event shape of x.
-        :raises ValueError: for labels out of range or of the wrong type.
+        :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
+            a ``PyroSample``.
         """
+        if any(getattr(module, "_pyro_samples", None) for module in self.flow.modules()):
+            # Scoring runs the flow after the model has ended: the draw would be no site, and another one
+            # each time.
+            raise ValueError("flow: its parameters cannot be PyroSample; those of a mixture prior can")
         return dist.TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
 
     def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Any = ()) -> Tensor:

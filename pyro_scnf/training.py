@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
+from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.guides import EMGuide, make_guide
 from pyro_scnf.model import SemiSupervisedModel
@@ -71,30 +72,30 @@ class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.rows = (labelled_batch_size, batch_size)
         x_labelled, y_labelled = data.labelled
-        tensors = {
-            "x_labelled": x_labelled,
-            "y_labelled": y_labelled,
+        # Not buffers, which weight averaging would copy at every step.
+        self.tensors: dict[str, Any] = {
+            "x": x_labelled,
+            "y": y_labelled,
             "x_unlabelled": data.unlabelled,
             "x_val": data.x_val,
         }
-        for name, value in tensors.items():
-            self.register_buffer(f"data_{name}", value, persistent=False)
+
+    def on_fit_start(self) -> None:
+        self.tensors = {name: value.to(self.device) for name, value in self.tensors.items()}
 
     @staticmethod
     def _choose(x: Tensor, rows: int | None) -> Tensor | slice:
-        if rows is None or rows == len(x):
+        if rows is None or rows >= len(x):
             return slice(None)
-        if rows > len(x):
-            return torch.randint(len(x), (rows,), device=x.device)
         return torch.randperm(len(x), device=x.device)[:rows]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         # What is drawn depends on the step alone, so that a resumed run goes on as if never stopped.
         torch.manual_seed(self.seed * 1_000_003 + self.global_step)
-        labelled = self._choose(self.data_x_labelled, self.rows[0])
-        unlabelled = self._choose(self.data_x_unlabelled, min(self.rows[1] or 0, len(self.data_x_unlabelled)))
-        x, y = self.augment(self.data_x_labelled[labelled]), self.data_y_labelled[labelled]
-        x_unlabelled = self.augment(self.data_x_unlabelled[unlabelled])
+        labelled = self._choose(self.tensors["x"], self.rows[0])
+        unlabelled = self._choose(self.tensors["x_unlabelled"], self.rows[1])
+        x, y = self.augment(self.tensors["x"][labelled]), self.tensors["y"][labelled]
+        x_unlabelled = self.augment(self.tensors["x_unlabelled"][unlabelled])
         try:
             loss = self.objective[0](x, y, x_unlabelled)
         except ValueError as error:  # Pyro refuses to score what has become NaN
@@ -115,8 +116,8 @@ class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(self.seed)  # the same dequantisation every time
-        nll = -self.model.log_prob(self.augment_val(self.data_x_val)).mean()
-        self.log("val_nll", nll, prog_bar=True, batch_size=len(self.data_x_val))
+        nll = -self.model.log_prob(self.augment_val(self.tensors["x_val"])).mean()
+        self.log("val_nll", nll, prog_bar=True, batch_size=len(self.tensors["x_val"]))
 
     def augment_val(self, x: Tensor) -> Tensor:
         """Validation data are only prepared, not perturbed."""
@@ -182,7 +183,7 @@ def fit(
     :param guide: one of :data:`pyro_scnf.GUIDES`.
     :param int steps: optimiser steps.
     :param int batch_size: unlabelled rows a step.
-    :param labelled_batch_size: labelled rows a step; all by default, with replacement if more.
+    :param labelled_batch_size: labelled rows a step; all by default.
     :param augment: applied to every training batch, for example jitter or dequantisation; where
         validation data need preparing too, it has a method ``prepare`` for that.
     :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt``; a temporary one by default.
@@ -194,7 +195,7 @@ def fit(
     """
     if data.x_val is None:
         raise ValueError("data: no x_val; hold some unlabelled rows out with data.hold_out(size)")
-    started = time.perf_counter()
+    started, home = time.perf_counter(), reference_tensor(model).device
     task = _Task(
         model,
         guide,
@@ -213,7 +214,7 @@ def fit(
             folder, "best", monitor="val_nll", save_last=True, enable_version_counter=False
         )
         average = callbacks.EMAWeightAveraging(
-            decay=ema_decay, update_starting_at_step=min(steps // 10, 100), use_buffers=False
+            device=device, decay=ema_decay, update_starting_at_step=min(steps // 10, 100), use_buffers=False
         )
         bar = [_Bar(refresh_rate=10)] if progress else []
         trainer = lightning.Trainer(
@@ -241,6 +242,7 @@ def fit(
         model.load_state_dict(
             {k.removeprefix(prefix): v for k, v in best["state_dict"].items() if k.startswith(prefix)}
         )
+        model.to(home)  # Lightning leaves it on the CPU
         assert checkpoint.best_model_score is not None
         return FitResult(
             best_step=int(best["global_step"]),

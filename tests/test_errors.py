@@ -579,3 +579,20 @@ def test_reparametrising_another_distribution():
     rewritten = poutine.reparam(model, config={"x": scnf.FlowSitesReparam()})
     with raises("FlowSitesReparam: site 'x' is a Normal, expected the distribution that"):
         rewritten()
+
+
+def test_a_conditioner_of_the_wrong_width_is_refused():
+    layer = scnf.transforms.AffineCoupling((4,), scnf.nn.MLP(2, 2))
+    with pytest.raises(ValueError, match="net: gives 2 channels, expected 4"):
+        layer.inverse_and_ladj(torch.zeros(3, 4))
+
+
+def test_a_conditioner_that_would_ignore_the_label_is_refused():
+    def deaf(in_channels, out_channels, context_dim=0):
+        return scnf.nn.MLP(in_channels, out_channels)
+
+    flow = scnf.SemiConditionalFlow(
+        scnf.flows.glow((4,), steps=1), {"name": "flow", "steps": 1, "net": deaf}, 3
+    )
+    with pytest.raises(ValueError, match="built without context_dim"):
+        flow.posterior(torch.zeros(2, 4))

@@ -9,6 +9,8 @@ import torch
 from helpers import toy_flow
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro.nn import PyroSample
+from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
 
 import pyro_scnf as scnf
@@ -129,3 +131,23 @@ def test_importance_sampling_from_the_guide(model, x):
     posterior.run(x)
     weights = torch.stack([torch.as_tensor(w) for w in posterior.log_weights])
     assert torch.allclose(weights, model.log_prob(x).sum().expand(3))
+
+
+def test_known_labels_are_kept_where_nothing_enumerates():
+    flow = toy_flow("gmm")
+    model = scnf.SemiSupervisedModel(flow, torch.tensor([1.0, 2.0, 1.0])[: flow.num_classes])
+    y = torch.tensor([1, 1, 0, -1, -1])
+    trace = poutine.trace(model).get_trace(y=y)
+    assert torch.equal(trace.nodes["y"]["value"][:3], y[:3])
+    assert trace.nodes["x"]["value"].shape == (5, 2)
+    draws = Predictive(model, num_samples=40)(flow.sample(y.clamp(min=0)), y)["y"]
+    assert (draws[:, :3] == y[:3]).all()
+    assert draws[:, 3:].unique().numel() > 1
+
+
+def test_a_random_parameter_of_the_flow_is_refused():
+    flow = toy_flow("gmm")
+    to_pyro_module_(flow)
+    flow.flow.stages[0].layers[0].net.last.bias = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pytest.raises(ValueError, match="cannot be PyroSample"):
+        flow.condition(torch.tensor([0]))

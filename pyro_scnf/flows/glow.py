@@ -103,4 +103,4 @@ def _default_levels(shape: torch.Size) -> int:
     levels, (height, width) = 0, shape[1:]
     while height % 2 == 0 and width % 2 == 0 and levels < 3:
         height, width, levels = height // 2, width // 2, levels + 1
-    return levels
+    return max(levels, 1)

@@ -94,8 +94,11 @@ class Conditioner(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x`` of shape ``(*batch, C, ...)``, ``context`` ``(*batch', E)``; the batches broadcast."""
+        if (self.context is None) != (context is None):
+            built, given = ("without", "got one") if self.context is None else ("with", "got none")
+            raise ValueError(f"context: this net was built {built} context_dim, but {given}")
         h = over_batch(self.first, x, self.event_dim)
-        if self.context is not None and context is not None:
+        if self.context is not None:
             bias = self.context(context)
             h = h + bias.reshape(bias.shape + (1,) * (self.event_dim - 1))
         return over_batch(self._tail, h, self.event_dim)

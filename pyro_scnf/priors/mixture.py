@@ -74,7 +74,7 @@ class _LocationScalePrior(ClassConditionalPrior):
         event = table.shape[table.dim() - event_dim :]
         return picked.reshape(picked.shape[:-1] + event)
 
-    def _event(self, y: Tensor, value: Tensor) -> Tensor:
+    def _event(self, value: Tensor) -> Tensor:
         """``value``, given per class or per component, as ``(*batch, *event)``."""
         return value.reshape(value.shape + (1,) * len(self.event_shape))
 
@@ -160,11 +160,10 @@ class GaussianMixturePrior(_LocationScalePrior):
         if self.covariance == "shared":
             log_scale = self.log_scale
         elif self.covariance == "isotropic":
-            log_scale = self._event(y, self._pick(self.log_scale, y, 0))
+            log_scale = self._event(self._pick(self.log_scale, y, 0))
         else:
             log_scale = self._pick(self.log_scale, y, event_dim)
-        scale = (temperature * log_scale.exp()).expand(loc.shape)
-        return dist.Normal(loc, scale).to_event(event_dim)
+        return dist.Normal(loc, temperature * log_scale.exp()).to_event(event_dim)
 
     def _full(self, y: Tensor, loc: Tensor, temperature: float) -> Any:
         off_diagonal = self._pick(self.off_diagonal, y, 2).tril(-1)

@@ -37,10 +37,14 @@ class _Coupling:
     event_shape: torch.Size
     net: nn.Module
     scale: nn.Module
+    changed: int
 
     def _conditioner(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """log-scale and shift, in the precision of ``x`` whatever autocast made of the net."""
-        raw, shift = self.net(x, *context).to(x.dtype).chunk(2, -len(self.event_shape))
+        out, dim = self.net(x, *context).to(x.dtype), -len(self.event_shape)
+        if out.shape[dim] != 2 * self.changed:  # a narrower one would broadcast, and count once
+            raise ValueError(f"net: gives {out.shape[dim]} channels, expected {2 * self.changed}")
+        raw, shift = out.chunk(2, dim)
         return self.scale(raw), shift
 
     def _sum_event(self, log_scale: Tensor) -> Tensor:
@@ -70,7 +74,8 @@ class _SplitCoupling(_Coupling):
         if not 0 < split < channels:
             raise ValueError(f"split={split}: expected 1 to {channels - 1} of {channels} channels")
         self.net, self.flip, self.split = net, flip, split
-        self.scale = make_scale(scale, channels - split, len(self.event_shape))
+        self.changed = channels - split
+        self.scale = make_scale(scale, self.changed, len(self.event_shape))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dim, rest = -len(self.event_shape), self.event_shape[0] - self.split
@@ -185,7 +190,8 @@ class _MaskCoupling(_Coupling):
         self.register_buffer("mask", mask, persistent=False)  # type: ignore[attr-defined]
         self.register_buffer("free", 1 - mask, persistent=False)  # type: ignore[attr-defined]
         self.net = net
-        self.scale = make_scale(scale, self.event_shape[0], len(self.event_shape))
+        self.changed = self.event_shape[0]
+        self.scale = make_scale(scale, self.changed, len(self.event_shape))
 
     def _conditioning_part(self, x: Tensor) -> Tensor:
         return x * self.mask
