@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from pyro_scnf._checks import check_temperature
 from pyro_scnf.model import LOG_ZERO, UNLABELLED, SemiSupervisedModel, data_plate, weigh
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
@@ -77,8 +78,7 @@ class EMGuide(nn.Module):
         super().__init__()
         if estep not in ("enumerate", "sample", "hard"):
             raise ValueError(f"estep={estep!r}: expected 'enumerate', 'sample' or 'hard'")
-        if temperature <= 0:
-            raise ValueError(f"temperature={temperature}: expected a positive number")
+        check_temperature(temperature)
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"decay={decay}: expected None or 0 <= decay < 1")
         self.model = model
