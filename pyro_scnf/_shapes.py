@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_event_shape", "check_event", "over_batch", "reference_tensor"]
+__all__ = ["as_event_shape", "check_event", "no_autocast", "over_batch", "reference_tensor"]
 
 
 def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
@@ -43,3 +44,10 @@ def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Ten
 def reference_tensor(module: nn.Module) -> Tensor:
     """A tensor of a module's dtype and device, to make others like it."""
     return next(chain(module.parameters(), module.buffers()), torch.zeros(()))
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Autocast off, on devices that have it (the meta device has not)."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

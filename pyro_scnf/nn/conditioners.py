@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_scnf._checks import check_at_least
-from pyro_scnf._shapes import over_batch
+from pyro_scnf._shapes import no_autocast, over_batch
 from pyro_scnf.transforms.actnorm import EPSILON, channel_statistics
 
 __all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
@@ -39,7 +40,9 @@ class ChannelNorm(nn.Module):
         self.event_dim = event_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.loc) * (-self.log_scale).exp()
+        # In the precision that autocast has made of x: the parameters' would undo it for all that follows.
+        scale = (-self.log_scale).exp()
+        return (x - self.loc.to(x.dtype)) * scale.to(x.dtype)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -97,11 +100,16 @@ class Conditioner(nn.Module):
         if (self.context is None) != (context is None):
             built, given = ("without", "got one") if self.context is None else ("with", "got none")
             raise ValueError(f"context: this net was built {built} context_dim, but {given}")
-        h = over_batch(self.first, x, self.event_dim)
+        h = over_batch(self._head, x, self.event_dim)
         if self.context is not None:
             bias = self.context(context)
             h = h + bias.reshape(bias.shape + (1,) * (self.event_dim - 1))
         return over_batch(self._tail, h, self.event_dim)
+
+    def _head(self, x: Tensor) -> Tensor:
+        """Images go on channels-last, which convolutions are fastest in; the body keeps the layout."""
+        h = self.first(x)
+        return h.contiguous(memory_format=torch.channels_last) if self.event_dim == 3 else h
 
     def _tail(self, h: Tensor) -> Tensor:
         return self.last(self.body(h))
@@ -211,11 +219,26 @@ class ResidualConvNet(_ResidualNet):
         super().__init__(conv, 3, (in_channels, out_channels), width, blocks, norm, context_dim)
 
 
+class _ReflectConv2d(nn.Conv2d):
+    """A convolution padded by reflection to the size of its input."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.margin = kernel_size // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Autocast would pad in float32, and so move twice the memory and convert it twice.
+        with no_autocast(x.device.type):
+            x = F.pad(x, (self.margin,) * 4, mode="reflect")
+        return super().forward(x)
+
+
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    mode: Literal["reflect", "zeros"] = "reflect" if kernel_size > 1 else "zeros"
-    return nn.Conv2d(in_size, out_size, kernel_size, padding=kernel_size // 2, padding_mode=mode)
+    if kernel_size == 1:
+        return nn.Conv2d(in_size, out_size, 1)
+    return _ReflectConv2d(in_size, out_size, kernel_size)
 
 
 class MLP(Conditioner):

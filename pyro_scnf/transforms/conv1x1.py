@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_scnf._shapes import over_batch
+from pyro_scnf._shapes import no_autocast, over_batch
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["InvertibleConv1x1"]
-
-
-def no_autocast(device_type: str) -> AbstractContextManager:
-    """Autocast off, on devices that have it (the meta device has not)."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 class InvertibleConv1x1(FlowTransform):
