@@ -100,16 +100,11 @@ class Conditioner(nn.Module):
         if (self.context is None) != (context is None):
             built, given = ("without", "got one") if self.context is None else ("with", "got none")
             raise ValueError(f"context: this net was built {built} context_dim, but {given}")
-        h = over_batch(self._head, x, self.event_dim)
+        h = over_batch(self.first, x, self.event_dim)
         if self.context is not None:
             bias = self.context(context)
             h = h + bias.reshape(bias.shape + (1,) * (self.event_dim - 1))
         return over_batch(self._tail, h, self.event_dim)
-
-    def _head(self, x: Tensor) -> Tensor:
-        """Images go on channels-last, which convolutions are fastest in; the body keeps the layout."""
-        h = self.first(x)
-        return h.contiguous(memory_format=torch.channels_last) if self.event_dim == 3 else h
 
     def _tail(self, h: Tensor) -> Tensor:
         return self.last(self.body(h))
@@ -236,9 +231,9 @@ class _ReflectConv2d(nn.Conv2d):
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    if kernel_size == 1:
-        return nn.Conv2d(in_size, out_size, 1)
-    return _ReflectConv2d(in_size, out_size, kernel_size)
+    conv = _ReflectConv2d(in_size, out_size, kernel_size) if kernel_size > 1 else nn.Conv2d(in_size, out_size, 1)
+    # Fastest, and infectious: whatever comes out of such a convolution lies channels-last too.
+    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class MLP(Conditioner):
