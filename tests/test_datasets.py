@@ -1,12 +1,49 @@
-"""The data sets: sizes, splits by seed, and labels that are really hidden."""
+"""The data sets: sizes, splits by seed, labels that are really hidden, images and how they are changed.
 
+Image files are made here, in the formats of the real ones, and read by the real torchvision classes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
 import pytest
 import torch
+import torchvision
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.io import savemat
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_scnf import UNLABELLED
-from pyro_scnf.datasets import TOYS, digits, hide_labels, toy
+from pyro_scnf.datasets import (
+    IMAGES,
+    TOYS,
+    ImageAugment,
+    RandomShift,
+    digits,
+    hide_labels,
+    images,
+    keep_labels,
+    random_shift,
+    toy,
+)
+from pyro_scnf.transforms import quantize
+
+seeds = st.integers(0, 2**31 - 1)
 
 
+# -- toys and digits ---------------------------------------------------------------------------
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_have_the_stated_sizes_and_labels(name):
     data = toy(name, seed=3)
@@ -27,28 +64,6 @@ def test_a_seed_fixes_the_split_and_another_changes_it():
     assert not torch.equal(first.x, other.x)
 
 
-def test_hidden_labels_are_a_subset_of_the_true_ones():
-    y = torch.arange(60) % 3
-    hidden = hide_labels(y, per_class=4, seed=0)
-    known = hidden != UNLABELLED
-    assert known.sum() == 12
-    assert torch.equal(hidden[known], y[known])
-    with pytest.raises(ValueError, match="per_class=21: class 0 has only 20"):
-        hide_labels(y, per_class=21)
-
-
-def test_hold_out_moves_unlabelled_rows_only():
-    data = toy("circles", seed=0)
-    held = data.hold_out(100, seed=0)
-    assert held.x_val.shape == (100, 2)
-    assert len(held.x) == 900
-    assert torch.equal(held.labelled[1], data.labelled[1])
-    rows = {tuple(row) for row in torch.cat([held.x, held.x_val]).tolist()}
-    assert rows == {tuple(row) for row in data.x.tolist()}
-    with pytest.raises(ValueError, match="size=990"):
-        data.hold_out(990)
-
-
 def test_digits_are_grey_levels_with_ten_labels_a_class():
     data = digits(seed=0)
     assert data.x.shape == (1437, 1, 8, 8)
@@ -61,3 +76,495 @@ def test_digits_are_grey_levels_with_ten_labels_a_class():
 def test_an_unknown_toy_is_named():
     with pytest.raises(ValueError, match="name='rings'"):
         toy("rings")
+
+
+# -- held-out rows -----------------------------------------------------------------------------
+def test_hold_out_moves_unlabelled_rows_only():
+    data = toy("circles", seed=0)
+    held = data.hold_out(100, seed=0)
+    assert held.x_val.shape == (100, 2)
+    assert held.y_val is None
+    assert len(held.x) == 900
+    assert torch.equal(held.labelled[1], data.labelled[1])
+    rows = {tuple(row) for row in torch.cat([held.x, held.x_val]).tolist()}
+    assert rows == {tuple(row) for row in data.x.tolist()}
+    assert torch.equal(held.x_val, data.hold_out(100, seed=0).x_val)
+    assert not torch.equal(held.x_val, data.hold_out(100, seed=1).x_val)
+    with pytest.raises(ValueError, match="size=990"):
+        data.hold_out(990)
+    with pytest.raises(ValueError, match="x_val: 100 rows are held out already"):
+        held.hold_out(10)
+
+
+def test_held_out_rows_keep_the_true_labels_they_are_told():
+    data = toy("circles", seed=0)
+    truth = (data.x.norm(dim=-1) < 0.6).long()  # the inner circle has radius 0.2
+    held = data.hold_out(100, seed=0, truth=truth)
+    assert torch.equal(held.y_val, (held.x_val.norm(dim=-1) < 0.6).long())
+    with pytest.raises(ValueError, match=r"truth has shape \(999,\), expected \(1000,\)"):
+        data.hold_out(100, truth=truth[1:])
+    with pytest.raises(ValueError, match="truth: contradicts y in 10 labelled rows"):
+        data.hold_out(100, truth=1 - truth)
+    with pytest.raises(ValueError, match=r"truth holds labels 1\.\.2, expected 0\.\.1"):
+        data.hold_out(100, truth=truth + 1)
+
+
+# -- which labels are kept ---------------------------------------------------------------------
+def labels_of(sizes: list[int], seed: int) -> Tensor:
+    """Labels with ``sizes[k]`` rows of class k, in random order."""
+    y = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
+
+
+def counts_of(kept: Tensor, num_classes: int) -> list[int]:
+    return torch.bincount(kept[kept != UNLABELLED], minlength=num_classes).tolist()
+
+
+def test_hidden_labels_are_a_subset_of_the_true_ones():
+    y = torch.arange(60) % 3
+    hidden = hide_labels(y, per_class=4, seed=0)
+    known = hidden != UNLABELLED
+    assert known.sum() == 12
+    assert torch.equal(hidden[known], y[known])
+    assert torch.equal(hide_labels(hidden, per_class=4), hidden)
+    with pytest.raises(ValueError, match="per_class=21: class 0 has only 20 examples, expected at least 21"):
+        hide_labels(y, per_class=21)
+    with pytest.raises(ValueError, match="per_class=-1: expected at least 0"):
+        hide_labels(y, per_class=-1)
+
+
+def check_kept(kept: Tensor, y: Tensor, labels: int) -> None:
+    """``labels`` true labels are kept, one of each class at least."""
+    known = kept != UNLABELLED
+    assert known.sum() == labels
+    assert torch.equal(kept[known], y[known])
+    assert torch.equal(kept[known].unique(), y.unique())
+
+
+@given(sizes=st.lists(st.integers(5, 30), min_size=1, max_size=6), per_class=st.integers(1, 5), seed=seeds)
+def test_balanced_labels_are_the_same_number_of_every_class(sizes, per_class, seed):
+    y, classes = labels_of(sizes, seed), len(sizes)
+    kept = keep_labels(y, classes, per_class * classes, "balanced", seed)
+    check_kept(kept, y, per_class * classes)
+    assert counts_of(kept, classes) == [per_class] * classes
+    assert torch.equal(kept, hide_labels(y, per_class, seed))
+
+
+@settings(max_examples=50)
+@given(sizes=st.lists(st.integers(20, 200), min_size=2, max_size=6), labels=st.integers(10, 40), seed=seeds)
+def test_stratified_labels_are_as_many_a_class_as_scikit_learn_keeps(sizes, labels, seed):
+    shares = [labels * size / sum(sizes) for size in sizes]
+    assume(min(shares) >= 1)
+    y = labels_of(sizes, seed)
+    kept = keep_labels(y, len(sizes), labels, "stratified", seed)
+    check_kept(kept, y, labels)
+    counts = counts_of(kept, len(sizes))
+    assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))
+    if len({labels * size % sum(sizes) for size in sizes}) == len(sizes):  # it breaks ties at random
+        theirs, _ = train_test_split(y.numpy(), train_size=labels, stratify=y.numpy(), random_state=0)
+        assert counts == np.bincount(theirs, minlength=len(sizes)).tolist()
+
+
+def test_of_equal_remainders_the_lower_class_comes_first():
+    assert counts_of(keep_labels(labels_of([10, 10, 10], 0), 3, 5, "stratified"), 3) == [2, 2, 1]
+
+
+def test_kept_labels_depend_on_the_seed_alone():
+    y = labels_of([50, 30, 20], seed=0)
+    for split, labels in (("balanced", 12), ("stratified", 10)):
+        torch.manual_seed(1)
+        first = keep_labels(y, 3, labels, split, seed=5)
+        torch.manual_seed(2)
+        state = torch.get_rng_state()
+        assert torch.equal(first, keep_labels(y, 3, labels, split, seed=5))
+        assert torch.equal(state, torch.get_rng_state())
+        assert not torch.equal(first, keep_labels(y, 3, labels, split, seed=6))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_given_rows_keep_their_labels_whatever_the_seed(dtype):
+    y = labels_of([4, 5, 6], seed=0)
+    rows = torch.cat([(y == k).nonzero()[: k + 1, 0] for k in range(3)]).flip(0).to(dtype)
+    kept = keep_labels(y, 3, rows, seed=7)
+    assert torch.equal((kept != UNLABELLED).nonzero()[:, 0], rows.long().sort().values)
+    assert torch.equal(kept[rows.long()], y[rows.long()])
+
+
+SKEWED = labels_of([30, 19, 1], seed=0)
+ONE_EACH = [SKEWED.tolist().index(k) for k in range(3)]
+SPLIT_ERRORS = {
+    "word": ({"labels": 3, "split": "even"}, "split='even': expected one of 'balanced', 'stratified'"),
+    "word beside rows": ({"labels": torch.tensor(ONE_EACH), "split": "even"}, "split='even'"),
+    "fewer than classes": ({"labels": 2}, "labels=2: expected at least one for each of 3 classes"),
+    "more than examples": ({"labels": 51}, "labels=51: there are only 50 examples"),
+    "not divisible": ({"labels": 10}, "labels=10: split='balanced' needs a multiple of the 3.*'stratified'"),
+    "class too small": ({"labels": 6}, "labels=6: class 2 has only 1 examples, expected at least 2"),
+    "share too small": (
+        {"labels": 10, "split": "stratified"},
+        "labels=10: split='stratified' gives none to class 2, which has 1 of 50 examples; .*'balanced'",
+    ),
+    "rows out of range": (
+        {"labels": torch.tensor([*ONE_EACH, 50])},
+        r"labels: row index 50, expected 0\.\.49",
+    ),
+    "negative row": ({"labels": torch.tensor([*ONE_EACH, -1])}, r"labels: row index -1, expected 0\.\.49"),
+    "repeated rows": (
+        {"labels": torch.tensor([*ONE_EACH, *ONE_EACH[:2]])},
+        "labels: 2 of 5 row indices are repeated",
+    ),
+    "rows leave classes out": (
+        {"labels": torch.tensor(ONE_EACH[:1])},
+        "labels: the 1 rows are none of class 1, 2; expected all 3 classes",
+    ),
+    "no rows": (
+        {"labels": torch.tensor([], dtype=torch.long)},
+        "labels: the 0 rows are none of class 0, 1, 2",
+    ),
+    "mask": ({"labels": SKEWED == 1}, r"labels: a tensor of shape \(50,\) and dtype torch.bool; expected"),
+    "floating rows": ({"labels": torch.tensor([0.0])}, "dtype torch.float32; expected"),
+    "matrix of rows": ({"labels": torch.tensor([ONE_EACH])}, r"labels: a tensor of shape \(1, 3\)"),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT_ERRORS)
+def test_labels_that_cannot_be_kept(case):
+    options, message = SPLIT_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        keep_labels(SKEWED, 3, **options)
+
+
+def test_labels_to_keep_from_are_all_known():
+    with pytest.raises(ValueError, match=r"keep_labels: y holds labels -1\.\.2, expected 0\.\.2"):
+        keep_labels(torch.tensor([-1, 0, 1, 2]), 3, 3)
+    with pytest.raises(ValueError, match="class 3 has only 0 examples"):
+        keep_labels(SKEWED, 4, 4)
+
+
+# -- images: files made in the real formats ----------------------------------------------------
+SIZES = {"train": 150, "test": 40}
+TRAIN_COUNTS = [20, 18, 16, 16, 15, 15, 14, 14, 12, 10]
+
+
+def made(name: str, part: str) -> tuple[Tensor, Tensor]:
+    """Random images ``(N, C, H, W)``, no two the same, and their labels."""
+    generator = torch.Generator().manual_seed(len(part))
+    x = torch.randint(256, (SIZES[part], *IMAGES[name].shape), generator=generator, dtype=torch.uint8)
+    return x, labels_of(TRAIN_COUNTS, seed=1) if part == "train" else torch.arange(SIZES[part]) % 10
+
+
+def one_row_of_each_class(name: str) -> Tensor:
+    y = made(name, "train")[1]
+    return torch.stack([(y == k).nonzero()[-1, 0] for k in range(10)])
+
+
+def idx(values: Tensor) -> bytes:
+    """The format of MNIST: a magic number that ends in the number of dimensions, sizes, bytes."""
+    header = np.array([0x0800 + values.dim(), *values.shape], dtype=">i4")
+    return header.tobytes() + values.to(torch.uint8).numpy().tobytes()
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_idx(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        x, y = made(name, part)
+        (root / IMAGES[name].folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(x[:, 0]))
+        (root / IMAGES[name].folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(y))
+
+
+def write_svhn(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split_list = {}
+    for part in SIZES:
+        x, y = made(name, part)
+        path = root / f"{part}_32x32.mat"
+        savemat(path, {"X": x.permute(2, 3, 1, 0).numpy(), "y": y.masked_fill(y == 0, 10)[:, None].numpy()})
+        split_list[part] = ["no address", path.name, md5(path)]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", split_list)
+
+
+def write_cifar10(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / IMAGES[name].folder
+
+    def write(file: str, content: dict) -> list[str]:
+        (folder / file).write_bytes(pickle.dumps(content))
+        return [file, md5(folder / file)]
+
+    (x, y), (x_test, y_test) = (made(name, part) for part in SIZES)
+    batches = zip(x.flatten(1).chunk(5), y.chunk(5), strict=True)
+    train = [
+        write(f"data_batch_{i}", {"data": a.numpy(), "labels": b.tolist()})
+        for i, (a, b) in enumerate(batches, 1)
+    ]
+    test = [write("test_batch", {"data": x_test.flatten(1).numpy(), "labels": y_test.tolist()})]
+    meta = write("batches.meta", {"label_names": [str(k) for k in range(10)]})
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", train)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", test)
+    monkeypatch.setattr(
+        torchvision.datasets.CIFAR10, "meta", {"filename": meta[0], "key": "label_names", "md5": meta[1]}
+    )
+
+
+WRITERS = {"mnist": write_idx, "fashion-mnist": write_idx, "svhn": write_svhn, "cifar10": write_cifar10}
+
+
+@pytest.fixture
+def root(request, tmp_path, monkeypatch) -> Path:
+    """A folder with the files of the data set that the test's parameter ``name`` says, or of MNIST."""
+    callspec = getattr(request.node, "callspec", None)
+    name = callspec.params.get("name", "mnist") if callspec else "mnist"
+    (tmp_path / IMAGES[name].folder).mkdir(parents=True, exist_ok=True)
+    WRITERS[name](name, tmp_path, monkeypatch)
+    return tmp_path
+
+
+def test_every_image_set_is_tested():
+    assert set(WRITERS) == set(IMAGES)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_read_as_their_files_hold_them(name, root):
+    (x, y), (x_test, y_test) = (made(name, part) for part in SIZES)
+    data = images(name, root, labels=20)
+    assert data.num_classes == IMAGES[name].num_classes
+    for ours, theirs in ((data.x, x), (data.x_test, x_test), (data.y_test, y_test)):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+    assert data.y.dtype == torch.int64
+    assert torch.equal(data.y, keep_labels(y, 10, 20))
+    assert data.x_val is None
+    for file in IMAGES[name].files:
+        assert (root / IMAGES[name].folder / file).is_file()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_held_out_images_have_true_labels_and_take_none_away(name, root):
+    x, y = made(name, "train")
+    truth = {image.numpy().tobytes(): int(label) for image, label in zip(x, y, strict=True)}
+    options = {"labels": 30, "split": "stratified", "seed": 4}
+    data, whole = images(name, root, num_val=25, **options), images(name, root, **options)
+    assert data.x_val.shape == (25, *IMAGES[name].shape)
+    assert data.y_val.tolist() == [truth[image.numpy().tobytes()] for image in data.x_val]
+    assert {image.numpy().tobytes() for image in torch.cat([data.x, data.x_val])} == set(truth)
+    for kept, all_kept in zip(data.labelled, whole.labelled, strict=True):
+        assert torch.equal(kept, all_kept)
+    assert counts_of(data.y, 10) == [4, 4, 3, 3, 3, 3, 3, 3, 2, 2]
+
+
+def test_a_seed_fixes_the_labels_of_images_and_the_rows_held_out(root):
+    first, again, other = (images("mnist", root, labels=20, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first.y, again.y)
+    assert not torch.equal(first.y, other.y)
+    rows = one_row_of_each_class("mnist")
+    first, again, other = (images("mnist", root, labels=rows, seed=s, num_val=25) for s in (1, 1, 2))
+    assert torch.equal(first.x_val, again.x_val)
+    assert not torch.equal(first.x_val, other.x_val)
+
+
+def test_images_of_a_published_split(root):
+    rows = one_row_of_each_class("mnist")
+    data = images("mnist", str(root), labels=rows)
+    assert torch.equal((data.y != UNLABELLED).nonzero()[:, 0], rows.sort().values)
+
+
+def test_images_that_cannot_be_had(root):
+    known = "'mnist', 'fashion-mnist', 'svhn', 'cifar10'"
+    with pytest.raises(ValueError, match=f"name='imagenet': expected one of {known}"):
+        images("imagenet", root)
+    with pytest.raises(ValueError, match="labels=151: there are only 150 examples"):
+        images("mnist", root, labels=151)
+    with pytest.raises(ValueError, match="num_val=-1: expected at least 0"):
+        images("mnist", root, num_val=-1)
+    with pytest.raises(ValueError, match="num_val=50: expected less than the 50 unlabelled rows"):
+        images("mnist", root, num_val=50)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_missing_files_are_named_with_their_folder_and_the_remedy(name, root):
+    source = IMAGES[name]
+    folder = root / source.folder
+    (folder / source.files[1]).unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        images(name, root)
+    assert str(error.value) == (
+        f"{name}: {folder} lacks {source.files[1]}; download=True (in the examples, --download) fetches and "
+        "unpacks them, or put them there by hand"
+    )
+    for file in source.files:
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match=f"lacks {', '.join(source.files)};"):
+        images(name, root)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_damaged_files_are_told_from_missing_ones(name, root):
+    path = root / IMAGES[name].folder / IMAGES[name].files[0]
+    content = path.read_bytes()
+    for damaged in (content[:-100], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(FileNotFoundError, match=f"{path.parent} holds damaged files, delete them first;"):
+            images(name, root)
+
+
+def test_a_failed_download_is_told(root, monkeypatch):
+    def unreachable(self):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torchvision.datasets.SVHN, "download", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"lacks train_32x32.mat, .*did not help \(.*no route"):
+        images("svhn", root, download=True)
+
+
+def test_download_unpacks_what_is_only_packed(root, monkeypatch):
+    folder, resources = root / "MNIST/raw", []
+    for file in IMAGES["mnist"].files:
+        packed = folder / f"{file}.gz"
+        packed.write_bytes(gzip.compress((folder / file).read_bytes()))
+        (folder / file).unlink()
+        resources.append((packed.name, md5(packed)))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["no address/"])
+    with pytest.raises(FileNotFoundError, match="lacks train-images-idx3-ubyte"):
+        images("mnist", root)
+    assert torch.equal(images("mnist", root, download=True).x, made("mnist", "train")[0])
+
+
+def test_torchvision_is_imported_only_where_it_is_used():
+    code = "import sys, pyro_scnf.datasets; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- augmentation ------------------------------------------------------------------------------
+def crops(image: Tensor, pixels: int) -> dict[tuple[int, int], Tensor]:
+    """What ``RandomCrop(size, padding=pixels)`` may make of an image ``(C, H, W)``, by shift."""
+    height, width = image.shape[-2:]
+    padded = F.pad(image, (pixels,) * 4)
+    return {
+        (pixels - top, pixels - left): padded[:, top : top + height, left : left + width]
+        for top in range(2 * pixels + 1)
+        for left in range(2 * pixels + 1)
+    }
+
+
+@settings(max_examples=50)
+@given(
+    batch=st.lists(st.integers(1, 3), max_size=3),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    pixels=st.integers(0, 7),
+    dtype=st.sampled_from([torch.uint8, torch.int64, torch.float32, torch.float64]),
+    seed=seeds,
+)
+def test_a_shifted_image_is_a_crop_of_the_padded_one(batch, shape, pixels, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(1, 256, (*batch, *shape), generator=generator).to(dtype)
+    shifted = random_shift(x, pixels, generator)
+    assert shifted.dtype == dtype
+    assert shifted.shape == x.shape
+    for before, after in zip(x.reshape(-1, *shape), shifted.reshape(-1, *shape), strict=True):
+        assert any(torch.equal(after, crop) for crop in crops(before, pixels).values())
+
+
+def test_shifts_are_uniform_and_of_each_image_its_own():
+    image = torch.randint(1, 256, (3, 4, 5), dtype=torch.uint8)
+    drawn = random_shift(image.expand(3000, *image.shape), 1)
+    known = {crop.numpy().tobytes(): shift for shift, crop in crops(image, 1).items()}
+    counts = Counter(known[after.contiguous().numpy().tobytes()] for after in drawn)
+    assert set(counts) == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
+    # Of 3000, each has 333 with standard deviation 17.
+    assert all(abs(count - 3000 / 9) < 5 * 17.3 for count in counts.values())
+
+
+def test_shifts_come_from_the_global_generator_or_the_one_given():
+    x = torch.rand(50, 1, 6, 6)
+    torch.manual_seed(1)
+    first = random_shift(x, 2)
+    assert not torch.equal(first, random_shift(x, 2))
+    torch.manual_seed(1)
+    assert torch.equal(first, RandomShift(2)(x))
+    state = torch.get_rng_state()
+    given = random_shift(x, 2, torch.Generator().manual_seed(3))
+    assert torch.equal(given, random_shift(x, 2, torch.Generator().manual_seed(3)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_shifted_images_pass_gradients():
+    x = torch.rand(4, 2, 5, 5, requires_grad=True)
+    (random_shift(x, 1)).sum().backward()
+    assert set(x.grad.unique().tolist()) <= {0.0, 1.0}
+    assert (x.grad[..., 1:-1, 1:-1] == 1).all()
+
+
+def test_prepared_images_fall_into_the_bins_of_their_pixels():
+    x = torch.randint(256, (20, 3, 8, 8), dtype=torch.uint8)
+    for augment in (ImageAugment(), ImageAugment(shift=3, jitter=0.2)):
+        prepared = augment.prepare(x)
+        assert prepared.dtype == torch.float32
+        assert torch.equal(quantize(prepared), x.long())
+        assert not torch.equal(prepared, augment.prepare(x))
+    torch.manual_seed(0)
+    plain = ImageAugment()(x)
+    torch.manual_seed(0)
+    assert torch.equal(plain, ImageAugment().prepare(x))
+
+
+def test_augmented_images_are_shifted_then_dequantised():
+    x = torch.randint(17, (20, 1, 8, 8)).float()
+    torch.manual_seed(0)
+    shifted = random_shift(x, 2)
+    torch.manual_seed(0)
+    augmented = ImageAugment(bins=17, shift=2)(x)
+    assert torch.equal(quantize(augmented, 17), shifted.long())
+    assert augmented.unique().numel() > 1000  # the border is dequantised too
+
+
+@pytest.mark.parametrize("jitter", [0.01, 0.2, 3.0])
+def test_jitter_is_reflected_into_the_unit_interval(jitter):
+    x = torch.randint(256, (100, 1, 20, 20), dtype=torch.uint8)
+    torch.manual_seed(0)
+    jittered = ImageAugment(jitter=jitter)(x)
+    assert jittered.min() >= 0
+    assert jittered.max() < 1
+    torch.manual_seed(0)
+    free = ImageAugment().prepare(x)
+    free = free + jitter * torch.randn_like(free)
+    assert free.min() < 0
+    assert free.max() > 1
+    for _ in range(30):  # at one end, then at the other, until all are inside
+        free = torch.where(free < 0, -free, free)
+        free = torch.where(free > 1, 2 - free, free)
+    assert torch.allclose(jittered, free, atol=1e-5)
+
+
+def test_jitter_to_the_very_end_stays_below_one(monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", lambda x: 1 - x)
+    jittered = ImageAugment(jitter=1.0)(torch.randint(256, (10, 1, 8, 8), dtype=torch.uint8))
+    assert (jittered < 1).all()
+    assert (jittered > 0.999).all()
+
+
+AUGMENT_ERRORS = {
+    "pixels": (lambda: random_shift(torch.rand(1, 4, 4), -1), "pixels=-1: expected at least 0"),
+    "shape": (
+        lambda: random_shift(torch.rand(4, 4), 1),
+        r"x has shape \(4, 4\), expected images \(\*batch, C, H, W\)",
+    ),
+    "pixels of the class": (lambda: RandomShift(-2), "pixels=-2: expected at least 0"),
+    "shift": (lambda: ImageAugment(shift=-1), "shift=-1: expected at least 0"),
+    "bins": (lambda: ImageAugment(bins=0), "bins=0: expected at least 1"),
+    "jitter": (lambda: ImageAugment(jitter=-0.1), "jitter=-0.1: expected a finite number of at least 0"),
+    "no jitter": (lambda: ImageAugment(jitter=float("nan")), "jitter=nan: expected a finite number"),
+    "values": (lambda: ImageAugment(bins=17)(torch.full((1, 1, 2, 2), 17)), r"expected integers in 0\.\.16"),
+}
+
+
+@pytest.mark.parametrize("case", AUGMENT_ERRORS)
+def test_augmentation_refuses(case):
+    call, message = AUGMENT_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("augment", [RandomShift(2), ImageAugment(17, shift=1, jitter=0.05)])
+def test_augmentations_can_be_pickled(augment):
+    assert pickle.loads(pickle.dumps(augment)) == augment

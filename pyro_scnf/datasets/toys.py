@@ -1,84 +1,18 @@
-"""Partly labelled data sets: 2-D toys and handwritten digits, split reproducibly by seed.
-
-scikit-learn makes and ships the data; install the extra ``examples``.
-"""
+"""2-D toys, and the handwritten digits that scikit-learn ships."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_scnf._extras import require
-from pyro_scnf.model import UNLABELLED
+from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.splits import hide_labels
 
-__all__ = ["TOYS", "SemiSupervisedData", "digits", "hide_labels", "toy"]
-
-
-@dataclass(frozen=True)
-class SemiSupervisedData:
-    """A training set whose labels are mostly hidden, and a labelled test set.
-
-    :ivar Tensor x: training data ``(N, *event_shape)``, the labelled rows included.
-    :ivar Tensor y: their labels ``(N,)``, -1 where hidden.
-    :ivar Tensor x_test: test data.
-    :ivar Tensor y_test: all test labels.
-    :ivar int num_classes: number of labels K.
-    :ivar x_val: held-out unlabelled training data, ``None`` before :meth:`hold_out`.
-    """
-
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    num_classes: int
-    x_val: Tensor | None = None
-
-    @property
-    def labelled(self) -> tuple[Tensor, Tensor]:
-        """The labelled rows and their labels."""
-        known = self.y != UNLABELLED
-        return self.x[known], self.y[known]
-
-    @property
-    def unlabelled(self) -> Tensor:
-        """The unlabelled rows."""
-        return self.x[self.y == UNLABELLED]
-
-    def hold_out(self, size: int, seed: int = 0) -> SemiSupervisedData:
-        """Move ``size`` random unlabelled rows to ``x_val``, to tell when to stop.
-
-        :raises ValueError: if fewer are unlabelled.
-        """
-        rows = (self.y == UNLABELLED).nonzero()[:, 0]
-        if not 0 < size < len(rows):
-            raise ValueError(
-                f"size={size}: expected 1 to {len(rows) - 1}, there are {len(rows)} unlabelled rows"
-            )
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        keep = torch.ones(len(self.x), dtype=torch.bool)
-        keep[rows[order[:size]]] = False
-        return replace(self, x=self.x[keep], y=self.y[keep], x_val=self.x[~keep])
-
-
-def hide_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
-    """Keep ``per_class`` random labels of every class, set the others to -1.
-
-    :raises ValueError: if a class has fewer examples.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kept = torch.full_like(y, UNLABELLED)
-    for k in y.unique():
-        rows = (y == k).nonzero()[:, 0]
-        if len(rows) < per_class:
-            raise ValueError(f"per_class={per_class}: class {int(k)} has only {len(rows)} examples")
-        chosen = rows[torch.randperm(len(rows), generator=generator)[:per_class]]
-        kept[chosen] = k
-    return kept
+__all__ = ["TOYS", "digits", "toy"]
 
 
 def _pinwheel(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

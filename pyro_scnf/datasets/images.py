@@ -1,0 +1,141 @@
+"""Image data sets that torchvision reads, with few of their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import check_at_least
+from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.splits import keep_labels
+from pyro_scnf.model import UNLABELLED
+
+__all__ = ["IMAGES", "ImageSet", "images"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """How to read an image data set, and what it holds.
+
+    :ivar read: from a root folder, whether to read the training (or test) part, and whether to
+        download, to images ``(N, C, H, W)`` in uint8 and labels ``(N,)`` in int64.
+    :ivar int num_classes: number of labels K.
+    :ivar shape: of one image, ``(C, H, W)``.
+    :ivar str folder: where in the root folder the files lie.
+    :ivar files: their names.
+    """
+
+    read: Callable[[Path, bool, bool], tuple[Tensor, Tensor]]
+    num_classes: int
+    shape: tuple[int, int, int]
+    folder: str
+    files: tuple[str, ...]
+
+
+# torchvision takes its time to import, so each reader does when it is called.
+def _read_idx(kind: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    from torchvision import datasets
+
+    part = getattr(datasets, kind)(root, train, download=download)
+    return part.data[:, None], part.targets
+
+
+def _read_svhn(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    from torchvision import datasets
+
+    part = datasets.SVHN(root, "train" if train else "test", download=download)
+    return torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels)
+
+
+def _read_cifar10(root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
+    from torchvision import datasets
+
+    part = datasets.CIFAR10(root, train, download=download)
+    return torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+
+
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_SVHN = ("train_32x32.mat", "test_32x32.mat")
+_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+IMAGES: dict[str, ImageSet] = {
+    "mnist": ImageSet(partial(_read_idx, "MNIST"), 10, (1, 28, 28), "MNIST/raw", _IDX),
+    "fashion-mnist": ImageSet(partial(_read_idx, "FashionMNIST"), 10, (1, 28, 28), "FashionMNIST/raw", _IDX),
+    "svhn": ImageSet(_read_svhn, 10, (3, 32, 32), "", _SVHN),
+    "cifar10": ImageSet(_read_cifar10, 10, (3, 32, 32), "cifar-10-batches-py", _CIFAR10),
+}
+"""Image data sets by name: how to read one, and what it holds."""
+
+
+def images(
+    name: str,
+    root: str | Path,
+    *,
+    labels: int | Tensor = 100,
+    split: str = "balanced",
+    seed: int = 0,
+    num_val: int = 0,
+    download: bool = False,
+) -> SemiSupervisedData:
+    """The standard training and test images of a data set, with ``labels`` training labels.
+
+    Images are ``(N, C, H, W)`` in uint8, ``0 .. 255``: :func:`~pyro_scnf.transforms.dequantize` them,
+    or train with :class:`ImageAugment`. Of SVHN, the ``extra`` images are left out.
+
+    :param str name: one of :data:`IMAGES`.
+    :param root: the folder that torchvision's data sets take.
+    :param labels: how many labels to keep, or the row indices ``(n,)`` of a published split, which
+        number the training images as their files do.
+    :param str split: which, one of :data:`SPLITS`: ``"balanced"`` as in Kingma et al. (2014),
+        ``"stratified"`` as in Atanov et al. (2019), who keep 100 of MNIST's 60,000; see
+        :func:`keep_labels`.
+    :param int seed: fixes which labels are kept and which rows held out, whatever the state of the
+        global generator.
+    :param int num_val: unlabelled rows to hold out, as
+        :meth:`~SemiSupervisedData.hold_out` does, with their true labels as ``y_val``; the labels
+        kept are the same for any number.
+    :param bool download: fetch what is missing, unpack what is only packed.
+    :raises ValueError: for an unknown name, labels that :func:`keep_labels` refuses, or more rows to
+        hold out than are unlabelled.
+    :raises FileNotFoundError: if files are missing or damaged, or cannot be fetched.
+
+    References: Kingma et al., *Semi-supervised learning with deep generative models*, 2014, section
+    4; Atanov et al., *Semi-conditional normalizing flows for semi-supervised learning*, 2019,
+    section 4.2.
+    """
+    if name not in IMAGES:
+        raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, IMAGES))}")
+    check_at_least(0, num_val=num_val)
+    (x, truth), (x_test, y_test) = _read(name, Path(root).expanduser().absolute(), download)
+    num_classes = IMAGES[name].num_classes
+    data = SemiSupervisedData(
+        x, keep_labels(truth, num_classes, labels, split, seed), x_test, y_test, num_classes
+    )
+    hidden = int((data.y == UNLABELLED).sum())
+    if num_val and num_val >= hidden:
+        raise ValueError(f"num_val={num_val}: expected less than the {hidden} unlabelled rows")
+    return data.hold_out(num_val, seed, truth) if num_val else data
+
+
+def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
+    """Training and test part, or an error that says what is amiss in which folder."""
+    source = IMAGES[name]
+    try:
+        return [source.read(root, train, download) for train in (True, False)]
+    except (RuntimeError, ValueError, URLError) as error:
+        folder = root / source.folder
+        missing = [file for file in source.files if not (folder / file).is_file()]
+        state = f"lacks {', '.join(missing)}" if missing else "holds damaged files, delete them first"
+        remedy = (
+            f"download=True did not help ({error}), so"
+            if download
+            else "download=True (in the examples, --download) fetches and unpacks them, or"
+        )
+        raise FileNotFoundError(f"{name}: {folder} {state}; {remedy} put them there by hand") from error

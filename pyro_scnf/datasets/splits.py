@@ -1,0 +1,128 @@
+"""Which labels are kept: so many of every class, as many as its share, or those of given rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import check_at_least, check_labels
+from pyro_scnf.model import UNLABELLED
+
+__all__ = ["SPLITS", "hide_labels", "keep_labels"]
+
+
+def hide_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
+    """Keep ``per_class`` random labels of every class that occurs, set the others to -1.
+
+    :param y: labels ``(N,)``; those hidden already stay so.
+    :raises ValueError: if a class has fewer examples.
+    """
+    check_at_least(0, per_class=per_class)
+    sizes = torch.bincount(y[y != UNLABELLED])
+    return _draw(y, torch.where(sizes > 0, per_class, 0), f"per_class={per_class}", seed)
+
+
+def keep_labels(
+    y: Tensor, num_classes: int, labels: int | Tensor, split: str = "balanced", seed: int = 0
+) -> Tensor:
+    """Keep ``labels`` random labels in all, at least one of every class, set the others to -1.
+
+    ``"balanced"`` keeps the same number of every class, as Kingma et al. (2014) do;
+    ``"stratified"`` keeps class proportions by the method of largest remainders (of equal ones, the
+    lower class first), as Atanov et al. (2019), section 4.2, do. The numbers a class are those of
+    scikit-learn's ``train_test_split(stratify=y)`` but for such ties; the rows are not.
+
+    :param y: labels ``(N,)``, ``0 .. num_classes - 1``.
+    :param int num_classes: number of labels K.
+    :param labels: how many to keep, or, as splits are published, the indices ``(n,)`` of the rows
+        that keep theirs; ``split`` and ``seed`` then play no part.
+    :param str split: one of :data:`SPLITS`.
+    :param int seed: fixes the choice, whatever the state of the global generator.
+    :raises ValueError: for another word; for fewer labels than classes or more than examples; if
+        ``labels`` is no multiple of K (balanced), if a class has too few examples (balanced) or too
+        small a share (stratified) for its labels; for indices that are repeated, out of range, or
+        leave a class out.
+
+    >>> y = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
+    >>> keep_labels(y, 2, labels=3, split="stratified").unique(return_counts=True)[1]
+    tensor([6, 2, 1])
+    >>> keep_labels(y, 2, labels=torch.tensor([1, 7]))
+    tensor([-1,  0, -1, -1, -1, -1, -1,  1, -1])
+    """
+    y = check_labels(y, num_classes, "y", "keep_labels")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
+    if isinstance(labels, Tensor):
+        rows = _check_rows(labels, y, num_classes)
+        return torch.full_like(y, UNLABELLED).index_copy(0, rows, y[rows])
+    if labels < num_classes:
+        raise ValueError(f"labels={labels}: expected at least one for each of {num_classes} classes")
+    if labels > len(y):
+        raise ValueError(f"labels={labels}: there are only {len(y)} examples")
+    counts = SPLITS[split](torch.bincount(y, minlength=num_classes), labels)
+    return _draw(y, counts, f"labels={labels}", seed)
+
+
+def _balanced(sizes: Tensor, labels: int) -> Tensor:
+    """The same number of every class."""
+    if labels % len(sizes):
+        raise ValueError(
+            f"labels={labels}: split='balanced' needs a multiple of the {len(sizes)} classes; "
+            "'stratified' does not"
+        )
+    return torch.full_like(sizes, labels // len(sizes))
+
+
+def _stratified(sizes: Tensor, labels: int) -> Tensor:
+    """The whole part of each class's share, then one more for the largest remainders."""
+    shares = labels * sizes
+    counts, remainders = shares // sizes.sum(), shares % sizes.sum()
+    counts[remainders.argsort(descending=True, stable=True)[: labels - counts.sum()]] += 1
+    if not counts.all():
+        k = int(counts.argmin())
+        raise ValueError(
+            f"labels={labels}: split='stratified' gives none to class {k}, which has {int(sizes[k])} of "
+            f"{int(sizes.sum())} examples; ask for more labels or for split='balanced'"
+        )
+    return counts
+
+
+SPLITS: dict[str, Callable[[Tensor, int], Tensor]] = {"balanced": _balanced, "stratified": _stratified}
+"""Ways to share labels out by name: from class sizes ``(K,)`` and a number of labels to counts ``(K,)``."""
+
+
+def _draw(y: Tensor, counts: Tensor, given: str, seed: int) -> Tensor:
+    """Keep ``counts[k]`` random labels of class k; ``given`` is what asked for so many."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.full_like(y, UNLABELLED)
+    for k, count in enumerate(counts.tolist()):
+        rows = (y == k).nonzero()[:, 0]
+        if len(rows) < count:
+            raise ValueError(f"{given}: class {k} has only {len(rows)} examples, expected at least {count}")
+        kept[rows[torch.randperm(len(rows), generator=generator)[:count]]] = k
+    return kept
+
+
+def _check_rows(rows: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Indices of rows, int64, each once, of every class."""
+    if rows.dim() != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise ValueError(
+            f"labels: a tensor of shape {tuple(rows.shape)} and dtype {rows.dtype}; "
+            "expected a number, or integer row indices of shape (n,)"
+        )
+    rows = rows.long()
+    outside = rows[(rows < 0) | (rows >= len(y))]
+    if len(outside):
+        raise ValueError(f"labels: row index {int(outside[0])}, expected 0..{len(y) - 1}")
+    repeated = len(rows) - len(rows.unique())
+    if repeated:
+        raise ValueError(f"labels: {repeated} of {len(rows)} row indices are repeated, expected each once")
+    absent = (torch.bincount(y[rows], minlength=num_classes) == 0).nonzero()[:, 0].tolist()
+    if absent:
+        raise ValueError(
+            f"labels: the {len(rows)} rows are none of class {', '.join(map(str, absent))}; "
+            f"expected all {num_classes} classes"
+        )
+    return rows
