@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(data):
         fit(build(data), data, steps=5, augment=explode, progress=False)
 
 
-def test_without_held_out_data_there_is_nothing_to_stop_by():
+def test_without_held_out_data_the_last_weights_are_kept():
     data = toy("moons", num_train=50, num_test=20)
-    with pytest.raises(ValueError, match="x_val"):
-        fit(build(data), data, steps=1, progress=False)
+    result = fit(build(data), data, steps=3, progress=False)
+    assert (result.steps, result.best_step, result.best_nll) == (3, 3, None)

@@ -1,4 +1,4 @@
-"""Training a partly labelled model with Lightning (extra ``train``)."""
+"""Training a partly labelled model, from the first step to the best weights."""
 
 from __future__ import annotations
 
@@ -7,144 +7,80 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_scnf._checks import check_at_least
 from pyro_scnf._extras import require
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.guides import EMGuide, make_guide
 from pyro_scnf.model import SemiSupervisedModel
-from pyro_scnf.objective import elbo
+from pyro_scnf.training.batches import StepBatches
+from pyro_scnf.training.checkpoint import AtomicCheckpointIO
+from pyro_scnf.training.task import SemiSupervisedTask, keep_data
 
 lightning = require("lightning.pytorch", "train")
 callbacks = require("lightning.pytorch.callbacks", "train")
+loggers = require("lightning.pytorch.loggers", "train")
 
-__all__ = ["FitResult", "fit", "keep_data"]
-
-
-def keep_data(x: Tensor) -> Tensor:
-    """The default ``augment``: data as they are."""
-    return x
+__all__ = ["FitResult", "fit"]
 
 
 @dataclass(frozen=True)
 class FitResult:
     """What :func:`fit` did.
 
-    :ivar int best_step: step whose averaged weights had the lowest validation NLL; the model has them.
-    :ivar float best_nll: that NLL, nats per example.
     :ivar int steps: optimiser steps taken in all.
+    :ivar bool finished: whether that is the whole run, not one that ``minutes`` or ``patience`` ended.
+    :ivar int best_step: step whose weights the model has.
+    :ivar best_nll: validation NLL of these, nats per example; ``None`` without validation data.
     :ivar float seconds: wall-clock time of this call.
+    :ivar int rank: this process among those that trained; 0 is the one that should write files.
     """
 
-    best_step: int
-    best_nll: float
     steps: int
+    finished: bool
+    best_step: int
+    best_nll: float | None
     seconds: float
+    rank: int
 
 
-class _Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    """One training step: labelled and unlabelled rows, drawn by the number of the step."""
+class _Average(callbacks.WeightAveraging):  # type: ignore[misc, name-defined]
+    """Exponential moving average, from a first few steps on, all parameters in one kernel."""
 
-    def __init__(
-        self,
-        model: SemiSupervisedModel,
-        guide: str,
-        data: SemiSupervisedData,
-        *,
-        steps: int,
-        batch_size: int,
-        labelled_batch_size: int | None,
-        learning_rate: float,
-        weight_decay: float,
-        augment: Callable[[Tensor], Tensor],
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.guide = make_guide(guide, model)
-        # Not a submodule: it holds nothing but the two above, which state_dict would name twice.
-        self.objective = [elbo(model, self.guide)]
-        self.steps, self.seed, self.augment = steps, seed, augment
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.rows = (labelled_batch_size, batch_size)
-        x_labelled, y_labelled = data.labelled
-        # Not buffers, which weight averaging would copy at every step.
-        self.tensors: dict[str, Any] = {
-            "x": x_labelled,
-            "y": y_labelled,
-            "x_unlabelled": data.unlabelled,
-            "x_val": data.x_val,
-        }
+    def __init__(self, decay: float, start: int) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.start = start
 
-    def on_fit_start(self) -> None:
-        self.tensors = {name: value.to(self.device) for name, value in self.tensors.items()}
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx >= self.start
 
-    @staticmethod
-    def _choose(x: Tensor, rows: int | None) -> Tensor | slice:
-        if rows is None or rows >= len(x):
-            return slice(None)
-        return torch.randperm(len(x), device=x.device)[:rows]
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        # What is drawn depends on the step alone, so that a resumed run goes on as if never stopped.
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
-        labelled = self._choose(self.tensors["x"], self.rows[0])
-        unlabelled = self._choose(self.tensors["x_unlabelled"], self.rows[1])
-        x, y = self.augment(self.tensors["x"][labelled]), self.tensors["y"][labelled]
-        x_unlabelled = self.augment(self.tensors["x_unlabelled"][unlabelled])
-        try:
-            loss = self.objective[0](x, y, x_unlabelled)
-        except ValueError as error:  # Pyro refuses to score what has become NaN
-            cause = str(error).splitlines()[0]
-            raise RuntimeError(f"training stopped at step {self.global_step}: {cause}") from error
-        loss = loss / ((self.model.num_labelled or len(x)) + (self.model.num_unlabelled or len(x_unlabelled)))
-        if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"training stopped at step {self.global_step}: the loss is {loss.item()}; lower "
-                "learning_rate or gradient_clip"
-            )
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(x))
-        return loss
+class _Deadline(callbacks.Callback):  # type: ignore[misc, name-defined]
+    """Ends training at the last checkpoint that comes before the time is up."""
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        if isinstance(self.guide, EMGuide):
-            self.guide.update()
+    def __init__(self, seconds: float, every: int) -> None:
+        self.seconds, self.every = seconds, every
+        self.started = self.latest = time.monotonic()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(self.seed)  # the same dequantisation every time
-        nll = -self.model.log_prob(self.augment_val(self.tensors["x_val"])).mean()
-        self.log("val_nll", nll, prog_bar=True, batch_size=len(self.tensors["x_val"]))
+    def on_validation_end(self, trainer: Any, task: Any) -> None:
+        now = time.monotonic()
+        late = now + (now - self.latest) - self.started > self.seconds
+        self.latest = now
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(late, all=False) or trainer.should_stop
 
-    def augment_val(self, x: Tensor) -> Tensor:
-        """Validation data are only prepared, not perturbed."""
-        prepare = getattr(self.augment, "prepare", keep_data)
-        return prepare(x)
-
-    def configure_optimizers(self) -> Any:
-        optimiser = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            betas=(0.9, 0.99),
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser,
-            self.learning_rate,
-            total_steps=self.steps,
-            pct_start=max(0.1, 1.5 / self.steps),  # a rise of one step would divide by its length, 0
-        )
-        return {
-            "optimizer": optimiser,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+    def on_train_batch_end(self, trainer: Any, task: Any, *args: Any) -> None:
+        if not trainer.enable_validation and trainer.global_step % self.every == 0:
+            self.on_validation_end(trainer, task)
 
 
 class _Bar(callbacks.TQDMProgressBar):  # type: ignore[misc, name-defined]
-    """One bar over all steps; validations show in it as a number."""
+    """One bar over all steps; validations show in it as numbers."""
 
     def init_validation_tqdm(self) -> Any:
         bar = super().init_validation_tqdm()
@@ -156,97 +92,272 @@ def fit(
     model: SemiSupervisedModel,
     data: SemiSupervisedData,
     *,
-    guide: str = "exact",
+    guide: str | Callable[..., Any] = "exact",
     steps: int = 1000,
     batch_size: int = 256,
     labelled_batch_size: int | None = None,
+    optimizer: str = "adamw",
     learning_rate: float = 3e-3,
     weight_decay: float = 1e-2,
-    ema_decay: float = 0.995,
-    gradient_clip: float = 5.0,
+    betas: tuple[float, float] = (0.9, 0.99),
+    schedule: str = "one-cycle",
+    warmup: float = 0.0,
+    ema_decay: float | None = 0.995,
+    gradient_clip: float | None = 5.0,
     augment: Callable[[Tensor], Tensor] = keep_data,
+    bins: int | None = None,
     validate_every: int = 50,
+    patience: int | None = None,
+    minutes: float | None = None,
+    device: str = "cpu",
+    devices: int = 1,
+    num_nodes: int = 1,
+    precision: Literal["32", "bf16-mixed"] = "32",
+    compile: bool = False,
+    resident: bool = True,
+    num_workers: int = 0,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    log: Literal["csv", "tensorboard"] | None = None,
     progress: bool = True,
-    device: str = "cpu",
 ) -> FitResult:
-    r"""Train ``model`` in place; it ends with the averaged weights of the best validation NLL.
+    r"""Train ``model`` in place, on one device or many.
 
-    Data stay on the device; batches are drawn by step number, so a run that was killed and is
-    resumed goes on exactly as it would have. AdamW, one-cycle schedule, exponential moving average
-    of the weights, gradient clipping, checkpoints every ``validate_every`` steps.
+    With validation data (``data.x_val``) it ends with the weights of the best validation NLL, without
+    with the last ones; either are averaged ones unless ``ema_decay`` is ``None``. Checkpoints are
+    written every ``validate_every`` steps, and a run that was killed, at whatever moment, and is
+    resumed goes on exactly as it would have.
 
     :param model: an initialised model (``model.initialize``).
-    :param data: with ``x_val`` held out (:meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out`).
-    :param guide: one of :data:`pyro_scnf.GUIDES`.
+    :param data: hold some rows out with :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` to
+        have validation data.
+    :param guide: one of :data:`pyro_scnf.GUIDES`, or a guide.
     :param int steps: optimiser steps.
-    :param int batch_size: unlabelled rows a step.
-    :param labelled_batch_size: labelled rows a step; all by default.
+    :param int batch_size: unlabelled rows a step, over all processes.
+    :param labelled_batch_size: labelled rows a step, likewise; all by default.
+    :param str optimizer: one of :data:`~pyro_scnf.training.OPTIMIZERS`.
+    :param str schedule: one of :data:`~pyro_scnf.training.SCHEDULES`.
+    :param float warmup: share of the run in which the learning rate rises.
+    :param ema_decay: decay of the averaged weights; ``None`` for none.
+    :param gradient_clip: largest norm of the gradient; ``None`` for none.
     :param augment: applied to every training batch, for example jitter or dequantisation; where
         validation data need preparing too, it has a method ``prepare`` for that.
-    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt``; a temporary one by default.
-    :param bool resume: go on from ``out/last.ckpt`` if there is one.
-    :param bool progress: show a progress bar.
+    :param bins: grey levels of dequantised data: progress and logs then show bits per dimension.
+    :param patience: stop after so many validations without a better NLL.
+    :param minutes: stop at the last checkpoint before this time is up; a later call with ``resume``
+        goes on.
     :param str device: ``"cpu"`` or ``"cuda"``.
-    :raises ValueError: without held-out data.
-    :raises RuntimeError: if the loss becomes NaN or infinite; ``out`` keeps the last checkpoints.
+    :param int devices: processes a node. With more than one, each trains on its share of the same
+        batches and gradients are averaged (``DistributedDataParallel``). Start them with ``torchrun``,
+        or let Lightning start the script again in each.
+    :param precision: ``"bf16-mixed"`` runs the conditioner networks in bfloat16; affine maps,
+        log-determinants and densities stay in float32.
+    :param bool compile: compile the two passes that take the time, :math:`f_w` and :math:`h_\phi`.
+    :param bool resident: keep the training data on the device; else batches are copied there, from
+        pinned memory.
+    :param int num_workers: processes that pick batches of data not ``resident``.
+    :param seed: of the order of the data and of all noise.
+    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log; a temporary
+        one by default.
+    :param bool resume: go on from ``out/last.ckpt`` if there is one.
+    :param log: write losses and validation figures every 10 steps: ``"csv"`` to ``out/log``, or
+        ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
+    :param bool progress: show a progress bar.
+    :raises ValueError: for options out of range; for ``patience`` without validation data or ``log``
+        without ``out``; if the checkpoint to resume from was made with other settings.
+    :raises RuntimeError: if the loss or its gradient becomes NaN or infinite, naming step and term;
+        ``out`` keeps the last checkpoints, which are from before.
     """
-    if data.x_val is None:
-        raise ValueError("data: no x_val; hold some unlabelled rows out with data.hold_out(size)")
+    check_at_least(1, steps=steps, validate_every=validate_every, devices=devices, num_nodes=num_nodes)
+    _check_options(data, precision, ema_decay, patience, minutes, log, out)
     started, home = time.perf_counter(), reference_tensor(model).device
-    task = _Task(
+    rows = {"batch_size": batch_size, "labelled_batch_size": labelled_batch_size}
+    settings = {
+        **rows,
+        "labelled": len(data.labelled[0]),
+        "unlabelled": len(data.unlabelled),
+        "ema_decay": ema_decay,
+        "gradient_clip": gradient_clip,
+        "precision": precision,
+        "validate_every": validate_every,
+        "processes": devices * num_nodes,
+    }
+    task = SemiSupervisedTask(
         model,
         guide,
-        data,
         steps=steps,
-        batch_size=batch_size,
-        labelled_batch_size=labelled_batch_size,
+        optimizer=optimizer,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
+        betas=betas,
+        schedule=schedule,
+        warmup=warmup,
         augment=augment,
+        bins=bins,
         seed=seed,
+        settings=settings,
     )
     with TemporaryDirectory() as scratch:
         folder = Path(scratch if out is None else out)
-        checkpoint = callbacks.ModelCheckpoint(
-            folder, "best", monitor="val_nll", save_last=True, enable_version_counter=False
-        )
-        average = callbacks.EMAWeightAveraging(
-            device=device, decay=ema_decay, update_starting_at_step=min(steps // 10, 100), use_buffers=False
-        )
-        bar = [_Bar(refresh_rate=10)] if progress else []
+        every = min(validate_every, steps)
+        best, *others = _callbacks(data, folder, steps, ema_decay, every, patience, minutes, progress)
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator="gpu" if device == "cuda" else device,
-            devices=1,
-            callbacks=[checkpoint, average, *bar],
-            logger=False,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            use_distributed_sampler=False,  # batches are shared out already
+            precision="32-true" if precision == "32" else precision,
+            callbacks=[best, *others],
+            plugins=[AtomicCheckpointIO()],
+            logger=_logger(log, folder),
+            log_every_n_steps=10,
             gradient_clip_val=gradient_clip,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            val_check_interval=min(validate_every, steps),
+            val_check_interval=every,
         )
+        if compile:
+            model.flow.compile()
         last = folder / "last.ckpt"
-        numbers: Any = range(steps)  # in place of batches: the task knows what is in which
         trainer.fit(
             task,
-            torch.utils.data.DataLoader(numbers, batch_size=None),
-            torch.utils.data.DataLoader(numbers[:1], batch_size=None),
+            datamodule=_Loaders(data, rows, seed, steps, resident, num_workers),
             ckpt_path=last if resume and last.exists() else None,
+            weights_only=True,
         )
-        best = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+        result = _keep_best(model, best, trainer, steps, time.perf_counter() - started)
+        trainer.strategy.barrier()  # the folder may be temporary
+    model.to(home)  # Lightning leaves it on the CPU
+    return result
+
+
+class _Loaders(lightning.LightningDataModule):  # type: ignore[misc, name-defined]
+    """Batches by step for training, chunks of the held-out rows for validation."""
+
+    def __init__(
+        self,
+        data: SemiSupervisedData,
+        rows: dict[str, Any],
+        seed: int,
+        steps: int,
+        resident: bool,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        self.data, self.rows, self.seed, self.steps = data, rows, seed, steps
+        self.resident, self.num_workers = resident, num_workers
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader:
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        workers = 0 if self.resident else self.num_workers
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=on_gpu and not self.resident,
+            **options,
+        )
+
+    def _home(self) -> Any:
+        return self.trainer.strategy.root_device if self.resident else None
+
+    def train_dataloader(self) -> DataLoader:
+        batches = StepBatches(
+            self.data,
+            **self.rows,
+            seed=self.seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            device=self._home(),
+        )
+        # A resumed trainer counts on from its step through a loader of the full length.
+        step = self.trainer.global_step
+        return self._loader(batches, batch_size=None, sampler=range(step, step + self.steps))
+
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if self.data.x_val is None:
+            return []
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        tensors = [t[rank::world_size] for t in (self.data.x_val, self.data.y_val) if t is not None]
+        return self._loader(TensorDataset(*(t.to(self._home()) for t in tensors)), batch_size=500)
+
+
+def _check_options(
+    data: SemiSupervisedData,
+    precision: str,
+    ema_decay: float | None,
+    patience: int | None,
+    minutes: float | None,
+    log: str | None,
+    out: str | Path | None,
+) -> None:
+    if precision not in ("32", "bf16-mixed"):
+        raise ValueError(f"precision={precision!r}: expected '32' or 'bf16-mixed'")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay={ema_decay}: expected None or 0 <= ema_decay < 1")
+    if patience is not None and data.x_val is None:
+        raise ValueError("patience: no x_val to judge by; hold rows out with data.hold_out(size)")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes={minutes}: expected a positive number")
+    if log not in (None, "csv", "tensorboard"):
+        raise ValueError(f"log={log!r}: expected 'csv', 'tensorboard' or None")
+    if log is not None and out is None:
+        raise ValueError(f"log={log!r}: give `out`, the folder to write to")
+
+
+def _callbacks(
+    data: SemiSupervisedData,
+    folder: Path,
+    steps: int,
+    ema_decay: float | None,
+    every: int,
+    patience: int | None,
+    minutes: float | None,
+    progress: bool,
+) -> list[Any]:
+    """The checkpoint that the weights will be taken from, then everything else."""
+    whole: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    if data.x_val is None:
+        made = [callbacks.ModelCheckpoint(filename="last", every_n_train_steps=every, **whole)]
+    else:
+        whole["save_on_train_epoch_end"] = False  # after a validation instead
+        # The best first: the last is to know of it.
+        made = [
+            callbacks.ModelCheckpoint(filename="best", monitor="val_nll", **whole),
+            callbacks.ModelCheckpoint(filename="last", **whole),
+        ]
+    if ema_decay is not None:
+        made.append(_Average(ema_decay, start=min(steps // 10, 100)))
+    if patience is not None:
+        made.append(callbacks.EarlyStopping("val_nll", patience=patience))
+    if minutes is not None:
+        made.append(_Deadline(60 * minutes, every))
+    if progress:
+        made.append(_Bar(refresh_rate=10))
+    return made
+
+
+def _logger(log: str | None, folder: Path) -> Any:
+    if log == "csv":
+        return loggers.CSVLogger(folder, name="log")
+    if log == "tensorboard":
+        require("tensorboard", "tensorboard")
+        return loggers.TensorBoardLogger(folder, name="tensorboard")
+    return False
+
+
+def _keep_best(model: SemiSupervisedModel, best: Any, trainer: Any, steps: int, seconds: float) -> FitResult:
+    """Load the best weights, if validation data say which they are; the last ones are in place."""
+    step, nll = int(trainer.global_step), None
+    if best.monitor is not None:
+        found = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         prefix = "model."
-        model.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in best["state_dict"].items() if k.startswith(prefix)}
-        )
-        model.to(home)  # Lightning leaves it on the CPU
-        assert checkpoint.best_model_score is not None
-        return FitResult(
-            best_step=int(best["global_step"]),
-            best_nll=float(checkpoint.best_model_score),
-            steps=int(trainer.global_step),
-            seconds=time.perf_counter() - started,
-        )
+        weights = {k.removeprefix(prefix): v for k, v in found["state_dict"].items() if k.startswith(prefix)}
+        model.load_state_dict(weights)
+        step, nll = int(found["global_step"]), float(best.best_model_score)
+    total = int(trainer.global_step)
+    return FitResult(total, total >= steps, step, nll, seconds, trainer.global_rank)
