@@ -16,7 +16,7 @@ from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
 from pyro_scnf.priors import ClassConditionalPrior, PriorSpec, make_prior
-from pyro_scnf.transforms import FlowTransform, MultiScale
+from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
 from pyro_scnf.transforms.base import _OneShotLadj
 
 __all__ = ["SemiConditionalFlow"]
@@ -211,6 +211,16 @@ class SemiConditionalFlow(nn.Module):
         z = self.flow.initialize(x)
         z_f = z[..., self.flow.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
         self.prior.initialize(z_f, x.new_full((len(x),), -1, dtype=torch.long) if y is None else y)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what scoring spends its time in, the flow and the flow of the prior, if it is one.
+
+        In place, on first use, once for each shape of batch; arguments go to :func:`torch.compile`.
+        """
+        self.flow.compile(*args, **kwargs)
+        inner = getattr(self.prior, "flow", None)
+        if isinstance(inner, ConditionalFlowTransform):
+            inner.compile(*args, **kwargs)
 
     # -- densities over all labels -------------------------------------------------------------
     def class_log_prob(self, x: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -392,3 +394,22 @@ class TestLabelMarginal:
         losses = [svi.step(x) for _ in range(30)]
         assert losses[-1] < losses[0]
         assert pyro.param("logits").argmax() == 0
+
+
+@pytest.mark.parametrize("make", [toy_flow, image_flow])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_compiled_flow_and_prior_give_the_same_and_leave_copies_alone(make):
+    """``fullgraph``: no part of the two passes may fall back to Python."""
+    flow = make("flow")
+    x = torch.randn(5, *flow.event_shape)
+    plain = flow.class_log_prob(x)
+    expected = gradients(flow, plain.sum())
+    flow.compile(backend="aot_eager", fullgraph=True)
+    compiled = flow.class_log_prob(x)
+    assert relative(compiled, plain) < 1e-5
+    assert gradient_error(gradients(flow, compiled.sum()), expected) < 1e-5
+    assert flow.flow._compiled is not None
+    assert flow.prior.flow._compiled is not None
+    copied = copy.deepcopy(flow)
+    assert copied.flow._compiled is None
+    assert pickle.loads(pickle.dumps(flow.flow))._compiled is None

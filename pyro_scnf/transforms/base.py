@@ -91,6 +91,22 @@ class _Shaped:
         """Set data-dependent parameters from ``x``; return the latents of ``x`` after that."""
         return self._inverse_ladj(x, *context)[0]
 
+    # -- compilation ---------------------------------------------------------------------------
+    _compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the direction that scores data, in place; arguments go to :func:`torch.compile`.
+
+        A pure function of parameters and data is compiled, never the Pyro model around it. Copies and
+        files hold the layer as it was.
+        """
+        self._compiled = torch.compile(self._inverse_ladj, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())  # type: ignore[misc]
+        state.pop("_compiled", None)
+        return state
+
 
 class _OneShotLadj:
     """Pyro's ``_call`` / ``_inverse`` / ``log_abs_det_jacobian`` over the one-pass methods.
@@ -165,7 +181,7 @@ class FlowTransform(_OneShotLadj, _Shaped, TransformModule):
         :raises ValueError: if ``x`` does not end in ``event_shape``.
         """
         check_event(x, self.event_shape, "x", type(self).__name__)
-        return self._inverse_ladj(x)
+        return (self._compiled or self._inverse_ladj)(x)
 
     def initialize(self, x: Tensor) -> Tensor:
         """Set the data-dependent parameters (:class:`ActNorm` and the like) from a batch ``x``.
@@ -256,7 +272,8 @@ class ConditionalFlowTransform(_Shaped, nn.Module):
 
     def inverse_and_ladj(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowTransform.inverse_and_ladj`; batch shapes of ``x`` and ``context`` broadcast."""
-        return self._run(self._inverse_ladj, x, "x", self.event_shape, self.base_shape, context)
+        method = self._compiled or self._inverse_ladj
+        return self._run(method, x, "x", self.event_shape, self.base_shape, context)
 
     def initialize(self, x: Tensor, context: Tensor) -> Tensor:
         """As :meth:`FlowTransform.initialize`, given the contexts of ``x``."""
