@@ -231,7 +231,8 @@ class _ReflectConv2d(nn.Conv2d):
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    conv = _ReflectConv2d(in_size, out_size, kernel_size) if kernel_size > 1 else nn.Conv2d(in_size, out_size, 1)
+    kind = _ReflectConv2d if kernel_size > 1 else nn.Conv2d
+    conv = kind(in_size, out_size, kernel_size)
     # Fastest, and infectious: whatever comes out of such a convolution lies channels-last too.
     return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -103,7 +103,7 @@ class _Shaped:
         self._compiled = torch.compile(self._inverse_ladj, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())  # type: ignore[misc]
+        state: dict[str, Any] = super().__getstate__().copy()  # type: ignore[attr-defined]
         state.pop("_compiled", None)
         return state
 
