@@ -97,6 +97,8 @@ class StepBatches(Dataset):
         )
         available = len(self.x_unlabelled)
         self.unlabelled_size = self._share("batch_size", min(batch_size, available or batch_size), available)
+        if not len(data.x):
+            raise ValueError("data: x is empty, expected at least one row")
         self._labelled = _Passes(len(x), seed, "labelled")
         self._unlabelled = _Passes(len(self.x_unlabelled), seed, "unlabelled")
 
@@ -107,8 +109,8 @@ class StepBatches(Dataset):
         check_at_least(1, **{name: rows})
         if rows % self.world_size:
             raise ValueError(
-                f"{name}={rows}: {self.world_size} processes cannot share it equally; give a multiple of "
-                f"{self.world_size}"
+                f"{name}: {self.world_size} processes cannot share {rows} of {available} rows equally; give a "
+                f"multiple of {self.world_size}"
             )
         return rows // self.world_size
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from pyro_scnf._checks import check_at_least
 from pyro_scnf._extras import require
@@ -20,7 +25,7 @@ from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.model import SemiSupervisedModel
 from pyro_scnf.training.batches import StepBatches
-from pyro_scnf.training.checkpoint import AtomicCheckpointIO
+from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from pyro_scnf.training.task import SemiSupervisedTask, keep_data
 
 lightning = require("lightning.pytorch", "train")
@@ -28,6 +33,12 @@ callbacks = require("lightning.pytorch.callbacks", "train")
 loggers = require("lightning.pytorch.loggers", "train")
 
 __all__ = ["FitResult", "fit"]
+
+_BESIDE_THE_POINT = (
+    ".*does not have many workers",  # picking rows takes no time
+    ".*dataloader is not resumable",  # it begins where the trainer stands
+    ".*LeafSpec.* is deprecated",  # Lightning's own
+)
 
 
 @dataclass(frozen=True)
@@ -51,32 +62,16 @@ class FitResult:
 
 
 class _Average(callbacks.WeightAveraging):  # type: ignore[misc, name-defined]
-    """Exponential moving average, from a first few steps on, all parameters in one kernel."""
+    """Exponential moving average, all parameters in one kernel; for a first few steps the weights as they are."""
 
     def __init__(self, decay: float, start: int) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.start = start
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx >= self.start
-
-
-class _Deadline(callbacks.Callback):  # type: ignore[misc, name-defined]
-    """Ends training at the last checkpoint that comes before the time is up."""
-
-    def __init__(self, seconds: float, every: int) -> None:
-        self.seconds, self.every = seconds, every
-        self.started = self.latest = time.monotonic()
-
-    def on_validation_end(self, trainer: Any, task: Any) -> None:
-        now = time.monotonic()
-        late = now + (now - self.latest) - self.started > self.seconds
-        self.latest = now
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(late, all=False) or trainer.should_stop
-
     def on_train_batch_end(self, trainer: Any, task: Any, *args: Any) -> None:
-        if not trainer.enable_validation and trainer.global_step % self.every == 0:
-            self.on_validation_end(trainer, task)
+        super().on_train_batch_end(trainer, task, *args)
+        if trainer.global_step <= self.start:
+            self._average_model.n_averaged.zero_()  # the next update copies
 
 
 class _Bar(callbacks.TQDMProgressBar):  # type: ignore[misc, name-defined]
@@ -158,8 +153,8 @@ def fit(
         pinned memory.
     :param int num_workers: processes that pick batches of data not ``resident``.
     :param seed: of the order of the data and of all noise.
-    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log; a temporary
-        one by default.
+    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log, one that all
+        nodes see; a temporary one by default.
     :param bool resume: go on from ``out/last.ckpt`` if there is one.
     :param log: write losses and validation figures every 10 steps: ``"csv"`` to ``out/log``, or
         ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
@@ -170,7 +165,9 @@ def fit(
         ``out`` keeps the last checkpoints, which are from before.
     """
     check_at_least(1, steps=steps, validate_every=validate_every, devices=devices, num_nodes=num_nodes)
+    processes = devices * num_nodes
     _check_options(data, precision, ema_decay, patience, minutes, log, out)
+    _check_launch(data, processes, num_nodes, out)
     started, home = time.perf_counter(), reference_tensor(model).device
     rows = {"batch_size": batch_size, "labelled_batch_size": labelled_batch_size}
     settings = {
@@ -181,7 +178,7 @@ def fit(
         "gradient_clip": gradient_clip,
         "precision": precision,
         "validate_every": validate_every,
-        "processes": devices * num_nodes,
+        "processes": processes,
     }
     task = SemiSupervisedTask(
         model,
@@ -198,19 +195,21 @@ def fit(
         seed=seed,
         settings=settings,
     )
-    with TemporaryDirectory() as scratch:
+    if compile:
+        model.flow.compile()
+    with TemporaryDirectory() as scratch, _quiet():
         folder = Path(scratch if out is None else out)
         every = min(validate_every, steps)
-        best, *others = _callbacks(data, folder, steps, ema_decay, every, patience, minutes, progress)
+        kept = Checkpoints(folder, steps, every, patience, None if minutes is None else 60 * minutes)
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator="gpu" if device == "cuda" else device,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="ddp" if devices * num_nodes > 1 else "auto",
+            strategy="ddp" if processes > 1 else "auto",
             use_distributed_sampler=False,  # batches are shared out already
             precision="32-true" if precision == "32" else precision,
-            callbacks=[best, *others],
+            callbacks=_callbacks(kept, steps, ema_decay, progress),
             plugins=[AtomicCheckpointIO()],
             logger=_logger(log, folder),
             log_every_n_steps=10,
@@ -218,21 +217,25 @@ def fit(
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            limit_val_batches=0 if data.x_val is None else 1.0,
             val_check_interval=every,
         )
-        if compile:
-            model.flow.compile()
         last = folder / "last.ckpt"
-        trainer.fit(
-            task,
-            datamodule=_Loaders(data, rows, seed, steps, resident, num_workers),
-            ckpt_path=last if resume and last.exists() else None,
-            weights_only=True,
-        )
-        result = _keep_best(model, best, trainer, steps, time.perf_counter() - started)
+        try:
+            trainer.fit(
+                task,
+                datamodule=_Loaders(data, rows, seed, steps, resident, num_workers),
+                ckpt_path=last if resume and last.exists() else None,
+                weights_only=True,
+            )
+        finally:
+            model.to(home)  # Lightning leaves it on the CPU
+        kept.load_best(model)
         trainer.strategy.barrier()  # the folder may be temporary
-    model.to(home)  # Lightning leaves it on the CPU
-    return result
+    total = int(trainer.global_step)
+    return FitResult(
+        total, total >= steps, kept.best_step, kept.best_nll, time.perf_counter() - started, trainer.global_rank
+    )
 
 
 class _Loaders(lightning.LightningDataModule):  # type: ignore[misc, name-defined]
@@ -278,12 +281,13 @@ class _Loaders(lightning.LightningDataModule):  # type: ignore[misc, name-define
         step = self.trainer.global_step
         return self._loader(batches, batch_size=None, sampler=range(step, step + self.steps))
 
-    def val_dataloader(self) -> DataLoader | list[Any]:
-        if self.data.x_val is None:
-            return []
+    def val_dataloader(self) -> DataLoader:
+        rows = [t for t in (self.data.x_val, self.data.y_val) if t is not None]
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        tensors = [t[rank::world_size] for t in (self.data.x_val, self.data.y_val) if t is not None]
-        return self._loader(TensorDataset(*(t.to(self._home()) for t in tensors)), batch_size=500)
+        # Of about equal size, and as many for every process: they meet at each.
+        chunks = world_size * math.ceil(len(rows[0]) / (500 * world_size))
+        mine = zip(*(t.to(self._home()).tensor_split(chunks)[rank::world_size] for t in rows), strict=True)
+        return self._loader(list(mine), batch_size=None)
 
 
 def _check_options(
@@ -309,33 +313,21 @@ def _check_options(
         raise ValueError(f"log={log!r}: give `out`, the folder to write to")
 
 
-def _callbacks(
-    data: SemiSupervisedData,
-    folder: Path,
-    steps: int,
-    ema_decay: float | None,
-    every: int,
-    patience: int | None,
-    minutes: float | None,
-    progress: bool,
-) -> list[Any]:
-    """The checkpoint that the weights will be taken from, then everything else."""
-    whole: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    if data.x_val is None:
-        made = [callbacks.ModelCheckpoint(filename="last", every_n_train_steps=every, **whole)]
-    else:
-        whole["save_on_train_epoch_end"] = False  # after a validation instead
-        # The best first: the last is to know of it.
-        made = [
-            callbacks.ModelCheckpoint(filename="best", monitor="val_nll", **whole),
-            callbacks.ModelCheckpoint(filename="last", **whole),
-        ]
+def _check_launch(data: SemiSupervisedData, processes: int, num_nodes: int, out: str | Path | None) -> None:
+    if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != processes:
+        raise ValueError(
+            f"devices * num_nodes is {processes}, but torchrun started {os.environ['WORLD_SIZE']} processes"
+        )
+    if num_nodes > 1 and out is None:
+        raise ValueError(f"num_nodes={num_nodes}: give `out`, a folder that all of them see")
+    if data.x_val is not None and len(data.x_val) < processes:
+        raise ValueError(f"x_val: {len(data.x_val)} rows for {processes} processes; hold out more")
+
+
+def _callbacks(kept: Checkpoints, steps: int, ema_decay: float | None, progress: bool) -> list[Any]:
+    made: list[Any] = [kept]
     if ema_decay is not None:
         made.append(_Average(ema_decay, start=min(steps // 10, 100)))
-    if patience is not None:
-        made.append(callbacks.EarlyStopping("val_nll", patience=patience))
-    if minutes is not None:
-        made.append(_Deadline(60 * minutes, every))
     if progress:
         made.append(_Bar(refresh_rate=10))
     return made
@@ -350,14 +342,18 @@ def _logger(log: str | None, folder: Path) -> Any:
     return False
 
 
-def _keep_best(model: SemiSupervisedModel, best: Any, trainer: Any, steps: int, seconds: float) -> FitResult:
-    """Load the best weights, if validation data say which they are; the last ones are in place."""
-    step, nll = int(trainer.global_step), None
-    if best.monitor is not None:
-        found = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        prefix = "model."
-        weights = {k.removeprefix(prefix): v for k, v in found["state_dict"].items() if k.startswith(prefix)}
-        model.load_state_dict(weights)
-        step, nll = int(found["global_step"]), float(best.best_model_score)
-    total = int(trainer.global_step)
-    return FitResult(total, total >= steps, step, nll, seconds, trainer.global_rank)
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what Lightning says of things that are as they should be here."""
+    chatter = [logging.getLogger(f"lightning.{name}.utilities.rank_zero") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in chatter]
+    with warnings.catch_warnings():
+        for message in _BESIDE_THE_POINT:
+            warnings.filterwarnings("ignore", message)
+        for logger in chatter:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(chatter, levels, strict=True):
+                logger.setLevel(level)

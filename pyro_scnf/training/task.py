@@ -78,9 +78,14 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         }
         self.schedule_options: dict[str, Any] = {"name": schedule, "steps": steps, "warmup": warmup}
         self.settings = {
-            "guide": guide if isinstance(guide, str) else type(guide).__name__,
-            "optimizer": {**self.optimizer_options, "betas": list(betas)},
-            "schedule": self.schedule_options,
+            "guide": guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__),
+            "steps": steps,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "betas": list(betas),
+            "schedule": schedule,
+            "warmup": warmup,
             "seed": seed,
             **(settings or {}),
         }
@@ -102,7 +107,7 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         if not torch.isfinite(loss):
             term = self._first_bad_term(x, x_unlabelled) or "their sum"
             raise self._stopped(f"the loss is {loss.item()}", term)
-        self.log("loss", loss.detach(), prog_bar=True, batch_size=len(arguments[0]))
+        self.log("loss", loss.detach(), prog_bar=True, batch_size=1, sync_dist=True)
         return loss
 
     def _examples(self, x: Tensor | None, x_unlabelled: Tensor | None) -> int:
@@ -156,7 +161,7 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         before = checkpoint.get("settings", {})
         changed = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
+            f"{name} {before.get(name)!r} -> {value!r}"
             for name, value in self.settings.items()
             if before.get(name) != value
         ]
