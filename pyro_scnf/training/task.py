@@ -134,13 +134,16 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val or float("inf"))
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
         if not torch.isfinite(norm):
-            bad = next(n for n, p in self.model.named_parameters() if not _finite(p.grad))
+            names = [name for name, p in self.model.named_parameters() if not _finite(p.grad)]
             raise RuntimeError(
                 f"training stopped at step {self.global_step}: the loss is finite, but not the gradient of "
-                f"{bad}; lower learning_rate"
+                f"{', '.join(names[:3]) or 'all parameters together'}; lower learning_rate"
             )
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.log("grad_norm", norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
