@@ -109,8 +109,8 @@ class StepBatches(Dataset):
         check_at_least(1, **{name: rows})
         if rows % self.world_size:
             raise ValueError(
-                f"{name}: {self.world_size} processes cannot share {rows} of {available} rows equally; give a "
-                f"multiple of {self.world_size}"
+                f"{name}: {self.world_size} processes cannot share {rows} of {available} rows equally; "
+                f"give a multiple of {self.world_size}"
             )
         return rows // self.world_size
 

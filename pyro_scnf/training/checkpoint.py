@@ -111,7 +111,8 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         return {"best_step": self.best_step, "best_nll": self.best_nll, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        self.best_step, self.best_nll = state_dict["best_step"], state_dict["best_nll"]
+        self.waited = state_dict["waited"]
 
     def load_best(self, model: nn.Module) -> None:
         """Give ``model`` the best weights if validation said which they are, else the last; averaged ones,
@@ -119,6 +120,4 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         name = "last.ckpt" if self.best_nll is None else "best.ckpt"
         weights = torch.load(self.folder / name, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "model."
-        model.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        )
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})

@@ -234,7 +234,12 @@ def fit(
         trainer.strategy.barrier()  # the folder may be temporary
     total = int(trainer.global_step)
     return FitResult(
-        total, total >= steps, kept.best_step, kept.best_nll, time.perf_counter() - started, trainer.global_rank
+        total,
+        total >= steps,
+        kept.best_step,
+        kept.best_nll,
+        time.perf_counter() - started,
+        trainer.global_rank,
     )
 
 

@@ -1,0 +1,65 @@
+"""Training runs for one process or for several, as ``torchrun several.py FOLDER`` starts them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from trainee import make_data, make_model
+
+from pyro_scnf.training import fit
+
+CASES: dict[str, dict[str, Any]] = {
+    "gmm": {},
+    "flow": {"prior": {"name": "flow", "steps": 1, "width": 6, "blocks": 1}},
+    "scaled": {"sizes": True},
+    "em-ema": {"guide": "em-ema"},
+    "unaveraged": {"ema_decay": None},
+    "in pieces": {"minutes": 1e-9},
+}
+
+
+def train(
+    out: Path, seed: int, devices: int, prior: Any = "gmm", sizes: bool = False, **options: Any
+) -> dict[str, Any]:
+    """What a run of eleven steps ends with, on this process."""
+    data = make_data(validated=True)
+    known = {"num_labelled": len(data.labelled[0]), "num_unlabelled": len(data.unlabelled)} if sizes else {}
+    model = make_model(data, prior, class_probs="learnable", **known)
+    with torch.no_grad():  # ranks begin apart; that of rank 0 is to count
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    result = None
+    while result is None or not result.finished:
+        result = fit(
+            model,
+            data,
+            out=out,
+            devices=devices,
+            steps=11,
+            batch_size=16,
+            labelled_batch_size=6,
+            validate_every=4,
+            log="csv",
+            progress=False,
+            resume="minutes" in options,
+            **options,
+        )
+    return {"weights": model.state_dict(), **vars(result)}
+
+
+def main(folder: Path, devices: int, rank: int = 0) -> None:
+    # In double precision the order of sums is no excuse.
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    for name, options in CASES.items():
+        found = train(folder / name, seed=rank, devices=devices, **options)
+        torch.save(found, folder / f"{name}.{found['rank']}.pt")
+
+
+if __name__ == "__main__":
+    import os
+
+    main(Path(sys.argv[1]), devices=2, rank=int(os.environ["RANK"]))

@@ -1,0 +1,88 @@
+"""Two processes train as one does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import several
+import torch
+from trainee import make_data, make_model
+
+from pyro_scnf.training import fit
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What one process found, and two: one launch for all cases, since starting takes the time."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    here = Path(__file__).parent
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*launch, "several.py", str(two)], cwd=here, env=environment, check=True)
+    dtype = torch.get_default_dtype()
+    try:
+        several.main(one, devices=1)
+    finally:
+        torch.set_default_dtype(dtype)
+    return one, two
+
+
+def found(folder, name, rank=0):
+    return torch.load(folder / f"{name}.{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", several.CASES)
+def test_two_processes_end_where_one_does(folders, name):
+    one, two = (found(folder, name) for folder in folders)
+    for key, value in one["weights"].items():
+        # Adam divides by gradients that may be tiny; rounding at 1e-16 grows with that.
+        torch.testing.assert_close(two["weights"][key], value, rtol=1e-7, atol=1e-9, msg=key)
+    assert (two["steps"], two["best_step"]) == (one["steps"], one["best_step"]) and one["finished"]
+    assert two["best_nll"] == pytest.approx(one["best_nll"], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", several.CASES)
+def test_all_processes_end_with_the_same_bits(folders, name):
+    first, second = (found(folders[1], name, rank) for rank in (0, 1))
+    assert (first["rank"], second["rank"]) == (0, 1)
+    assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
+    assert first["best_nll"] == second["best_nll"]
+
+
+@pytest.mark.parametrize("name", [name for name in several.CASES if name != "in pieces"])
+def test_logs_are_those_of_the_whole_batch(folders, name):
+    logs = [(folder / name / "log/version_0/metrics.csv").read_text() for folder in folders]
+    one, two = (list(csv.DictReader(log.splitlines())) for log in logs)
+    assert len(one) == len(two) > 3
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys() and {"loss", "grad_norm", "val_nll"} <= a.keys()
+        for key in a:
+            assert a[key] == b[key] or float(a[key]) == pytest.approx(float(b[key]), rel=1e-6), key
+
+
+def test_pieces_are_the_whole(folders):
+    whole, pieces = (found(folders[1], name)["weights"] for name in ("gmm", "in pieces"))
+    assert all(torch.equal(value, pieces[key]) for key, value in whole.items())
+
+
+def test_a_launch_of_other_size_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"devices \* num_nodes is 1, but torchrun started 4 processes"):
+        several.train(tmp_path, seed=0, devices=1)
+
+
+def test_each_process_needs_rows_to_validate_on():
+    data = replace(make_data(validated=True), x_val=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="x_val: 1 rows for 2 processes"):
+        fit(make_model(data), data, devices=2)
+    with pytest.raises(ValueError, match="num_nodes=2: give `out`, a folder that all of them see"):
+        fit(make_model(data), data, num_nodes=2)

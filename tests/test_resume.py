@@ -1,0 +1,189 @@
+"""A run that was killed, or stopped, and goes on is the run that was not, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainee import EVERY, STEPS, jitter, killed, make_data, make_model, train
+
+from pyro_scnf.training import AtomicCheckpointIO, FitResult, fit
+
+
+@cache
+def _uninterrupted(options: tuple[tuple[str, Any], ...]) -> Any:
+    with TemporaryDirectory() as folder:
+        return train(Path(folder), **dict(options))
+
+
+def assert_as_uninterrupted(resumed: tuple[dict[str, Any], FitResult], **options: Any) -> None:
+    weights, result = resumed
+    whole_weights, whole = _uninterrupted(tuple(options.items()))
+    for name, value in whole_weights.items():
+        assert torch.equal(value, weights[name]), name
+    for name in ("steps", "finished", "best_step", "best_nll"):
+        assert getattr(result, name) == getattr(whole, name), name
+
+
+# Steps so large that it only gets worse.
+WORSENING: dict[str, Any] = {
+    "validated": True,
+    "learning_rate": 1.0,
+    "schedule": "constant",
+    "ema_decay": None,
+    "gradient_clip": None,
+}
+# With validation a checkpoint of the best comes before each of the last, without only the last.
+MOMENTS = [
+    ("in a step", 3, {"validated": True}),  # before there is any checkpoint
+    ("in a step", 15, {"validated": True}),
+    ("half written", 4, {"validated": True}),
+    ("not yet moved", 3, {"validated": True}),
+    ("just moved", 3, {"validated": True}),  # the best of step 12 beside the last of step 6
+    ("just moved", 4, {"validated": True}),
+    ("in a step", 15, {}),
+    ("half written", 2, {}),
+    ("just moved", 2, {}),
+    ("just moved", 4, {}),  # of the last step: nothing is left to do
+    ("in a step", 15, {"guide": "em-ema"}),
+    ("in a step", 15, {"guide": "em-ema", "ema_decay": None, "validated": True}),
+    ("in a step", 15, {"ema_decay": None}),
+    ("in a step", 15, {"gradient_clip": None, "guide": "em-sample", "schedule": "linear", "warmup": 0.3}),
+    ("in a step", 15, {"precision": "bf16-mixed", "gradient_clip": 0.1, "validated": True}),
+    ("in a step", 15, {"optimizer": "adamax", "schedule": "cosine", "labelled_batch_size": 7}),
+    ("in a step", 22, {"steps": 23, "validated": True}),
+]
+
+
+@pytest.mark.parametrize(("moment", "number", "options"), MOMENTS)
+def test_killed_and_resumed_equals_uninterrupted(moment, number, options, tmp_path):
+    killed(moment, number, tmp_path, **options)
+    assert_as_uninterrupted(train(tmp_path, resume=True, **options), **options)
+    assert not list(tmp_path.glob(".*"))  # what it left half written is gone
+
+
+def test_killed_from_outside_at_any_moment(tmp_path):
+    code = f"import trainee; trainee.train({str(tmp_path)!r}, validated=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent)
+    while process.poll() is None and not (tmp_path / "last.ckpt").exists():
+        time.sleep(0.001)
+    time.sleep(0.1 * random.random())
+    process.kill()
+    process.wait()
+    assert_as_uninterrupted(train(tmp_path, resume=True, validated=True), validated=True)
+
+
+def test_the_best_of_before_the_kill_is_kept(tmp_path):
+    killed("in a step", 20, tmp_path, **WORSENING)
+    _, result = resumed = train(tmp_path, resume=True, **WORSENING)
+    assert (result.best_step, result.steps) == (EVERY, STEPS)
+    assert_as_uninterrupted(resumed, **WORSENING)
+
+
+def test_patience_that_ran_out_before_the_kill_is_at_its_end(tmp_path):
+    # Nothing changes, nothing gets better: best and last of step 6, then the last of step 12.
+    options = {"validated": True, "learning_rate": 0.0, "patience": 1}
+    killed("just moved", 3, tmp_path, **options)
+    _, result = resumed = train(tmp_path, resume=True, **options)
+    assert (result.steps, result.finished, result.best_step) == (2 * EVERY, False, EVERY)
+    assert_as_uninterrupted(resumed, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"validated": True}])
+def test_a_run_in_pieces_of_limited_time_equals_one(options, tmp_path):
+    stops = []
+    while not stops or not result.finished:
+        resumed = train(tmp_path, minutes=1e-9, resume=True, **options)
+        result = resumed[1]
+        stops.append(result.steps)
+    assert stops == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+    assert_as_uninterrupted(resumed, **options)
+
+
+def test_a_finished_run_resumes_to_itself_from_a_copy_too(tmp_path):
+    for options in ({}, {"validated": True}):
+        here, there = tmp_path / "here", tmp_path / "there"
+        train(here, **options)
+        shutil.move(here, there)
+        assert_as_uninterrupted(train(there, resume=True, **options), **options)
+        shutil.rmtree(there)
+
+
+def test_what_the_best_was_survives_a_move(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    while train(here, minutes=1e-9, resume=True, **WORSENING)[1].steps < 3 * EVERY:
+        pass
+    shutil.move(here, there)
+    assert_as_uninterrupted(train(there, resume=True, **WORSENING), **WORSENING)
+
+
+# -- what a checkpoint is --------------------------------------------------------------------------
+def test_a_checkpoint_is_plain_and_complete(tmp_path):
+    train(tmp_path, validated=True)
+    for name in ("last.ckpt", "best.ckpt"):
+        found = torch.load(tmp_path / name, weights_only=True)
+        assert found["global_step"] == STEPS or name == "best.ckpt"
+        assert found["settings"]["learning_rate"] == 3e-3
+        assert len(found["optimizer_states"]) == len(found["lr_schedulers"]) == 1
+        current, average = found["current_model_state"], found["state_dict"]
+        assert current.keys() == average.keys()
+        assert any(not torch.equal(current[key], average[key]) for key in current)
+
+
+CHANGED = {
+    "seed": (0, 1),
+    "batch_size": (32, 16),
+    "labelled_batch_size": (None, 4),
+    "learning_rate": (3e-3, 1e-3),
+    "steps": (STEPS, 30),
+    "guide": ("exact", "em"),
+    "precision": ("32", "bf16-mixed"),
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("one-cycle", "linear"),
+    "ema_decay": (0.995, None),
+    "gradient_clip": (5.0, None),
+}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    train(folder, minutes=1e-9)
+    return folder
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_another_runs_checkpoint_is_refused_and_the_model_left_alone(stopped, name):
+    old, new = CHANGED[name]
+    data = make_data()
+    model = make_model(data)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, name: new}
+    with pytest.raises(ValueError, match=rf"another run: {name} {old!r} -> {new!r}\. "):
+        fit(model, data, augment=jitter, out=stopped, resume=True, **options)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "some.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
+    with pytest.raises(Exception, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3), "b": lambda: None}, path)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["some.ckpt"]
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
+    torch.save({"a": nn.Linear(1, 1)}, tmp_path / "some.ckpt")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "some.ckpt", weights_only=False)

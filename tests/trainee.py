@@ -1,0 +1,102 @@
+"""A small training run, in this process or in one that dies at a chosen moment."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyro_scnf as scnf
+from pyro_scnf.datasets import SemiSupervisedData, toy
+from pyro_scnf.training import FitResult, fit
+
+STEPS, EVERY = 24, 6
+
+
+def jitter(x: Tensor) -> Tensor:
+    return x + 0.05 * torch.randn_like(x)
+
+
+def make_data(validated: bool = False) -> SemiSupervisedData:
+    data = toy("moons", num_train=120, num_test=20, seed=0)
+    return data.hold_out(41) if validated else data
+
+
+def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:
+    torch.manual_seed(0)
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=8, blocks=1), prior, 2)
+    model = scnf.SemiSupervisedModel(flow, **options)
+    model.initialize(data.x, data.y)
+    return model
+
+
+def train(
+    out: Path, validated: bool = False, augment: Callable[[Tensor], Tensor] = jitter, **options: Any
+) -> tuple[dict[str, Tensor], FitResult]:
+    """The weights that ``fit`` ends with, and what it returns."""
+    data = make_data(validated)
+    model = make_model(data)
+    options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, **options}
+    result = fit(model, data, augment=augment, out=out, **options)
+    return {name: value.clone() for name, value in model.state_dict().items()}, result
+
+
+def _die(*args: Any, **kwargs: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _save_half(checkpoint: Any, file: Any) -> None:
+    torch.serialization.save(checkpoint, file)
+    file.truncate(file.tell() // 2)
+    file.flush()
+    _die()
+
+
+def _replace_and_die(self: Path, target: Path) -> None:
+    os.replace(self, target)
+    _die()
+
+
+class _At:
+    """``usual`` until the call of the given number, then ``last``."""
+
+    def __init__(self, number: int, usual: Callable[..., Any], last: Callable[..., Any]) -> None:
+        self.left, self.usual, self.last = number, usual, last
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        return (self.last if self.left == 0 else self.usual)(*args, **kwargs)
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return self if owner is None else partial(self, owner)  # a method, where it stands for one
+
+
+def _train_and_die(moment: str, number: int, out: Path, options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    augment = jitter
+    if moment == "in a step":  # which augments twice
+        augment = _At(2 * number, jitter, _die)
+    elif moment == "half written":
+        torch.save = _At(number, torch.serialization.save, _save_half)
+    elif moment == "not yet moved":
+        os.fsync = _At(number, os.fsync, _die)
+    elif moment == "just moved":
+        Path.replace = _At(number, os.replace, _replace_and_die)
+    train(out, augment=augment, **options)
+
+
+def killed(moment: str, number: int, out: Path, **options: Any) -> None:
+    """Train in a process that SIGKILL ends at the ``number``-th ``moment``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "pyro_scnf.training"])  # once for all
+    process = context.Process(target=_train_and_die, args=(moment, number, out, options))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it got to the end"
