@@ -16,12 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import common
-import matplotlib.pyplot as plt
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -93,34 +88,16 @@ def baselines(data: SemiSupervisedData) -> dict[str, float]:
     return errors
 
 
-def draw_grid(path: Path, images: Tensor, rows: str, columns: str) -> None:
-    """``images`` of shape ``(rows, columns, 1, 8, 8)`` in one figure, apart by two pixels."""
-    count = images.shape[:2]
-    tiles = torch.nn.functional.pad(images[:, :, 0].clamp(0, 1), (1, 1, 1, 1))
-    canvas = tiles.permute(0, 2, 1, 3).reshape(10 * count[0], 10 * count[1])
-    figure, panel = plt.subplots(figsize=(0.5 * count[1] + 0.5, 0.5 * count[0] + 0.5), layout="constrained")
-    panel.imshow(canvas, cmap="gray_r", vmin=0, vmax=1)
-    panel.set(xticks=[], yticks=[], xlabel=columns, ylabel=rows)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
 @torch.no_grad()
 def draw_figures(out: Path, model: scnf.SemiSupervisedModel, data: SemiSupervisedData) -> None:
     """Class-conditional samples and, if the prior can tell style from label, label swaps."""
     flow = model.flow
     y = torch.arange(10)[:, None].expand(10, 12)
-    draw_grid(out / "samples.png", flow.sample(y, temperature=0.7), "label", "draws from p(x | y)")
-    if not hasattr(flow.prior, "decode"):
-        return
-    first = torch.stack([(data.y_test == k).nonzero()[0, 0] for k in range(10)])
-    x = dequantize(data.x_test[first], BINS)
-    z_aux, z_f, _ = flow.encode(x)
-    style = flow.prior.encode(z_f, data.y_test[first])
-    labels = torch.arange(10).expand(10, 10)
-    swapped = flow.prior.decode(style[:, None].expand(10, 10, *style.shape[1:]), labels)
-    images = flow.decode(swapped, z_aux[:, None].expand(10, 10, -1))
-    draw_grid(out / "swaps.png", torch.cat([x[:, None], images], 1), "test digit", "itself, then as 0 to 9")
+    common.draw_grid(out / "samples.png", flow.sample(y, temperature=0.7), "label", "draws from p(x | y)")
+    if hasattr(flow.prior, "decode"):
+        first = torch.stack([(data.y_test == k).nonzero()[0, 0] for k in range(10)])
+        images = common.swap_labels(flow, dequantize(data.x_test[first], BINS), data.y_test[first])
+        common.draw_grid(out / "swaps.png", images, "test digit", "itself, then as 0 to 9")
 
 
 def main() -> dict[str, float]:
@@ -150,10 +127,7 @@ def main() -> dict[str, float]:
         resume=args.resume,
         device=args.device,
     )
-    draws = [dequantize(data.x_test, BINS) for _ in range(TEST_DRAWS)]
-    metrics: dict[str, Any] = common.evaluate(model, draws, data.y_test)
-    nll = torch.tensor(metrics["test_nll"])
-    metrics["test_bits_per_dim"] = scnf.bits_per_dim(-nll, (1, 8, 8), BINS).item()
+    metrics: dict[str, Any] = common.evaluate(model, data.x_test, data.y_test, bins=BINS, draws=TEST_DRAWS)
     metrics |= {"val_nll": result.best_nll, "best_step": result.best_step, "seconds": result.seconds}
     metrics["baselines_error_pct"] = baselines(data)
     common.save(out, model, metrics, vars(args))

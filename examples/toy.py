@@ -16,10 +16,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import common
 import matplotlib.pyplot as plt
 import torch
@@ -127,7 +123,7 @@ def main() -> dict[str, float]:
         device=args.device,
     )
     metrics = {
-        **common.evaluate(model, [data.x_test], data.y_test),
+        **common.evaluate(model, data.x_test, data.y_test),
         "val_nll": result.best_nll,
         "best_step": result.best_step,
         "seconds": result.seconds,
