@@ -125,9 +125,8 @@ def rates(name, steps, warmup=0.0, learning_rate=0.5):
 
 
 def test_linear_is_that_of_the_paper():
-    assert rates("linear", 500, learning_rate=1e-3) == pytest.approx(
-        [1e-3 * (1 - e / 500) for e in range(500)]
-    )
+    expected = [1e-3 * (1 - e / 500) for e in range(500)]
+    assert rates("linear", 500, learning_rate=1e-3) == pytest.approx(expected)
 
 
 def test_cosine():

@@ -45,7 +45,8 @@ def test_two_processes_end_where_one_does(folders, name):
     for key, value in one["weights"].items():
         # Adam divides by gradients that may be tiny; rounding at 1e-16 grows with that.
         torch.testing.assert_close(two["weights"][key], value, rtol=1e-7, atol=1e-9, msg=key)
-    assert (two["steps"], two["best_step"]) == (one["steps"], one["best_step"]) and one["finished"]
+    assert (two["steps"], two["best_step"]) == (one["steps"], one["best_step"])
+    assert one["finished"]
     assert two["best_nll"] == pytest.approx(one["best_nll"], rel=1e-9)
 
 
@@ -63,7 +64,8 @@ def test_logs_are_those_of_the_whole_batch(folders, name):
     one, two = (list(csv.DictReader(log.splitlines())) for log in logs)
     assert len(one) == len(two) > 3
     for a, b in zip(one, two, strict=True):
-        assert a.keys() == b.keys() and {"loss", "grad_norm", "val_nll"} <= a.keys()
+        assert a.keys() == b.keys()
+        assert {"loss", "grad_norm", "val_nll"} <= a.keys()
         for key in a:
             assert a[key] == b[key] or float(a[key]) == pytest.approx(float(b[key]), rel=1e-6), key
 

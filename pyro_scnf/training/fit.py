@@ -62,7 +62,7 @@ class FitResult:
 
 
 class _Average(callbacks.WeightAveraging):  # type: ignore[misc, name-defined]
-    """Exponential moving average, all parameters in one kernel; for a first few steps the weights as they are."""
+    """Exponential moving average, in one kernel; for a first few steps the weights as they are."""
 
     def __init__(self, decay: float, start: int) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))

@@ -123,13 +123,24 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         torch.manual_seed(derive_seed(self.seed, "validation", batch_idx, self.global_rank))
         x = self.prepare(x)
         joint = self.model.flow.class_log_prob(x) + self.model.label_prior.logits.log_softmax(-1)
-        nll = -joint.logsumexp(-1).mean()
+        sums = [-joint.logsumexp(-1).double().sum()]
+        if labels:
+            sums.append((joint.argmax(-1) != labels[0]).double().sum())
+        self._validated.append(torch.stack([torch.full_like(sums[0], len(x)), *sums]))
+
+    def on_validation_epoch_start(self) -> None:
+        self._validated: list[Tensor] = []
+
+    def on_validation_epoch_end(self) -> None:
+        # Lightning would round the mean number of rows a process to an integer.
+        total = self.trainer.strategy.reduce(torch.stack(self._validated).sum(0), reduce_op="sum")
+        nll, *error = total[1:] / total[0]
         measured = {"val_nll": nll}
         if self.bins is not None:
             measured["val_bits_per_dim"] = bits_per_dim(-nll, self.model.flow.event_shape, self.bins)
-        if labels:
-            measured["val_error"] = 100 * (joint.argmax(-1) != labels[0]).float().mean()
-        self.log_dict(measured, prog_bar=True, batch_size=len(x), sync_dist=True)
+        if error:
+            measured["val_error"] = 100 * error[0]
+        self.log_dict(measured, prog_bar=True, batch_size=1, sync_dist=True)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
