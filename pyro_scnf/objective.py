@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
+from pyro_scnf._shapes import no_autocast
 from pyro_scnf.guides import exact_guide
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["elbo"]
+
+
+class _EnumELBO(TraceEnum_ELBO):
+    """Autocast ends where log-probabilities are there: in bfloat16, which it has products done in, summing
+    over labels would round the loss and the posterior to eight bits."""
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return model if isinstance(model, list) else super()._get_traces(model, guide, args, kwargs)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        with _no_autocast():
+            return super().differentiable_loss(traces, None)
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        traces = list(self._get_traces(model, guide, args, kwargs))
+        with _no_autocast():
+            return super().loss(traces, None)
+
+
+def _no_autocast() -> ExitStack:
+    """Autocast off wherever it is on."""
+    off = ExitStack()
+    for device_type in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device_type):
+            off.enter_context(no_autocast(device_type))
+    return off
 
 
 class _SharedLoss(nn.Module):
@@ -51,5 +80,5 @@ def elbo(
     >>> bool((loss(x) + flow.log_prob(x).sum()).abs() < 1e-3)
     True
     """
-    loss: Any = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
+    loss: Any = _EnumELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
     return _SharedLoss(loss(model, guide))
