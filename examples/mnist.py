@@ -23,12 +23,19 @@ import torch
 from sklearn.datasets import load_digits
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import IMAGES, SPLITS, ImageAugment, SemiSupervisedData, images, keep_labels
+from pyro_scnf.datasets import (
+    IMAGES,
+    SPLITS,
+    ImageAugment,
+    SemiSupervisedData,
+    images,
+    keep_labels,
+    link_neighbours,
+)
 from pyro_scnf.training import fit
 from pyro_scnf.transforms import dequantize
 
 BINS = 256
-HELD_OUT = 1000
 KEPT = (49, 98, 196, 392, 784)  # deepest components in the reconstructions, as in Figure 2
 TEMPERATURE = 0.7
 
@@ -38,24 +45,27 @@ class Preset:
     """A model and how to train it; options of the command line come on top.
 
     :ivar flow: ``flow(prior, latent_dim, num_classes)``.
-    :ivar labelled_weight: weight of log p(x, y) of the labelled rows.
-    :ivar clf_weight: weight of log p(y | x) of the labelled rows.
+    :ivar fit: options of :func:`pyro_scnf.training.fit`.
+    :ivar model: options of :class:`pyro_scnf.SemiSupervisedModel`.
+    :ivar latent_dim: components of z_f, of 784.
     :ivar class_probs: p(y): ``"uniform"`` or ``"empirical"``, the frequencies of the labels.
     :ivar split: how labels are chosen, a key of ``SPLITS``.
-    :ivar shift: pixels by which training images are shifted at random.
+    :ivar shift_labelled: pixels by which labelled training images are shifted at random.
+    :ivar neighbours: so many images most like each are taken to share its label; 0 for none.
     :ivar held_out: training images for validation; without any, the last weights are taken.
-    :ivar fit: options of :func:`pyro_scnf.training.fit`.
+    :ivar draws: dequantisations of every test image.
     """
 
     flow: Callable[[str, int, int], scnf.SemiConditionalFlow]
     fit: dict[str, Any]
-    labelled_weight: float = 1.0
-    clf_weight: float = 0.0
+    model: dict[str, Any] = field(default_factory=dict)
+    latent_dim: int = 196
     class_probs: str = "uniform"
     split: str = "balanced"
-    shift: int = 0
-    held_out: int = HELD_OUT
-    draws: int = field(default=4)
+    shift_labelled: int = 0
+    neighbours: int = 0
+    held_out: int = 1000
+    draws: int = 4
 
 
 def paper_flow(prior_width: int) -> Callable[[str, int, int], scnf.SemiConditionalFlow]:
@@ -67,10 +77,18 @@ def paper_flow(prior_width: int) -> Callable[[str, int, int], scnf.SemiCondition
     return build
 
 
+def light_net(in_channels: int, out_channels: int, context_dim: int = 0) -> torch.nn.Module:
+    """A small net at 14×14, a larger one at 7×7, where there are more channels and fewer pixels."""
+    return scnf.nn.ConvNet(in_channels, out_channels, 48 if in_channels == 2 else 96, context_dim)
+
+
 def light_flow(prior: str, latent_dim: int, num_classes: int) -> scnf.SemiConditionalFlow:
     """Squeezed at once, so that no network sees 28×28 pixels; light conditioners."""
-    flow = scnf.flows.glow((1, 28, 28), levels=2, steps=4, scale="clamp", logit=1e-6, latent_dim=latent_dim)
-    return scnf.SemiConditionalFlow(flow, prior, num_classes)
+    flow = scnf.flows.glow(
+        (1, 28, 28), levels=2, steps=(4, 6), scale="clamp", logit=1e-6, latent_dim=latent_dim, net=light_net
+    )
+    options: Any = {"name": "flow", "steps": 4, "width": 96, "scale": "clamp"}
+    return scnf.SemiConditionalFlow(flow, options if prior == "flow" else prior, num_classes)
 
 
 PAPER: dict[str, Any] = {  # Appendix E and the released code
@@ -94,7 +112,30 @@ PRESETS = {
     "paper-small-h": Preset(
         paper_flow(prior_width=64), PAPER, class_probs="empirical", split="stratified", held_out=0, draws=1
     ),
-    "cpu": Preset(light_flow, {"steps": 3000, "learning_rate": 2e-3}, labelled_weight=0.1, clf_weight=10.0),
+    "cpu": Preset(
+        light_flow,
+        {
+            "steps": 4500,
+            "batch_size": 96,
+            "labelled_batch_size": 16,
+            "learning_rate": 4e-3,
+            "schedule": "cosine",
+            "warmup": 0.1,
+            "gradient_clip": 1000.0,
+            "validate_every": 250,
+        },
+        latent_dim=98,
+        neighbours=5,
+        shift_labelled=1,
+        model={
+            "labelled_weight": 0.1,
+            "classification_weight": 200.0,
+            "agreement_weight": 300.0,
+            "balance_weight": 200.0,
+            "terms_end": 0.2,
+            "pairs_start": 0.1,
+        },
+    ),
 }
 
 
@@ -113,29 +154,29 @@ def enlarged_digits(labels: int, split: str, seed: int, num_val: int) -> SemiSup
 def load(args: Any, preset: Preset) -> SemiSupervisedData:
     split = args.split or preset.split
     if args.data == "digits":
-        return enlarged_digits(args.labels, split, args.seed, min(preset.held_out, 100))
-    return images(
-        args.data,
-        args.data_root,
-        labels=args.labels,
-        split=split,
-        seed=args.seed,
-        num_val=preset.held_out,
-        download=args.download,
-    )
+        data = enlarged_digits(args.labels, split, args.seed, min(preset.held_out, 100))
+    else:
+        data = images(
+            args.data,
+            args.data_root,
+            labels=args.labels,
+            split=split,
+            seed=args.seed,
+            num_val=preset.held_out,
+            download=args.download,
+        )
+    return link_neighbours(data, preset.neighbours) if preset.neighbours else data
 
 
 def build_model(args: Any, preset: Preset, data: SemiSupervisedData) -> scnf.SemiSupervisedModel:
-    flow = preset.flow(args.prior, args.latent_dim, data.num_classes)
+    flow = preset.flow(args.prior, args.latent_dim or preset.latent_dim, data.num_classes)
     class_probs: Any = preset.class_probs
     if class_probs == "empirical":
         class_probs = scnf.LabelPrior.from_labels(data.y, data.num_classes)
-    return scnf.SemiSupervisedModel(
-        flow,
-        class_probs,
-        labelled_weight=preset.labelled_weight,
-        classification_weight=preset.clf_weight if args.clf_weight is None else args.clf_weight,
-    )
+    options = dict(preset.model)
+    if args.clf_weight is not None:
+        options["classification_weight"] = args.clf_weight
+    return scnf.SemiSupervisedModel(flow, class_probs, **options)
 
 
 def draw_curves(path: Path, log: Path) -> None:
@@ -200,7 +241,7 @@ def parse() -> Any:
     parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
     parser.add_argument("--labels", type=int, default=100, help="labelled images")
     parser.add_argument("--split", choices=SPLITS, help="how they are chosen, if not as in the preset")
-    parser.add_argument("--latent-dim", type=int, default=196, help="components of z_f, of 784")
+    parser.add_argument("--latent-dim", type=int, help="components of z_f, of 784")
     parser.add_argument("--clf-weight", type=float, help="weight of the classification loss")
     parser.add_argument("--batch-size", type=int, help="unlabelled images a step")
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
@@ -231,12 +272,18 @@ def main() -> dict[str, float]:
         if value is not None:
             options[name] = value
     if args.smoke_test:
-        options |= {"steps": args.steps or 4, "batch_size": 16, "labelled_batch_size": 10}
+        options |= {
+            "steps": args.steps or 4,
+            "batch_size": 20,
+            "labelled_batch_size": 10,
+            "learning_rate": 1e-4,
+        }
     result = fit(
         model,
         data,
         guide=args.guide,
-        augment=ImageAugment(BINS, preset.shift),
+        augment=ImageAugment(BINS),
+        augment_labelled=ImageAugment(BINS, preset.shift_labelled),
         bins=BINS,
         minutes=args.minutes,
         device=args.device,

@@ -10,11 +10,11 @@ import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_scnf._checks import check_temperature
-from pyro_scnf.model import LOG_ZERO, UNLABELLED, SemiSupervisedModel, data_plate, weigh
+from pyro_scnf.label_prior import log_certainty
+from pyro_scnf.model import UNLABELLED, SemiSupervisedModel, data_plate, weigh
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
@@ -101,6 +101,7 @@ class EMGuide(nn.Module):
         x_unlabelled: Tensor | None = None,
         *,
         weights: Tensor | None = None,
+        pairs: Tensor | None = None,
         n: int | None = None,
     ) -> None:
         """Sample the missing labels from q; the arguments are those of the model."""
@@ -117,10 +118,8 @@ class EMGuide(nn.Module):
     ) -> None:
         logits = self._log_posterior(x)
         if y is not None:
-            certain = torch.where(F.one_hot(y.clamp(min=0), logits.shape[-1]).bool(), 0.0, LOG_ZERO).to(
-                logits.dtype
-            )
-            logits = torch.where((y == UNLABELLED)[:, None], logits, certain)
+            known = log_certainty(y.clamp(min=0), logits.shape[-1], logits)
+            logits = torch.where((y == UNLABELLED)[:, None], logits, known)
         with data_plate(plate, size, len(x), x.device), ExitStack() as scales:
             weigh(scales, weights)
             if self.estep == "hard":

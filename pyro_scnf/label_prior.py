@@ -7,10 +7,19 @@ from typing import Any, Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyro_scnf._checks import check_at_least, check_labels
 
 __all__ = ["LabelPrior"]
+
+LOG_ZERO = -1e30
+"""log 0 for enumeration: finite, so that a zero probability times it is zero and not NaN."""
+
+
+def log_certainty(y: Tensor, num_classes: int, like: Tensor) -> Tensor:
+    """Log-probabilities ``(B, K)`` of labels ``(B,)`` that are known, in the dtype of ``like``."""
+    return torch.where(F.one_hot(y, num_classes).bool(), 0.0, LOG_ZERO).to(like.dtype)
 
 
 class LabelPrior(nn.Module):

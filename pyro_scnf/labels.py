@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import check_temperature
 from pyro_scnf._draws import broadcasting_hint, count_draws, find_label, over_plates, trace_draws
-from pyro_scnf.model import LOG_ZERO
+from pyro_scnf.label_prior import LOG_ZERO
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["enumerate_labels", "sample_labels"]

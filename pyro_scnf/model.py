@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from pyro_scnf._checks import check_at_least, check_finite, check_labels, validating
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.label_prior import LabelPrior
+from pyro_scnf.agreement import check_pairs, imbalance, log_agreement
+from pyro_scnf.label_prior import LOG_ZERO, LabelPrior, log_certainty
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
 
@@ -28,9 +30,6 @@ __all__ = ["UNLABELLED", "SemiSupervisedModel"]
 
 UNLABELLED = -1
 """The label that stands for a missing one."""
-
-LOG_ZERO = -1e30
-"""log 0 for enumeration: finite, so that a zero probability times it is zero and not NaN."""
 
 
 class SemiSupervisedModel(PyroModule):
@@ -57,6 +56,15 @@ class SemiSupervisedModel(PyroModule):
     :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
     :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
         labelled rows, the classification loss of the SCNF paper.
+    :param float agreement_weight: weight of an extra term for ``pairs`` of rows that probably share a
+        label, :func:`~pyro_scnf.agreement.log_agreement`.
+    :param float balance_weight: weight of a term that keeps unlabelled posteriors at :math:`p(y)` on
+        average, :func:`~pyro_scnf.agreement.imbalance`, for every unlabelled row.
+    :param float purity: probability that a pair does share its label.
+    :param float terms_end: share of their weights that these extra terms have left at the end of
+        training; they fall along half a cosine as :meth:`set_progress` is told.
+    :param float pairs_start: share of training after which agreement and balance begin to count; they
+        rise to their full weight over as long again.
 
     Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
     ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
@@ -75,6 +83,11 @@ class SemiSupervisedModel(PyroModule):
         num_unlabelled: int | None = None,
         labelled_weight: float = 1.0,
         classification_weight: float = 0.0,
+        agreement_weight: float = 0.0,
+        balance_weight: float = 0.0,
+        purity: float = 0.98,
+        terms_end: float = 1.0,
+        pairs_start: float = 0.0,
     ) -> None:
         super().__init__()
         if labelled_weight <= 0 or classification_weight < 0:
@@ -82,6 +95,13 @@ class SemiSupervisedModel(PyroModule):
                 f"labelled_weight={labelled_weight}, classification_weight={classification_weight}: "
                 "expected a positive and a non-negative number"
             )
+        if agreement_weight < 0 or balance_weight < 0 or not 0 < purity < 1:
+            raise ValueError(
+                f"agreement_weight={agreement_weight}, balance_weight={balance_weight}, purity={purity}: "
+                "expected two non-negative numbers and a probability"
+            )
+        if not (0 <= terms_end <= 1 and 0 <= pairs_start < 1):
+            raise ValueError(f"terms_end={terms_end}, pairs_start={pairs_start}: expected shares of 1")
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
@@ -96,6 +116,9 @@ class SemiSupervisedModel(PyroModule):
         self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
         self.labelled_weight = labelled_weight
         self.classification_weight = classification_weight
+        self.agreement_weight, self.balance_weight = agreement_weight, balance_weight
+        self.purity, self.terms_end, self.pairs_start = purity, terms_end, pairs_start
+        self._terms_scale = self._pairs_scale = 1.0
 
     def __getattr__(self, name: str) -> Any:
         """As in every ``PyroModule``, reading a child module registers its parameters with Pyro; here at
@@ -116,6 +139,7 @@ class SemiSupervisedModel(PyroModule):
         x_unlabelled: Tensor | None = None,
         *,
         weights: Tensor | None = None,
+        pairs: Tensor | None = None,
         n: int | None = None,
     ) -> Any:
         r"""Run the model; see the class for the ways to call it.
@@ -126,11 +150,15 @@ class SemiSupervisedModel(PyroModule):
         :param weights: weight of each unlabelled row (of each row, in the one-plate form). Pyro
             cannot weigh rows of a label that the *model* enumerates: an
             :class:`~pyro_scnf.EMGuide` is needed, given the same weights.
+        :param pairs: rows that probably share their label ``(P, 2)``, by their numbers in the two-plate
+            form, labelled rows first.
         :param int n: number of rows to draw when nothing is observed.
         :return: x (a pair, labelled and unlabelled, in the two-plate form).
         """
         y = self.check_batch(x, y, x_unlabelled, weights)
         if x_unlabelled is None:
+            if pairs is not None:
+                raise ValueError(f"{type(self).__name__}: pairs are for model(x, y, x_unlabelled)")
             return self._rows("", "data", self.num_data, x, y, weights, n)
         with share_encoding():
             self.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
@@ -138,6 +166,8 @@ class SemiSupervisedModel(PyroModule):
             unlabelled = self._rows(
                 "_unlabelled", "unlabelled", self.num_unlabelled, x_unlabelled, None, weights, None
             )
+            if pairs is not None or self.balance_weight:
+                self._join(y, x_unlabelled, pairs)  # type: ignore[arg-type]
         return labelled, unlabelled
 
     def _rows(
@@ -187,10 +217,31 @@ class SemiSupervisedModel(PyroModule):
         log_prob = posterior.log_prob(y.clamp(min=0)) * known
         # Its weight stands beside that of log p(x, y), not under it.
         weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
-        term = dist.Unit(weight * log_prob, has_rsample=False)
-        # A factor that is no part of the generative model: enumerate_labels leaves it out.
-        infer: Any = {"is_auxiliary": True, "training_only": True}
-        pyro.sample("classification", term, obs=term.sample(), infer=infer)
+        _training_term("classification", self._terms_scale * weight * log_prob)
+
+    def _join(self, y: Tensor, x_unlabelled: Tensor, pairs: Tensor | None) -> None:
+        """What rows say of each other's labels."""
+        log_prior = self.label_prior.logits.log_softmax(-1)
+        log_posterior = self.flow.posterior(x_unlabelled, log_prior).logits
+        size = (self.num_unlabelled or len(x_unlabelled)) / len(x_unlabelled)  # as the plate has it
+        size *= self._terms_scale * self._pairs_scale
+        if self.balance_weight:
+            weight = self.balance_weight * size * len(x_unlabelled)
+            _training_term("balance", -weight * imbalance(log_posterior, log_prior))
+        if pairs is not None:
+            check_pairs(pairs, len(y) + len(x_unlabelled), type(self).__name__)
+            known = log_certainty(y, self.flow.num_classes, log_posterior)
+            agreement = log_agreement(torch.cat([known, log_posterior]), pairs, self.purity)
+            _training_term("agreement", self.agreement_weight * size * agreement.sum())
+
+    def set_progress(self, progress: float) -> None:
+        """Say how much of training is done, 0 to 1, for the extra terms that come and go with it.
+
+        :func:`pyro_scnf.training.fit` does at every step. Without it they count fully.
+        """
+        self._terms_scale = self.terms_end + (1 - self.terms_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.pairs_start:
+            self._pairs_scale = min(1.0, max(0.0, progress / self.pairs_start - 1))
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
@@ -247,6 +298,13 @@ class SemiSupervisedModel(PyroModule):
     def posterior(self, x: Tensor) -> Any:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         return self.flow.posterior(x, self.label_prior.logits)
+
+
+def _training_term(name: str, log_factor: Tensor) -> None:
+    """A factor that is no part of the generative model: ``enumerate_labels`` leaves it out."""
+    term = dist.Unit(log_factor, has_rsample=False)
+    infer: Any = {"is_auxiliary": True, "training_only": True}
+    pyro.sample(name, term, obs=term.sample(), infer=infer)
 
 
 class _PartlyKnown(dist.Categorical):

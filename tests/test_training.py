@@ -260,6 +260,6 @@ def test_plain_svi_trains_the_same_model(data, guide):
     )
     batches = StepBatches(data, batch_size=64)
     for step in range(40):
-        _, x, y, x_unlabelled = batches[step]
+        _, x, y, x_unlabelled, _ = batches[step]
         svi.step(x, y, x_unlabelled)
     assert nll(model, data.x_val) < before - 0.1

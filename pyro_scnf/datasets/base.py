@@ -26,6 +26,8 @@ class SemiSupervisedData:
     :ivar y_val: their true labels where :meth:`hold_out` was told them, else ``None``. These are
         hidden labels: a validation error may be watched, but a model chosen by it has seen more
         labels than ``y`` shows.
+    :ivar neighbours: ``(N, k)``, the rows of ``x`` that are most like each row and probably share its
+        label (:func:`~pyro_scnf.datasets.link_neighbours`), or ``None``.
     """
 
     x: Tensor
@@ -35,6 +37,7 @@ class SemiSupervisedData:
     num_classes: int
     x_val: Tensor | None = None
     y_val: Tensor | None = None
+    neighbours: Tensor | None = None
 
     @property
     def labelled(self) -> tuple[Tensor, Tensor]:
@@ -52,11 +55,13 @@ class SemiSupervisedData:
 
         :param truth: the true labels ``(N,)`` of all rows, if at hand; those of the rows moved
             become ``y_val``.
-        :raises ValueError: if fewer are unlabelled, if rows were held out before, or if ``truth``
+        :raises ValueError: if fewer are unlabelled, if rows were held out or linked before, or if ``truth``
             contradicts ``y``.
         """
         if self.x_val is not None:
             raise ValueError(f"x_val: {len(self.x_val)} rows are held out already; hold out all at once")
+        if self.neighbours is not None:
+            raise ValueError("neighbours: are those of rows about to move; hold out first, then link")
         rows = (self.y == UNLABELLED).nonzero()[:, 0]
         if not 0 < size < len(rows):
             raise ValueError(

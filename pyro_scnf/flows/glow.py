@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ def glow(
     event_shape: Any,
     *,
     levels: int | None = None,
-    steps: int = 4,
+    steps: int | Sequence[int] = 4,
     width: int = 64,
     blocks: int = 2,
     coupling: Literal["double", "alternate"] = "double",
@@ -46,7 +47,7 @@ def glow(
     :param event_shape: ``(C, H, W)`` or ``(D,)``.
     :param int levels: number of scales; by default as many as the image can be halved, at most 3,
         and 1 for vectors.
-    :param int steps: steps of flow per level.
+    :param steps: steps of flow per level, one number for all or one for each, from the data on.
     :param int width: hidden width of the conditioners.
     :param int blocks: residual blocks of the conditioners.
     :param coupling: ``"double"`` changes both halves in every step (two nets), ``"alternate"`` one
@@ -72,8 +73,11 @@ def glow(
     if coupling not in ("double", "alternate"):
         raise ValueError(f"coupling={coupling!r}: expected 'double' or 'alternate'")
     levels = _default_levels(shape) if levels is None else levels
-    if levels < 1 or steps < 1:
-        raise ValueError(f"levels={levels}, steps={steps}: expected at least 1")
+    each = (steps,) * levels if isinstance(steps, int) else tuple(steps)
+    if levels < 1 or len(each) != levels or min(each) < 1:
+        raise ValueError(
+            f"levels={levels}, steps={steps}: expected at least 1 of each, and steps for each level"
+        )
     build = CouplingBuilder(width, blocks, scale, context_dim, net)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = [] if logit is None else [Logit(shape, logit)]
@@ -84,7 +88,7 @@ def glow(
         if len(shape) == 3:
             layers.append(Squeeze(shape))
             shape = layers[-1].base_shape
-        for step in range(steps):
+        for step in range(each[level]):
             layers += [ActNorm(shape), InvertibleConv1x1(shape, conv, init)]
             if coupling == "double":
                 layers += reversed(build.double(shape))

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from pyro_scnf._checks import check_at_least
 from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.model import UNLABELLED
 
 __all__ = ["Batch", "StepBatches", "derive_seed"]
 
@@ -28,12 +29,15 @@ class Batch(NamedTuple):
     :ivar x: labelled data ``(B_l, *event_shape)`` and
     :ivar y: their labels ``(B_l,)``; both ``None`` if nothing is labelled.
     :ivar x_unlabelled: unlabelled data ``(B_u, *event_shape)``, ``None`` if everything is labelled.
+    :ivar pairs: ``(P, 2)``, rows of the two together, labelled ones first, that are neighbours; ``None``
+        if the data have none.
     """
 
     step: int
     x: Tensor | None
     y: Tensor | None
     x_unlabelled: Tensor | None
+    pairs: Tensor | None = None
 
 
 class _Passes:
@@ -68,6 +72,10 @@ class StepBatches(Dataset):
     batch is labelled, as in the SCNF code. A batch depends on the seed and the step alone, so
     training can go on from any step without replaying what came before.
 
+    If the data have ``neighbours``, unlabelled rows come with them: one random neighbour for each
+    labelled row, then rows of a pass, then a neighbour for each of those, ``batch_size`` in all.
+    Labels of neighbours, where known, are not used.
+
     :param data: training data; tensors may lie on any device, and batches lie where they do.
     :param int batch_size: unlabelled rows a step, over all processes; at most all there are.
     :param labelled_batch_size: labelled rows a step, over all processes; all of them by default.
@@ -75,7 +83,8 @@ class StepBatches(Dataset):
     :param int seed: of the order.
     :param int rank: this process, of
     :param int world_size: so many; each takes an equal share of the same global batch.
-    :raises ValueError: for sizes below 1, or that the processes cannot share equally.
+    :raises ValueError: for sizes below 1, or that the processes cannot share equally; with neighbours,
+        if ``batch_size`` less the labelled rows is no even number above 0.
     """
 
     def __init__(
@@ -89,18 +98,31 @@ class StepBatches(Dataset):
         world_size: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
-        x, y = data.labelled
-        self.x, self.y, self.x_unlabelled = x.to(device), y.to(device), data.unlabelled.to(device)
-        self.rank, self.world_size = rank, world_size
-        self.labelled_size = self._share(
-            "labelled_batch_size", len(x) if labelled_batch_size is None else labelled_batch_size, len(x)
-        )
-        available = len(self.x_unlabelled)
-        self.unlabelled_size = self._share("batch_size", min(batch_size, available or batch_size), available)
         if not len(data.x):
             raise ValueError("data: x is empty, expected at least one row")
-        self._labelled = _Passes(len(x), seed, "labelled")
-        self._unlabelled = _Passes(len(self.x_unlabelled), seed, "unlabelled")
+        self.x, self.y = data.x.to(device), data.y.to(device)
+        self.neighbours, self.seed = data.neighbours, seed
+        self.labelled_rows, self.unlabelled_rows = (
+            rows.nonzero()[:, 0].cpu() for rows in (data.y != UNLABELLED, data.y == UNLABELLED)
+        )
+        self.rank, self.world_size = rank, world_size
+        labelled, unlabelled = len(self.labelled_rows), len(self.unlabelled_rows)
+        self.labelled_size = self._share(
+            "labelled_batch_size", labelled if labelled_batch_size is None else labelled_batch_size, labelled
+        )
+        self.unlabelled_size = self._share(
+            "batch_size", min(batch_size, unlabelled or batch_size), unlabelled
+        )
+        if self.neighbours is not None:
+            free = self.unlabelled_size - self.labelled_size
+            if free < 2 or free % 2:
+                raise ValueError(
+                    f"batch_size: {self.unlabelled_size} unlabelled rows a process, of which "
+                    f"{self.labelled_size} are neighbours of labelled ones, leave {free} for pairs; expected "
+                    "an even number above 0"
+                )
+        self._labelled = _Passes(labelled, seed, "labelled")
+        self._unlabelled = _Passes(unlabelled, seed, "unlabelled")
 
     def _share(self, name: str, rows: int, available: int) -> int:
         """Rows of one process."""
@@ -115,18 +137,40 @@ class StepBatches(Dataset):
         return rows // self.world_size
 
     def __getitem__(self, step: int) -> Batch:
-        labelled = self._mine(self._labelled, step, self.labelled_size)
-        unlabelled = self._mine(self._unlabelled, step, self.unlabelled_size)
+        labelled = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size)
+        if self.neighbours is None:
+            unlabelled, pairs = (
+                self._mine(self._unlabelled, self.unlabelled_rows, step, self.unlabelled_size),
+                None,
+            )
+        else:
+            unlabelled, pairs = self._with_neighbours(step, labelled)
         return Batch(
             step,
-            None if labelled is None else self.x[labelled],
-            None if labelled is None else self.y[labelled],
-            None if unlabelled is None else self.x_unlabelled[unlabelled],
+            self.x[labelled] if len(labelled) else None,
+            self.y[labelled] if len(labelled) else None,
+            self.x[unlabelled] if len(unlabelled) else None,
+            pairs,
         )
 
-    def _mine(self, passes: _Passes, step: int, size: int) -> Tensor | None:
+    def _mine(self, passes: _Passes, rows: Tensor, step: int, size: int) -> Tensor:
+        """This process's share of a global batch, as rows of the data."""
         if not size:
-            return None
+            return rows[:0]
         total = size * self.world_size
-        rows = passes.rows(step * total, total)[self.rank * size : (self.rank + 1) * size]
-        return rows.to(self.y.device, non_blocking=True)
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        return rows[passes.rows(step * total, total)[mine]]
+
+    def _with_neighbours(self, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
+        free = (self.unlabelled_size - len(labelled)) // 2
+        anchors = self._mine(self._unlabelled, self.unlabelled_rows, step, free)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "neighbours", step, self.rank))
+        start = torch.cat([labelled, anchors])
+        chosen = torch.randint(self.neighbours.shape[1], (len(start),), generator=generator)  # type: ignore[union-attr]
+        near = self.neighbours[start, chosen]  # type: ignore[index]
+        n = len(labelled)
+        unlabelled = torch.cat([near[:n], anchors, near[n:]])
+        # By their numbers in the batch: the labelled, their neighbours, the anchors, their neighbours.
+        first = torch.cat([torch.arange(n), 2 * n + torch.arange(free)])
+        pairs = torch.stack([first, torch.cat([n + torch.arange(n), 2 * n + free + torch.arange(free)])], -1)
+        return unlabelled, pairs.to(self.y.device)

@@ -100,6 +100,7 @@ def fit(
     ema_decay: float | None = 0.995,
     gradient_clip: float | None = 5.0,
     augment: Callable[[Tensor], Tensor] = keep_data,
+    augment_labelled: Callable[[Tensor], Tensor] | None = None,
     bins: int | None = None,
     validate_every: int = 50,
     patience: int | None = None,
@@ -138,6 +139,7 @@ def fit(
     :param gradient_clip: largest norm of the gradient; ``None`` for none.
     :param augment: applied to every training batch, for example jitter or dequantisation; where
         validation data need preparing too, it has a method ``prepare`` for that.
+    :param augment_labelled: applied to labelled rows instead; few as they are, they come again and again.
     :param bins: grey levels of dequantised data: progress and logs then show bits per dimension.
     :param patience: stop after so many validations without a better NLL.
     :param minutes: stop at the last checkpoint before this time is up; a later call with ``resume``
@@ -191,6 +193,7 @@ def fit(
         schedule=schedule,
         warmup=warmup,
         augment=augment,
+        augment_labelled=augment_labelled,
         bins=bins,
         seed=seed,
         settings=settings,

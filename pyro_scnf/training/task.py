@@ -40,6 +40,7 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
     :param int steps: length of the run, for the schedule.
     :param augment: applied to every training batch; its method ``prepare``, if it has one, to
         validation data.
+    :param augment_labelled: applied to labelled rows instead.
     :param bins: grey levels of dequantised data, to report bits per dimension.
     :param settings: other things that a resumed run must have in common with this one.
     :raises RuntimeError: in training, if the loss or its gradient is NaN or infinite; the message names
@@ -59,6 +60,7 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         schedule: str = "one-cycle",
         warmup: float = 0.0,
         augment: Callable[[Tensor], Tensor] = keep_data,
+        augment_labelled: Callable[[Tensor], Tensor] | None = None,
         bins: int | None = None,
         seed: int = 0,
         settings: dict[str, Any] | None = None,
@@ -68,7 +70,8 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         self.guide = make_guide(guide, model) if isinstance(guide, str) else guide
         # Not a submodule: it holds nothing but the two above, which state_dict would name twice.
         self.objective = [elbo(model, self.guide)]
-        self.augment, self.bins, self.seed = augment, bins, seed
+        self.augment, self.augment_labelled = augment, augment_labelled or augment
+        self.bins, self.seed = bins, seed
         self.prepare = getattr(augment, "prepare", keep_data)
         self.optimizer_options: dict[str, Any] = {
             "name": optimizer,
@@ -93,11 +96,13 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(derive_seed(self.seed, "noise", batch.step, self.global_rank))
-        x = None if batch.x is None else self.augment(batch.x)
+        self.model.set_progress(batch.step / self.schedule_options["steps"])
+        x = None if batch.x is None else self.augment_labelled(batch.x)
         x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
+        options = {} if batch.pairs is None else {"pairs": batch.pairs}
         try:
-            loss = self.objective[0](*arguments)
+            loss = self.objective[0](*arguments, **options)
         except ValueError as error:
             term = self._first_bad_term(x, x_unlabelled)
             if term is None:
