@@ -63,8 +63,6 @@ class SemiSupervisedModel(PyroModule):
     :param float purity: probability that a pair does share its label.
     :param float terms_end: share of their weights that these extra terms have left at the end of
         training; they fall along half a cosine as :meth:`set_progress` is told.
-    :param float pairs_start: share of training after which agreement and balance begin to count; they
-        rise to their full weight over as long again.
 
     Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
     ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
@@ -87,7 +85,6 @@ class SemiSupervisedModel(PyroModule):
         balance_weight: float = 0.0,
         purity: float = 0.98,
         terms_end: float = 1.0,
-        pairs_start: float = 0.0,
     ) -> None:
         super().__init__()
         if labelled_weight <= 0 or classification_weight < 0:
@@ -100,8 +97,8 @@ class SemiSupervisedModel(PyroModule):
                 f"agreement_weight={agreement_weight}, balance_weight={balance_weight}, purity={purity}: "
                 "expected two non-negative numbers and a probability"
             )
-        if not (0 <= terms_end <= 1 and 0 <= pairs_start < 1):
-            raise ValueError(f"terms_end={terms_end}, pairs_start={pairs_start}: expected shares of 1")
+        if not 0 <= terms_end <= 1:
+            raise ValueError(f"terms_end={terms_end}: expected a share of 1")
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
@@ -117,8 +114,8 @@ class SemiSupervisedModel(PyroModule):
         self.labelled_weight = labelled_weight
         self.classification_weight = classification_weight
         self.agreement_weight, self.balance_weight = agreement_weight, balance_weight
-        self.purity, self.terms_end, self.pairs_start = purity, terms_end, pairs_start
-        self._terms_scale = self._pairs_scale = 1.0
+        self.purity, self.terms_end = purity, terms_end
+        self._terms_scale = 1.0
 
     def __getattr__(self, name: str) -> Any:
         """As in every ``PyroModule``, reading a child module registers its parameters with Pyro; here at
@@ -224,7 +221,7 @@ class SemiSupervisedModel(PyroModule):
         log_prior = self.label_prior.logits.log_softmax(-1)
         log_posterior = self.flow.posterior(x_unlabelled, log_prior).logits
         size = (self.num_unlabelled or len(x_unlabelled)) / len(x_unlabelled)  # as the plate has it
-        size *= self._terms_scale * self._pairs_scale
+        size *= self._terms_scale
         if self.balance_weight:
             weight = self.balance_weight * size * len(x_unlabelled)
             _training_term("balance", -weight * imbalance(log_posterior, log_prior))
@@ -235,13 +232,11 @@ class SemiSupervisedModel(PyroModule):
             _training_term("agreement", self.agreement_weight * size * agreement.sum())
 
     def set_progress(self, progress: float) -> None:
-        """Say how much of training is done, 0 to 1, for the extra terms that come and go with it.
+        """Say how much of training is done, 0 to 1, for the extra terms that fall with it.
 
         :func:`pyro_scnf.training.fit` does at every step. Without it they count fully.
         """
         self._terms_scale = self.terms_end + (1 - self.terms_end) * 0.5 * (1 + math.cos(math.pi * progress))
-        if self.pairs_start:
-            self._pairs_scale = min(1.0, max(0.0, progress / self.pairs_start - 1))
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
