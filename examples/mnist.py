@@ -138,7 +138,7 @@ NEIGHBOURLY: dict[str, Any] = {
         "classification_weight": 200.0,
         "agreement_weight": 300.0,
         "balance_weight": 200.0,
-        "terms_end": 0.05,
+        "terms_end": 0.3,
     },
 }
 
@@ -149,7 +149,7 @@ PRESETS = {
     "paper-small-h": Preset(
         paper_flow(prior_width=64), PAPER, class_probs="empirical", split="stratified", held_out=0, draws=1
     ),
-    "cpu": Preset(squeezed_flow((4, 6), (48, 96)), LIGHT, draws=2, **NEIGHBOURLY),
+    "cpu": Preset(squeezed_flow((4, 6), (48, 96)), LIGHT, **NEIGHBOURLY),
     "fast": Preset(
         squeezed_flow((8, 12), (96, 192)),
         {**LIGHT, "steps": 20_000, "batch_size": 480, "labelled_batch_size": 32, "validate_every": 500},
@@ -252,7 +252,9 @@ def evaluate(args: Any, preset: Preset, model: scnf.SemiSupervisedModel, x: Any,
     for precision in dict.fromkeys(("32", args.precision)):
         torch.manual_seed(args.seed)
         with torch.autocast(args.device, torch.bfloat16, enabled=precision != "32"):
-            figures[precision] = common.evaluate(model, x, y, bins=BINS, draws=preset.draws, batch_size=500)
+            figures[precision] = common.evaluate(
+                model, x, y, bins=BINS, draws=preset.draws, average="posterior", batch_size=500
+            )
     return {
         **figures["32"],
         f"test_bits_per_dim_{args.precision}": figures[args.precision]["test_bits_per_dim"],
@@ -280,7 +282,8 @@ def parse() -> Any:
     parser.add_argument("--split", choices=SPLITS, help="how they are chosen, if not as in the preset")
     parser.add_argument("--latent-dim", type=int, help="components of z_f, of 784")
     parser.add_argument("--clf-weight", type=float, help="weight of the classification loss")
-    parser.add_argument("--batch-size", type=int, help="unlabelled images a step")
+    parser.add_argument("--batch-size", type=int, help="unlabelled images a step, a multiple of --devices")
+    parser.add_argument("--labelled-batch-size", type=int, help="labelled images a step, likewise")
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
     parser.add_argument("--compile", action="store_true", help="torch.compile both flows")
     parser.add_argument("--devices", type=int, default=1, help="processes to train in")
@@ -305,9 +308,9 @@ def main() -> dict[str, float]:
     model.initialize(dequantize(data.x[:512], BINS).to(args.device), data.y[:512].to(args.device))
     before = seconds_before(out) if args.resume else 0.0
     options = {**preset.fit}
-    for name, value in (("steps", args.steps), ("batch_size", args.batch_size)):
-        if value is not None:
-            options[name] = value
+    for name in ("steps", "batch_size", "labelled_batch_size"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
     if args.smoke_test:
         options |= {
             "steps": args.steps or 4,

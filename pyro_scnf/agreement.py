@@ -44,8 +44,10 @@ def imbalance(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
     posteriors must average to :math:`p(y)`.
 
     :param log_posterior: ``(B, K)``.
-    :param log_prior: :math:`\log p(y)`, ``(K,)``.
+    :param log_prior: :math:`\log p(y)`, ``(K,)``; a class of probability 0 plays no part.
     """
+    live = log_prior.isfinite()
+    log_posterior, log_prior = log_posterior[:, live], log_prior[live]
     mean = log_posterior.logsumexp(0) - math.log(len(log_posterior))
     return (mean.exp() * (mean - log_prior)).sum()
 

@@ -57,12 +57,13 @@ class SemiSupervisedModel(PyroModule):
     :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
         labelled rows, the classification loss of the SCNF paper.
     :param float agreement_weight: weight of an extra term for ``pairs`` of rows that probably share a
-        label, :func:`~pyro_scnf.agreement.log_agreement`.
+        label, :func:`~pyro_scnf.agreement.log_agreement`. It is scaled as unlabelled rows are.
     :param float balance_weight: weight of a term that keeps unlabelled posteriors at :math:`p(y)` on
         average, :func:`~pyro_scnf.agreement.imbalance`, for every unlabelled row.
     :param float purity: probability that a pair does share its label.
-    :param float terms_end: share of their weights that these extra terms have left at the end of
-        training; they fall along half a cosine as :meth:`set_progress` is told.
+    :param float terms_end: share of their weights that the three extra terms (classification, agreement,
+        balance) have left at the end of training; they fall along half a cosine as :meth:`set_progress`
+        is told.
 
     Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
     ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
@@ -160,11 +161,15 @@ class SemiSupervisedModel(PyroModule):
         with share_encoding():
             self.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
             labelled = self._rows("", "labelled", self.num_labelled, x, y, None, None)
+            joined: tuple[Any, Any] | None = None
+            if self.balance_weight or (self.agreement_weight and pairs is not None):
+                joined = y, pairs
+                if weights is not None:
+                    raise ValueError(f"{type(self).__name__}: weights do not go with pairs or balance_weight")
+            size = self.num_unlabelled
             unlabelled = self._rows(
-                "_unlabelled", "unlabelled", self.num_unlabelled, x_unlabelled, None, weights, None
-            )
-            if pairs is not None or self.balance_weight:
-                self._join(y, x_unlabelled, pairs)  # type: ignore[arg-type]
+                "_unlabelled", "unlabelled", size, x_unlabelled, None, weights, None, joined
+            )  # type: ignore[arg-type]
         return labelled, unlabelled
 
     def _rows(
@@ -176,6 +181,7 @@ class SemiSupervisedModel(PyroModule):
         y: Tensor | None,
         weights: Tensor | None,
         n: int | None,
+        joined: tuple[Any, Any] | None = None,
     ) -> Any:
         known = None if y is None else y != UNLABELLED
         labelled = known is not None and bool(known.all())
@@ -198,6 +204,8 @@ class SemiSupervisedModel(PyroModule):
             out = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
             if self.classification_weight and y is not None and x is not None:
                 self._classify(x, y, known)
+            if joined is not None:
+                self._join(x, *joined)  # type: ignore[arg-type]
         return out
 
     def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Any) -> None:
@@ -216,26 +224,31 @@ class SemiSupervisedModel(PyroModule):
         weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
         _training_term("classification", self._terms_scale * weight * log_prob)
 
-    def _join(self, y: Tensor, x_unlabelled: Tensor, pairs: Tensor | None) -> None:
-        """What rows say of each other's labels."""
+    def _join(self, x_unlabelled: Tensor, y: Tensor, pairs: Tensor | None) -> None:
+        """What rows say of each other's labels: part of the unlabelled plate, and scaled with it."""
+        rows = len(x_unlabelled)
         log_prior = self.label_prior.logits.log_softmax(-1)
         log_posterior = self.flow.posterior(x_unlabelled, log_prior).logits
-        size = (self.num_unlabelled or len(x_unlabelled)) / len(x_unlabelled)  # as the plate has it
-        size *= self._terms_scale
         if self.balance_weight:
-            weight = self.balance_weight * size * len(x_unlabelled)
-            _training_term("balance", -weight * imbalance(log_posterior, log_prior))
-        if pairs is not None:
-            check_pairs(pairs, len(y) + len(x_unlabelled), type(self).__name__)
+            # A learned p(y) is not to follow the posteriors: one label for all would suit it.
+            balance = imbalance(log_posterior, log_prior.detach())
+            _training_term("balance", (-self._terms_scale * self.balance_weight * balance).expand(rows))
+        if pairs is not None and self.agreement_weight:
+            check_pairs(pairs, len(y) + rows, type(self).__name__)
             known = log_certainty(y, self.flow.num_classes, log_posterior)
-            agreement = log_agreement(torch.cat([known, log_posterior]), pairs, self.purity)
-            _training_term("agreement", self.agreement_weight * size * agreement.sum())
+            agreement = log_agreement(torch.cat([known, log_posterior]), pairs, self.purity).sum() / rows
+            _training_term("agreement", (self._terms_scale * self.agreement_weight * agreement).expand(rows))
 
     def set_progress(self, progress: float) -> None:
         """Say how much of training is done, 0 to 1, for the extra terms that fall with it.
 
-        :func:`pyro_scnf.training.fit` does at every step. Without it they count fully.
+        :func:`pyro_scnf.training.fit` does at every step, and says 0 when it is done. At 0, where a new
+        model is, they count fully.
+
+        :raises ValueError: for a number out of range.
         """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress={progress}: expected a share of training, 0 to 1")
         self._terms_scale = self.terms_end + (1 - self.terms_end) * 0.5 * (1 + math.cos(math.pi * progress))
 
     # -- checks --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import pyro_scnf as scnf
 from pyro_scnf.agreement import imbalance, log_agreement
-from pyro_scnf.datasets import SemiSupervisedData, deskew, link_neighbours, nearest_neighbours, toy
+from pyro_scnf.datasets import SemiSupervisedData, deskew, link_neighbours, nearest_neighbours, pooled, toy
 from pyro_scnf.training import StepBatches, fit
 
 F64 = torch.float64
@@ -47,6 +48,33 @@ def test_imbalance_is_a_divergence():
     assert abs(imbalance(certain, prior.log())) < 1e-12
     one_label = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64).clamp(min=1e-30).log().expand(8, 3)
     assert imbalance(one_label, prior.log()).item() == pytest.approx(math.log(5))
+
+
+def test_a_class_that_cannot_be_plays_no_part():
+    flow = toy_flow("gmm", dtype=F64)
+    impossible = torch.tensor([0.5, 0.5, 0.0], dtype=F64)
+    model = scnf.SemiSupervisedModel(flow, impossible, balance_weight=1.0)
+    loss = scnf.elbo(model)(torch.randn(2, 2, dtype=F64), torch.tensor([0, 1]), torch.randn(6, 2, dtype=F64))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in flow.parameters() if p.grad is not None)
+
+
+def test_balance_does_not_teach_the_class_probabilities():
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64), "learnable", balance_weight=1e6)
+    batch = torch.randn(2, 2, dtype=F64), torch.tensor([0, 1]), torch.randn(6, 2, dtype=F64)
+    gradients = []
+    for weight in (0.0, 1e6):
+        model.zero_grad()
+        model.balance_weight = weight
+        scnf.elbo(model)(*batch).backward()
+        gradients.append(model.label_prior.logits.grad.clone())
+    # Posteriors depend on p(y) as well, so some of it arrives; what must not is the pull on p(y) itself.
+    log_prior = model.label_prior.logits.detach().log_softmax(-1).requires_grad_()
+    posterior = (model.flow.class_log_prob(batch[2]) + log_prior).log_softmax(-1)
+    imbalance(posterior, log_prior.detach()).backward()
+    through = log_prior.grad - log_prior.grad.sum() * log_prior.detach().exp()
+    assert relative(gradients[1] - gradients[0], 6e6 * through) < 1e-6
 
 
 def problem(**options):
@@ -127,6 +155,16 @@ def test_pairs_that_are_none(pairs, message):
         scnf.elbo(model)(*batch, pairs=pairs)
 
 
+def test_progress_is_a_share_and_pairs_have_no_weights():
+    _, model, batch = problem(agreement_weight=1.0)
+    with pytest.raises(ValueError, match=r"progress=1.5"):
+        model.set_progress(1.5)
+    with pytest.raises(ValueError, match="weights do not go with pairs"):
+        scnf.elbo(model, scnf.EMGuide(model))(
+            *batch, pairs=torch.tensor([[4, 5]]), weights=torch.ones(6, dtype=F64)
+        )
+
+
 def test_pairs_belong_to_two_plates():
     _, model, (x, y, _) = problem(agreement_weight=1.0)
     with pytest.raises(ValueError, match="pairs are for model"):
@@ -140,7 +178,7 @@ def test_pairs_belong_to_two_plates():
         {"balance_weight": -1.0},
         {"purity": 1.0},
         {"terms_end": 2.0},
-        {"pairs_start": 1.0},
+        {"purity": 0.0},
     ],
 )
 def test_options_out_of_range(options):
@@ -149,13 +187,19 @@ def test_options_out_of_range(options):
 
 
 # -- neighbours and batches of them -----------------------------------------------------------------
-def test_neighbours_are_the_rows_at_the_smallest_angle():
-    x = torch.randn(30, 3, 4, 4)
-    flat = torch.nn.functional.normalize(x.flatten(1))
-    likeness = (flat @ flat.T).fill_diagonal_(-2)
-    expected = likeness.sort(descending=True).indices[:, :4]
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 4)])
+def test_neighbours_are_the_nearest_rows(shape):
+    x = torch.randn(30, *shape)
+    features = x if len(shape) == 1 else pooled(x)
+    expected = torch.cdist(features, features).fill_diagonal_(1e9).sort().indices[:, :4]
     for chunk in (7, 30, 100):
-        assert torch.equal(nearest_neighbours(x, 4, torch.Tensor.float, chunk=chunk), expected)
+        assert torch.equal(nearest_neighbours(x, 4, chunk=chunk), expected)
+
+
+def test_neighbours_by_features_of_ones_own():
+    x = torch.tensor([[0.0, 0.0], [1.0, 9.0], [2.0, 0.0], [2.4, 9.0]])
+    assert nearest_neighbours(x, 1)[:, 0].tolist() == [2, 3, 0, 1]
+    assert nearest_neighbours(x, 1, lambda x: x[:, :1])[:, 0].tolist() == [1, 0, 3, 2]
 
 
 def test_pooling_forgives_a_shift():
@@ -208,12 +252,36 @@ def test_pairs_of_a_batch_are_neighbours(step, seed):
 
 
 def test_anchors_come_in_passes_and_processes_share_them():
-    one = [StepBatches(linked(), 24, 4)[s] for s in range(2)]
-    anchors = torch.cat([batch.x_unlabelled[4:14, 0] for batch in one])
+    one = [StepBatches(linked(), 12, 4)[s] for s in range(5)]
+    anchors = torch.cat([batch.x_unlabelled[4:8, 0] for batch in one])
     assert sorted(anchors.tolist()) == list(range(4, 24))
-    shares = [StepBatches(linked(), 24, 4, rank=r, world_size=2)[0] for r in (0, 1)]
+    shares = [StepBatches(linked(), 12, 4, rank=r, world_size=2)[0] for r in (0, 1)]
     assert torch.equal(torch.cat([share.x for share in shares]), one[0].x)
-    assert torch.equal(torch.cat([share.x_unlabelled[2:7] for share in shares]), one[0].x_unlabelled[4:14])
+    assert torch.equal(torch.cat([share.x_unlabelled[2:4] for share in shares]), one[0].x_unlabelled[4:8])
+
+
+def test_batches_do_not_depend_on_how_many_share_them():
+    whole = StepBatches(linked(), 12, 4)[3]
+    shares = [StepBatches(linked(), 12, 4, rank=r, world_size=2)[3] for r in (0, 1)]
+
+    def drawn(batch):
+        rows = torch.cat([batch.x, batch.x_unlabelled])[:, 0]
+        return {tuple(pair) for pair in rows[batch.pairs].tolist()}
+
+    assert drawn(shares[0]) | drawn(shares[1]) == drawn(whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": torch.full((24,), -1)}, "both labelled and unlabelled"),
+        ({"neighbours": torch.zeros(23, 2, dtype=torch.long)}, r"neighbours has shape \(23, 2\)"),
+        ({"neighbours": torch.full((24, 1), 24)}, r"neighbours: expected rows 0..23"),
+    ],
+)
+def test_links_that_do_not_fit_the_data(changes, message):
+    with pytest.raises(ValueError, match=message):
+        StepBatches(replace(linked(), **changes), 12, 2)
 
 
 @pytest.mark.parametrize(("size", "free"), [(2, 0), (5, 3)])

@@ -16,8 +16,9 @@ __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pooled"]
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Images ``(N, C, H, W)`` averaged over squares of 2×2 pixels, which forgives small shifts."""
-    return F.avg_pool2d(x.float(), 2)
+    """Images ``(N, C, H, W)`` averaged over squares of 2×2 pixels, which forgives small shifts, and scaled
+    to unit length, which forgives brightness; vectors."""
+    return F.normalize(F.avg_pool2d(x.float(), 2).flatten(1))
 
 
 def deskew(x: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ def deskew(x: Tensor) -> Tensor:
 def nearest_neighbours(
     x: Tensor, k: int = 5, features: Callable[[Tensor], Tensor] | None = None, chunk: int = 2000
 ) -> Tensor:
-    """The ``k`` rows most like each row, by the cosine of the angle between them, ``(N, k)``, best first.
+    """The ``k`` rows nearest to each row, by Euclidean distance between features, ``(N, k)``, best first.
 
     :param x: ``(N, *event_shape)``, of any dtype.
     :param int k: how many, the row itself not counted.
@@ -60,13 +61,14 @@ def nearest_neighbours(
         raise ValueError(f"k={k}: there are {len(x)} rows, so at most {len(x) - 1} neighbours")
     if features is None and x.dim() == 4:
         features = pooled
-    rows = F.normalize((x if features is None else features(x)).float().flatten(1))
+    rows = (x if features is None else features(x)).float().flatten(1)
+    half_square = 0.5 * rows.square().sum(1)
     found = x.new_empty((len(x), k), dtype=torch.long)
     for start in range(0, len(x), chunk):
         some = slice(start, start + chunk)
-        likeness = rows[some] @ rows.T
-        likeness[torch.arange(len(likeness)), torch.arange(start, start + len(likeness))] = -torch.inf
-        found[some] = likeness.topk(k).indices
+        nearness = rows[some] @ rows.T - half_square  # falls with the distance, row by row
+        nearness[torch.arange(len(nearness)), torch.arange(start, start + len(nearness))] = -torch.inf
+        found[some] = nearness.topk(k).indices
     return found
 
 

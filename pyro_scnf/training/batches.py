@@ -22,6 +22,16 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def fingerprint(data: SemiSupervisedData) -> str:
+    """What tells these data from others: a digest of training and validation rows, labels and links."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in (data.x, data.y, data.neighbours, data.x_val):
+        if value is not None:
+            digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 class Batch(NamedTuple):
     """One training step's data.
 
@@ -73,8 +83,9 @@ class StepBatches(Dataset):
     training can go on from any step without replaying what came before.
 
     If the data have ``neighbours``, unlabelled rows come with them: one random neighbour for each
-    labelled row, then rows of a pass, then a neighbour for each of those, ``batch_size`` in all.
-    Labels of neighbours, where known, are not used.
+    labelled row, then rows of a pass, then a neighbour for each of those, ``batch_size`` in all. Labels
+    of neighbours, where known, are not used. Rows that are neighbours of many come more often than
+    others, and so count more in the density that is learned.
 
     :param data: training data; tensors may lie on any device, and batches lie where they do.
     :param int batch_size: unlabelled rows a step, over all processes; at most all there are.
@@ -101,7 +112,7 @@ class StepBatches(Dataset):
         if not len(data.x):
             raise ValueError("data: x is empty, expected at least one row")
         self.x, self.y = data.x.to(device), data.y.to(device)
-        self.neighbours, self.seed = data.neighbours, seed
+        self.seed = seed
         self.labelled_rows, self.unlabelled_rows = (
             rows.nonzero()[:, 0].cpu() for rows in (data.y != UNLABELLED, data.y == UNLABELLED)
         )
@@ -113,14 +124,9 @@ class StepBatches(Dataset):
         self.unlabelled_size = self._share(
             "batch_size", min(batch_size, unlabelled or batch_size), unlabelled
         )
-        if self.neighbours is not None:
-            free = self.unlabelled_size - self.labelled_size
-            if free < 2 or free % 2:
-                raise ValueError(
-                    f"batch_size: {self.unlabelled_size} unlabelled rows a process, of which "
-                    f"{self.labelled_size} are neighbours of labelled ones, leave {free} for pairs; expected "
-                    "an even number above 0"
-                )
+        self.paired = data.neighbours is not None
+        if data.neighbours is not None:
+            self.table = self._check_neighbours(data.neighbours)
         self._labelled = _Passes(labelled, seed, "labelled")
         self._unlabelled = _Passes(unlabelled, seed, "unlabelled")
 
@@ -136,15 +142,32 @@ class StepBatches(Dataset):
             )
         return rows // self.world_size
 
-    def __getitem__(self, step: int) -> Batch:
-        labelled = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size)
-        if self.neighbours is None:
-            unlabelled, pairs = (
-                self._mine(self._unlabelled, self.unlabelled_rows, step, self.unlabelled_size),
-                None,
+    def _check_neighbours(self, neighbours: Tensor) -> Tensor:
+        """The table of neighbours, where the index is."""
+        rows, free = len(self.x), self.unlabelled_size - self.labelled_size
+        if not self.labelled_size or not self.unlabelled_size:
+            raise ValueError("neighbours: pairs need both labelled and unlabelled rows")
+        if neighbours.dim() != 2 or len(neighbours) != rows or neighbours.is_floating_point():
+            raise ValueError(
+                f"neighbours has shape {tuple(neighbours.shape)} and dtype {neighbours.dtype}, expected row "
+                f"numbers ({rows}, k)"
             )
-        else:
+        if neighbours.min() < 0 or neighbours.max() >= rows:
+            raise ValueError(f"neighbours: expected rows 0..{rows - 1}; hold out first, then link")
+        if free < 2 or free % 2:
+            raise ValueError(
+                f"batch_size: {self.unlabelled_size} unlabelled rows a process, of which "
+                f"{self.labelled_size} are neighbours of labelled ones, leave {free} for pairs; expected "
+                "an even number above 0"
+            )
+        return neighbours.cpu()
+
+    def __getitem__(self, step: int) -> Batch:
+        labelled, pairs = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size), None
+        if self.paired:
             unlabelled, pairs = self._with_neighbours(step, labelled)
+        else:
+            unlabelled = self._mine(self._unlabelled, self.unlabelled_rows, step, self.unlabelled_size)
         return Batch(
             step,
             self.x[labelled] if len(labelled) else None,
@@ -158,19 +181,22 @@ class StepBatches(Dataset):
         if not size:
             return rows[:0]
         total = size * self.world_size
-        mine = slice(self.rank * size, (self.rank + 1) * size)
-        return rows[passes.rows(step * total, total)[mine]]
+        return rows[passes.rows(step * total, total)[self._share_of(size)]]
+
+    def _share_of(self, size: int) -> slice:
+        return slice(self.rank * size, (self.rank + 1) * size)
 
     def _with_neighbours(self, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
-        free = (self.unlabelled_size - len(labelled)) // 2
+        n, free = self.labelled_size, (self.unlabelled_size - self.labelled_size) // 2
         anchors = self._mine(self._unlabelled, self.unlabelled_rows, step, free)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "neighbours", step, self.rank))
-        start = torch.cat([labelled, anchors])
-        chosen = torch.randint(self.neighbours.shape[1], (len(start),), generator=generator)  # type: ignore[union-attr]
-        near = self.neighbours[start, chosen]  # type: ignore[index]
-        n = len(labelled)
-        unlabelled = torch.cat([near[:n], anchors, near[n:]])
+        # Drawn for the global batch, so that the pairs do not depend on how many share it.
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "neighbours", step))
+        near = []
+        for rows, size in ((labelled, n), (anchors, free)):
+            chosen = torch.randint(self.table.shape[1], (size * self.world_size,), generator=generator)
+            near.append(self.table[rows, chosen[self._share_of(size)]])
+        unlabelled = torch.cat([near[0], anchors, near[1]])
         # By their numbers in the batch: the labelled, their neighbours, the anchors, their neighbours.
         first = torch.cat([torch.arange(n), 2 * n + torch.arange(free)])
-        pairs = torch.stack([first, torch.cat([n + torch.arange(n), 2 * n + free + torch.arange(free)])], -1)
-        return unlabelled, pairs.to(self.y.device)
+        second = torch.cat([n + torch.arange(n), 2 * n + free + torch.arange(free)])
+        return unlabelled, torch.stack([first, second], -1).to(self.y.device)

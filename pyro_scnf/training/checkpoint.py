@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
     :param int steps: length of the run.
     :param int every: steps between checkpoints.
     :param patience: stop after so many validations without a better NLL.
-    :param seconds: stop at the last checkpoint before this time is up, counted from here.
+    :param seconds: stop before this time is up, counted from here; with validation at a checkpoint, so
+        that nothing is validated that a whole run would not.
+    :param bool anew: remove what an earlier run left in the folder.
     """
 
     def __init__(
@@ -67,23 +70,43 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         every: int,
         patience: int | None = None,
         seconds: float | None = None,
+        anew: bool = True,
     ) -> None:
+        self.anew = anew
         self.folder, self.steps, self.every = folder, steps, every
         self.patience, self.seconds = patience, seconds
         self.best_step, self.waited = 0, 0
         self.best_nll: float | None = None
         self.started = self.latest = time.monotonic()
 
+    @property
+    def settled(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def setup(self, trainer: Any, task: Any, stage: str) -> None:
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # each process may have its own
+        if self.anew and trainer.is_global_zero:
+            for name in ("last.ckpt", "best.ckpt"):
+                (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "log", ignore_errors=True)
+
     def on_train_start(self, trainer: Any, task: Any) -> None:
-        self._stop_if_settled(trainer)  # killed between the checkpoint and its end
+        trainer.should_stop |= self.settled  # killed between the checkpoint and its end
 
     def on_train_batch_end(self, trainer: Any, task: Any, *args: Any) -> None:
         at_end = trainer.global_step >= self.steps
         if at_end:
             trainer.should_stop = True  # Lightning validates before it stops
-        if not trainer.enable_validation and (at_end or trainer.global_step % self.every == 0):
+        if trainer.enable_validation:
+            return
+        # Several processes decide together, which is not free.
+        look = trainer.world_size == 1 or trainer.global_step % 10 == 0
+        late = look and self._late(trainer)
+        if late or at_end or trainer.global_step % self.every == 0:
             self.best_step = trainer.global_step
             self._save_last(trainer)
+            trainer.should_stop |= late
 
     def on_validation_end(self, trainer: Any, task: Any) -> None:
         nll = float(trainer.callback_metrics["val_nll"])
@@ -93,19 +116,19 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
             self.best_step, self.best_nll, self.waited = trainer.global_step, nll, 0
             trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
         self._save_last(trainer)
+        trainer.should_stop |= self.settled or self._late(trainer)
 
     def _save_last(self, trainer: Any) -> None:
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
-        self._stop_if_settled(trainer)
-        now = time.monotonic()
-        if self.seconds is not None:
-            late = now + (now - self.latest) - self.started > self.seconds
-            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(late, all=False)
-        self.latest = now
 
-    def _stop_if_settled(self, trainer: Any) -> None:
-        if self.patience is not None and self.waited >= self.patience:
-            trainer.should_stop = True
+    def _late(self, trainer: Any) -> bool:
+        """Whether as much time again as since the last look would be too much."""
+        if self.seconds is None:
+            return False
+        now, before = time.monotonic(), self.latest
+        self.latest = now
+        late = 2 * now - before - self.started > self.seconds
+        return trainer.strategy.reduce_boolean_decision(late, all=False)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_step": self.best_step, "best_nll": self.best_nll, "waited": self.waited}

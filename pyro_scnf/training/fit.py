@@ -24,7 +24,7 @@ from pyro_scnf._extras import require
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.model import SemiSupervisedModel
-from pyro_scnf.training.batches import StepBatches
+from pyro_scnf.training.batches import StepBatches, fingerprint
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from pyro_scnf.training.task import SemiSupervisedTask, keep_data
 
@@ -46,7 +46,8 @@ class FitResult:
     """What :func:`fit` did.
 
     :ivar int steps: optimiser steps taken in all.
-    :ivar bool finished: whether that is the whole run, not one that ``minutes`` or ``patience`` ended.
+    :ivar bool finished: whether the run is over, by its steps or by ``patience``; not if ``minutes``
+        ended it.
     :ivar int best_step: step whose weights the model has.
     :ivar best_nll: validation NLL of these, nats per example; ``None`` without validation data.
     :ivar float seconds: wall-clock time of this call.
@@ -127,7 +128,7 @@ def fit(
 
     :param model: an initialised model (``model.initialize``).
     :param data: hold some rows out with :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` to
-        have validation data.
+        have validation data; link them (:func:`~pyro_scnf.datasets.link_neighbours`) for batches of pairs.
     :param guide: one of :data:`pyro_scnf.GUIDES`, or a guide.
     :param int steps: optimiser steps.
     :param int batch_size: unlabelled rows a step, over all processes.
@@ -142,22 +143,24 @@ def fit(
     :param augment_labelled: applied to labelled rows instead; few as they are, they come again and again.
     :param bins: grey levels of dequantised data: progress and logs then show bits per dimension.
     :param patience: stop after so many validations without a better NLL.
-    :param minutes: stop at the last checkpoint before this time is up; a later call with ``resume``
-        goes on.
+    :param minutes: stop, with a checkpoint, before this time is up; a later call with ``resume`` goes
+        on. With validation data this is a validated checkpoint, and the first one is always reached.
     :param str device: ``"cpu"`` or ``"cuda"``.
     :param int devices: processes a node. With more than one, each trains on its share of the same
         batches and gradients are averaged (``DistributedDataParallel``). Start them with ``torchrun``,
         or let Lightning start the script again in each.
     :param precision: ``"bf16-mixed"`` runs the conditioner networks in bfloat16; affine maps,
         log-determinants and densities stay in float32.
-    :param bool compile: compile the two passes that take the time, :math:`f_w` and :math:`h_\phi`.
+    :param bool compile: compile the two passes that take the time, :math:`f_w` and :math:`h_\phi`; the
+        model stays compiled.
     :param bool resident: keep the training data on the device; else batches are copied there, from
         pinned memory.
     :param int num_workers: processes that pick batches of data not ``resident``.
     :param seed: of the order of the data and of all noise.
     :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log, one that all
         nodes see; a temporary one by default.
-    :param bool resume: go on from ``out/last.ckpt`` if there is one.
+    :param bool resume: go on from ``out/last.ckpt`` if there is one; otherwise what an earlier run left
+        in ``out`` is removed.
     :param log: write losses and validation figures every 10 steps: ``"csv"`` to ``out/log``, or
         ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
     :param bool progress: show a progress bar.
@@ -167,15 +170,15 @@ def fit(
         ``out`` keeps the last checkpoints, which are from before.
     """
     check_at_least(1, steps=steps, validate_every=validate_every, devices=devices, num_nodes=num_nodes)
+    check_at_least(1, patience=1 if patience is None else patience)
     processes = devices * num_nodes
-    _check_options(data, precision, ema_decay, patience, minutes, log, out)
+    _check_options(data, precision, ema_decay, gradient_clip, patience, minutes, log, out)
     _check_launch(data, processes, num_nodes, out)
     started, home = time.perf_counter(), reference_tensor(model).device
     rows = {"batch_size": batch_size, "labelled_batch_size": labelled_batch_size}
     settings = {
         **rows,
-        "labelled": len(data.labelled[0]),
-        "unlabelled": len(data.unlabelled),
+        "data": fingerprint(data),
         "ema_decay": ema_decay,
         "gradient_clip": gradient_clip,
         "precision": precision,
@@ -203,7 +206,8 @@ def fit(
     with TemporaryDirectory() as scratch, _quiet():
         folder = Path(scratch if out is None else out)
         every = min(validate_every, steps)
-        kept = Checkpoints(folder, steps, every, patience, None if minutes is None else 60 * minutes)
+        seconds = None if minutes is None else 60 * minutes
+        kept = Checkpoints(folder, steps, every, patience, seconds, anew=not resume)
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator="gpu" if device == "cuda" else device,
@@ -233,12 +237,13 @@ def fit(
             )
         finally:
             model.to(home)  # Lightning leaves it on the CPU
+            model.set_progress(0.0)
         kept.load_best(model)
         trainer.strategy.barrier()  # the folder may be temporary
     total = int(trainer.global_step)
     return FitResult(
         total,
-        total >= steps,
+        total >= steps or kept.settled,
         kept.best_step,
         kept.best_nll,
         time.perf_counter() - started,
@@ -302,6 +307,7 @@ def _check_options(
     data: SemiSupervisedData,
     precision: str,
     ema_decay: float | None,
+    gradient_clip: float | None,
     patience: int | None,
     minutes: float | None,
     log: str | None,
@@ -311,6 +317,8 @@ def _check_options(
         raise ValueError(f"precision={precision!r}: expected '32' or 'bf16-mixed'")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay={ema_decay}: expected None or 0 <= ema_decay < 1")
+    if gradient_clip is not None and not gradient_clip > 0:
+        raise ValueError(f"gradient_clip={gradient_clip}: expected None or a positive number")
     if patience is not None and data.x_val is None:
         raise ValueError("patience: no x_val to judge by; hold rows out with data.hold_out(size)")
     if minutes is not None and not minutes > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,18 @@ from pyro_scnf.training.schedules import make_optimizer, make_schedule
 lightning = require("lightning.pytorch", "train")
 
 __all__ = ["SemiSupervisedTask", "keep_data"]
+
+TERMS = (
+    "num_labelled",
+    "num_unlabelled",
+    "labelled_weight",
+    "classification_weight",
+    "agreement_weight",
+    "balance_weight",
+    "purity",
+    "terms_end",
+)
+"""What of a model makes its loss, besides the parameters."""
 
 
 def keep_data(x: Tensor) -> Tensor:
@@ -90,13 +103,16 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
             "schedule": schedule,
             "warmup": warmup,
             "seed": seed,
+            "augment": _describe(augment),
+            "augment_labelled": _describe(self.augment_labelled),
+            **{name: getattr(model, name) for name in TERMS},
             **(settings or {}),
         }
 
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(derive_seed(self.seed, "noise", batch.step, self.global_rank))
-        self.model.set_progress(batch.step / self.schedule_options["steps"])
+        self.model.set_progress(min(1.0, batch.step / self.schedule_options["steps"]))
         x = None if batch.x is None else self.augment_labelled(batch.x)
         x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
@@ -218,7 +234,16 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
                 return f"log p(z_aux) of {kind} data"
             if not _finite(flow.prior.class_log_prob(z_f.reshape(len(z_f), *flow.latent_shape))):
                 return f"log p(z_f | y) of {kind} data"
+            if not _finite(self.model.posterior(rows).logits):
+                return f"log p(y | x) of {kind} data"
         return None
+
+
+def _describe(function: Any) -> str:
+    """Which function it is: options and all of a data class, the name of another one."""
+    if is_dataclass(function):
+        return repr(function)
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def _finite(value: Tensor | None) -> bool:
