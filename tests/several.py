@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainee import make_data, make_model
+from trainee import PAIRED, make_data, make_model
 
 from pyro_scnf.training import fit
 
@@ -18,16 +18,25 @@ CASES: dict[str, dict[str, Any]] = {
     "em-ema": {"guide": "em-ema"},
     "unaveraged": {"ema_decay": None},
     "in pieces": {"minutes": 1e-9},
+    "pairs": {"batch_size": 18, "linked": True},
+    "no folder": {"out": None, "log": None},
 }
 
 
 def train(
-    out: Path, seed: int, devices: int, prior: Any = "gmm", sizes: bool = False, **options: Any
+    folder: Path,
+    seed: int,
+    devices: int,
+    prior: Any = "gmm",
+    sizes: bool = False,
+    linked: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """What a run of eleven steps ends with, on this process."""
-    data = make_data(validated=True)
+    data = make_data(validated=True, linked=linked)
     known = {"num_labelled": len(data.labelled[0]), "num_unlabelled": len(data.unlabelled)} if sizes else {}
-    model = make_model(data, prior, class_probs="learnable", **known)
+    model = make_model(data, prior, class_probs="learnable", **known, **(PAIRED if linked else {}))
+    options = {"out": folder, "log": "csv", "batch_size": 16, **options}
     with torch.no_grad():  # ranks begin apart; that of rank 0 is to count
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
@@ -36,13 +45,10 @@ def train(
         result = fit(
             model,
             data,
-            out=out,
             devices=devices,
             steps=11,
-            batch_size=16,
             labelled_batch_size=6,
             validate_every=4,
-            log="csv",
             progress=False,
             resume="minutes" in options,
             **options,

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,6 +63,7 @@ MOMENTS = [
     ("in a step", 15, {"precision": "bf16-mixed", "gradient_clip": 0.1, "validated": True}),
     ("in a step", 15, {"optimizer": "adamax", "schedule": "cosine", "labelled_batch_size": 7}),
     ("in a step", 22, {"steps": 23, "validated": True}),
+    ("in a step", 15, {"linked": True}),
 ]
 
 
@@ -95,7 +97,7 @@ def test_patience_that_ran_out_before_the_kill_is_at_its_end(tmp_path):
     options = {"validated": True, "learning_rate": 0.0, "patience": 1}
     killed("just moved", 3, tmp_path, **options)
     _, result = resumed = train(tmp_path, resume=True, **options)
-    assert (result.steps, result.finished, result.best_step) == (2 * EVERY, False, EVERY)
+    assert (result.steps, result.finished, result.best_step) == (2 * EVERY, True, EVERY)
     assert_as_uninterrupted(resumed, **options)
 
 
@@ -106,7 +108,8 @@ def test_a_run_in_pieces_of_limited_time_equals_one(options, tmp_path):
         resumed = train(tmp_path, minutes=1e-9, resume=True, **options)
         stops.append(resumed[1].steps)
         finished = resumed[1].finished
-    assert stops == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+    # With validation a run stops where a whole one would validate, without at any step.
+    assert stops == list(range(EVERY, STEPS + 1, EVERY) if options else range(1, STEPS + 1))
     assert_as_uninterrupted(resumed, **options)
 
 
@@ -160,6 +163,41 @@ def stopped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stopped")
     train(folder, minutes=1e-9)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"terms_end": 0.2}, "terms_end 1.0 -> 0.2"),
+        ({"classification_weight": 3.0}, "classification_weight 0.0 -> 3.0"),
+        ({"labels_of": 7}, "data '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
+    ],
+)
+def test_another_objective_or_other_data_are_another_run(stopped, change, message):
+    data = make_data()
+    if "labels_of" in change:
+        data = replace(data, y=data.y.roll(change.pop("labels_of")))
+    model = make_model(data, **change)
+    with pytest.raises(ValueError, match=f"another run: {message}"):
+        fit(
+            model,
+            data,
+            steps=STEPS,
+            batch_size=32,
+            validate_every=EVERY,
+            augment=jitter,
+            progress=False,
+            out=stopped,
+            resume=True,
+        )
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
+    train(tmp_path, validated=True, log="csv")
+    with pytest.raises(RuntimeError, match="at step 0"):
+        train(tmp_path, validated=True, log="csv", augment=lambda x: x * torch.nan)
+    assert not (tmp_path / "last.ckpt").exists()
+    assert not (tmp_path / "best.ckpt").exists()
 
 
 @pytest.mark.parametrize("name", CHANGED)

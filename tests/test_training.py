@@ -82,7 +82,7 @@ def test_until_averaging_begins_the_weights_are_those_of_the_step(data):
 
 def test_patience_ends_the_run(data):
     result = fit(build(data), data, steps=40, validate_every=5, learning_rate=0.0, patience=2, progress=False)
-    assert (result.steps, result.finished, result.best_step) == (15, False, 5)
+    assert (result.steps, result.finished, result.best_step) == (15, True, 5)
 
 
 def test_everything_labelled_and_nothing_labelled():
@@ -109,6 +109,8 @@ def test_data_kept_elsewhere_give_the_same_weights(tmp_path):
         ({"validate_every": 0}, "validate_every=0: expected at least 1"),
         ({"precision": "16"}, "precision='16': expected '32' or 'bf16-mixed'"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: expected None or 0 <= ema_decay < 1"),
+        ({"patience": 0}, "patience=0: expected at least 1"),
+        ({"gradient_clip": -1.0}, "gradient_clip=-1.0: expected None or a positive"),
         ({"patience": 2}, "patience: no x_val to judge by"),
         ({"minutes": 0}, "minutes=0: expected a positive number"),
         ({"log": "paper"}, "log='paper': expected 'csv', 'tensorboard' or None"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import SemiSupervisedData, toy
+from pyro_scnf.datasets import SemiSupervisedData, link_neighbours, toy
 from pyro_scnf.training import FitResult, fit
 
 STEPS, EVERY = 24, 6
@@ -24,9 +24,13 @@ def jitter(x: Tensor) -> Tensor:
     return x + 0.05 * torch.randn_like(x)
 
 
-def make_data(validated: bool = False) -> SemiSupervisedData:
+def make_data(validated: bool = False, linked: bool = False) -> SemiSupervisedData:
     data = toy("moons", num_train=120, num_test=20, seed=0)
-    return data.hold_out(41) if validated else data
+    data = data.hold_out(41) if validated else data
+    return link_neighbours(data, 3) if linked else data
+
+
+PAIRED: dict[str, Any] = {"agreement_weight": 20.0, "classification_weight": 2.0, "terms_end": 0.5}
 
 
 def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:
@@ -38,11 +42,15 @@ def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> 
 
 
 def train(
-    out: Path, validated: bool = False, augment: Callable[[Tensor], Tensor] = jitter, **options: Any
+    out: Path,
+    validated: bool = False,
+    linked: bool = False,
+    augment: Callable[[Tensor], Tensor] = jitter,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], FitResult]:
     """The weights that ``fit`` ends with, and what it returns."""
-    data = make_data(validated)
-    model = make_model(data)
+    data = make_data(validated, linked)
+    model = make_model(data, **(PAIRED if linked else {}))
     options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, **options}
     result = fit(model, data, augment=augment, out=out, **options)
     return {name: value.clone() for name, value in model.state_dict().items()}, result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,6 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
     :param patience: stop after so many validations without a better NLL.
     :param seconds: stop before this time is up, counted from here; with validation at a checkpoint, so
         that nothing is validated that a whole run would not.
-    :param bool anew: remove what an earlier run left in the folder.
     """
 
     def __init__(
@@ -70,9 +68,7 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         every: int,
         patience: int | None = None,
         seconds: float | None = None,
-        anew: bool = True,
     ) -> None:
-        self.anew = anew
         self.folder, self.steps, self.every = folder, steps, every
         self.patience, self.seconds = patience, seconds
         self.best_step, self.waited = 0, 0
@@ -86,10 +82,6 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
 
     def setup(self, trainer: Any, task: Any, stage: str) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # each process may have its own
-        if self.anew and trainer.is_global_zero:
-            for name in ("last.ckpt", "best.ckpt"):
-                (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "log", ignore_errors=True)
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         trainer.should_stop |= self.settled  # killed between the checkpoint and its end

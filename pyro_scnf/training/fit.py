@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from pyro_scnf.training.task import SemiSupervisedTask, keep_data
 lightning = require("lightning.pytorch", "train")
 callbacks = require("lightning.pytorch.callbacks", "train")
 loggers = require("lightning.pytorch.loggers", "train")
+utilities = require("lightning.pytorch.utilities", "train")
 
 __all__ = ["FitResult", "fit"]
 
@@ -207,7 +209,9 @@ def fit(
         folder = Path(scratch if out is None else out)
         every = min(validate_every, steps)
         seconds = None if minutes is None else 60 * minutes
-        kept = Checkpoints(folder, steps, every, patience, seconds, anew=not resume)
+        kept = Checkpoints(folder, steps, every, patience, seconds)
+        if not resume:
+            _clear(folder)
         trainer = lightning.Trainer(
             max_steps=steps,
             accelerator="gpu" if device == "cuda" else device,
@@ -249,6 +253,15 @@ def fit(
         time.perf_counter() - started,
         trainer.global_rank,
     )
+
+
+@utilities.rank_zero_only
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left."""
+    for name in ("last.ckpt", "best.ckpt"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("log", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class _Loaders(lightning.LightningDataModule):  # type: ignore[misc, name-defined]

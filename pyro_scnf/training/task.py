@@ -240,10 +240,8 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
 
 
 def _describe(function: Any) -> str:
-    """Which function it is: options and all of a data class, the name of another one."""
-    if is_dataclass(function):
-        return repr(function)
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    """The options of a data class; of another function nothing is known."""
+    return repr(function) if is_dataclass(function) else "a function"
 
 
 def _finite(value: Tensor | None) -> bool:
