@@ -246,21 +246,6 @@ def draw_figures(out: Path, model: scnf.SemiSupervisedModel, data: SemiSupervise
         common.draw_grid(out / "swaps.png", swaps, "test image", "itself, then as each class, z_aux = 0")
 
 
-def evaluate(args: Any, preset: Preset, model: scnf.SemiSupervisedModel, x: Any, y: Any) -> dict[str, Any]:
-    """Figures in float32, and on the same draws the bits/dim in the precision of training."""
-    figures = {}
-    for precision in dict.fromkeys(("32", args.precision)):
-        torch.manual_seed(args.seed)
-        with torch.autocast(args.device, torch.bfloat16, enabled=precision != "32"):
-            figures[precision] = common.evaluate(
-                model, x, y, bins=BINS, draws=preset.draws, average="posterior", batch_size=500
-            )
-    return {
-        **figures["32"],
-        f"test_bits_per_dim_{args.precision}": figures[args.precision]["test_bits_per_dim"],
-    }
-
-
 def seconds_before(out: Path) -> float:
     """Training time of the earlier parts of a resumed run, if they came to write it down."""
     metrics = out / "metrics.json"
@@ -339,7 +324,15 @@ def main() -> dict[str, float]:
     if result.rank:
         return {}
     test = slice(64 if args.smoke_test else None)
-    metrics: dict[str, Any] = evaluate(args, preset, model, data.x_test[test], data.y_test[test])
+    metrics: dict[str, Any] = common.evaluate(
+        model,
+        data.x_test[test],
+        data.y_test[test],
+        bins=BINS,
+        draws=preset.draws,
+        average="posterior",
+        batch_size=500,
+    )
     metrics |= {
         "finished": result.finished,
         "steps": result.steps,
