@@ -33,6 +33,7 @@ smoke:
 	$(PYTHON) examples/toy.py --smoke-test --data eight_gaussians --prior flowgmm --guide em-ema --out $(OUT)/eight_gaussians
 	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits
 	$(PYTHON) examples/mnist.py --smoke-test --preset cpu --precision bf16-mixed --out $(OUT)/mnist
+	$(PYTHON) examples/mnist.py --smoke-test --preset fast --out $(OUT)/mnist_fast
 	$(PYTHON) benchmarks/mnist_tables.py --smoke-test --seeds 1 --table 2 --only 'GMM, EM-SGD, L_clf' --out $(OUT)/tables
 	$(PYTHON) benchmarks/mnist_tables.py --smoke-test --seeds 1 --table 3 --only 98 --out $(OUT)/tables
 	$(PYTHON) benchmarks/step_time.py --smoke-test --repeats 1
