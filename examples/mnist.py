@@ -238,7 +238,7 @@ def draw_figures(out: Path, model: scnf.SemiSupervisedModel, data: SemiSupervise
     common.draw_grid(
         out / "reconstructions.png",
         flow.flow.call_and_ladj(deepest)[0],
-        "deepest components kept: " + ", ".join(map(str, KEPT)),
+        f"deepest {KEPT[0]} to {KEPT[-1]} kept",
         "test images",
     )
     if hasattr(flow.prior, "decode"):
