@@ -34,7 +34,7 @@ def by_hand(
     flow = model.flow
     if y is None or unlabelled is None:
         return -model.log_prob(x).sum()
-    joint = flow.class_log_prob(torch.cat([x, unlabelled])) + model.label_prior.logits.log_softmax(-1)
+    joint = flow.class_log_prob(torch.cat([x, unlabelled])) + model.class_probs.log_probs
     labelled, rest = joint.split([len(x), len(unlabelled)])
     return -(labelled.gather(-1, y[:, None]).sum() + rest.logsumexp(-1).sum())
 

@@ -99,7 +99,7 @@ def main() -> int:
     model.initialize(x, y)
     steps = steps_of(model, x, y)
 
-    counted = {name: count_passes(flow.flow, step) for name, step in steps.items()}
+    counted = {name: count_passes(flow.transform, step) for name, step in steps.items()}
     passes = {name: count for name, (count, _) in counted.items()}
     losses = {name: loss for name, (_, loss) in counted.items()}
     seconds = interleave(steps, args.repeats, device=args.device)  # the steps above were a first warm-up
@@ -111,7 +111,7 @@ def main() -> int:
 
     machine = environment(args.device)
     parameters = {
-        "f_w": sum(p.numel() for p in flow.flow.parameters()),
+        "f_w": sum(p.numel() for p in flow.transform.parameters()),
         "all": sum(p.numel() for p in flow.parameters()),
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))

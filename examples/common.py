@@ -60,8 +60,8 @@ def evaluate(
     draws. Labels are judged by the mean density, which is a discrete datum's likelihood, or by the mean
     posterior: with few draws of many pixels the most likely one would decide alone.
     """
-    device = model.label_prior.logits.device
-    log_prior = model.label_prior.logits.log_softmax(-1)
+    device = model.class_probs.logits.device
+    log_prior = model.class_probs.log_probs
     pieces = []
     for rows in x.to(device).split(batch_size):
         inputs = [rows] if bins is None else [dequantize(rows, bins) for _ in range(draws)]

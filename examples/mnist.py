@@ -36,7 +36,7 @@ from pyro_scnf.datasets import (
     images,
     keep_labels,
     link_neighbours,
-    pooled,
+    pixel_features,
 )
 from pyro_scnf.training import fit
 from pyro_scnf.transforms import dequantize
@@ -138,7 +138,7 @@ NEIGHBOURLY: dict[str, Any] = {
         "classification_weight": 200.0,
         "agreement_weight": 300.0,
         "balance_weight": 200.0,
-        "terms_end": 0.3,
+        "final_term_share": 0.3,
     },
 }
 
@@ -172,7 +172,7 @@ def enlarged_digits(labels: int, split: str, seed: int, num_val: int) -> SemiSup
 
 def upright(x: torch.Tensor) -> torch.Tensor:
     """What neighbours are found by: digits without their slant, at half the resolution."""
-    return pooled(deskew(x))
+    return pixel_features(deskew(x))
 
 
 def load(args: Any, preset: Preset) -> SemiSupervisedData:
@@ -196,7 +196,7 @@ def build_model(args: Any, preset: Preset, data: SemiSupervisedData) -> scnf.Sem
     flow = preset.flow(args.prior, args.latent_dim or preset.latent_dim, data.num_classes)
     class_probs: Any = preset.class_probs
     if class_probs == "empirical":
-        class_probs = scnf.LabelPrior.from_labels(data.y, data.num_classes)
+        class_probs = scnf.ClassProbs.from_labels(data.y, data.num_classes)
     options = dict(preset.model)
     if args.clf_weight is not None:
         options["classification_weight"] = args.clf_weight
@@ -227,7 +227,7 @@ def draw_curves(path: Path, log: Path) -> None:
 @torch.no_grad()
 def draw_figures(out: Path, model: scnf.SemiSupervisedModel, data: SemiSupervisedData) -> None:
     """Samples of each class, reconstructions from the deepest components, label swaps."""
-    flow, device = model.flow, model.label_prior.logits.device
+    flow, device = model.flow, model.class_probs.logits.device
     y = torch.arange(data.num_classes, device=device)
     samples = flow.sample(y[:, None].expand(-1, 12), TEMPERATURE)
     common.draw_grid(out / "samples.png", samples, "label", f"draws from p(x | y), temperature {TEMPERATURE}")
@@ -237,7 +237,7 @@ def draw_figures(out: Path, model: scnf.SemiSupervisedModel, data: SemiSupervise
     deepest = torch.stack([torch.where(torch.arange(784, device=device) >= 784 - d, z, 0.0) for d in KEPT])
     common.draw_grid(
         out / "reconstructions.png",
-        flow.flow.call_and_ladj(deepest)[0],
+        flow.transform.call_and_ladj(deepest)[0],
         f"deepest {KEPT[0]} to {KEPT[-1]} kept",
         "test images",
     )

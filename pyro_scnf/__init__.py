@@ -7,16 +7,21 @@ import importlib
 from types import ModuleType
 
 from pyro_scnf import flows, nn, presets, priors, transforms
-from pyro_scnf.guides import GUIDES, EMGuide, exact_guide, make_guide
-from pyro_scnf.inference_data import to_inference_data
-from pyro_scnf.label_marginal import LabelMarginal
-from pyro_scnf.label_prior import LabelPrior
-from pyro_scnf.labels import enumerate_labels, sample_labels
+from pyro_scnf._checks import UNLABELLED
+from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.metrics import bits_per_dim
-from pyro_scnf.model import UNLABELLED, SemiSupervisedModel
+from pyro_scnf.models import (
+    GUIDES,
+    EMGuide,
+    FlowSitesReparam,
+    LabelMarginal,
+    SemiSupervisedModel,
+    exact_guide,
+    make_guide,
+)
 from pyro_scnf.objective import elbo
+from pyro_scnf.posterior import enumerate_labels, sample_labels, to_inference_data
 from pyro_scnf.priors import PRIORS, make_prior
-from pyro_scnf.reparam import FlowSitesReparam
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
 
@@ -26,10 +31,10 @@ __all__ = [
     "GUIDES",
     "PRIORS",
     "UNLABELLED",
+    "ClassProbs",
     "EMGuide",
     "FlowSitesReparam",
     "LabelMarginal",
-    "LabelPrior",
     "SemiConditionalFlow",
     "SemiSupervisedModel",
     "bits_per_dim",

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 __all__ = [
+    "LOG_ZERO",
+    "UNLABELLED",
     "check_at_least",
     "check_context",
     "check_finite",
@@ -15,6 +17,13 @@ __all__ = [
     "check_temperature",
     "validating",
 ]
+
+
+UNLABELLED = -1
+"""The label that stands for a missing one."""
+
+LOG_ZERO = -1e30
+"""log 0 for enumeration: finite, so that a zero probability times it is zero and not NaN."""
 
 
 def validating() -> bool:

@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
 from pyro_scnf._shapes import no_autocast
-from pyro_scnf.guides import exact_guide
+from pyro_scnf.models.guides import exact_guide
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["elbo"]

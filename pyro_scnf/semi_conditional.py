@@ -2,7 +2,6 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, cast
 
 import pyro.distributions as dist
@@ -14,6 +13,7 @@ from torch.distributions import Transform, constraints
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
+from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
 from pyro_scnf.priors import ClassConditionalPrior, PriorSpec, make_prior
 from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
@@ -33,23 +33,23 @@ class _Decoder(_OneShotLadj, Transform):
 
     @property
     def domain(self) -> constraints.Constraint:
-        return self.owner.flow.domain
+        return self.owner.transform.domain
 
     @property
     def codomain(self) -> constraints.Constraint:
-        return self.owner.flow.codomain
+        return self.owner.transform.codomain
 
     def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.owner.flow.call_and_ladj(z)
+        return self.owner.transform.call_and_ladj(z)
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.owner.encode_flat(x)
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return self.owner.flow.forward_shape(shape)
+        return self.owner.transform.forward_shape(shape)
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        return self.owner.flow.inverse_shape(shape)
+        return self.owner.transform.inverse_shape(shape)
 
 
 @ConditionalDistribution.register
@@ -65,8 +65,9 @@ class SemiConditionalFlow(nn.Module):
     + \log p(z_f \mid y)`. The flow does not see the label: it is run **once per x**, however many
     labels are asked about, and only the small prior is evaluated for each.
 
-    :param flow: unconditional bijection, :mod:`pyro_scnf.flows` or your own :class:`FlowTransform`;
-        its ``latent_shape`` tells which components are :math:`z_f`.
+    :param transform: unconditional bijection :math:`f_w`, from :mod:`pyro_scnf.flows` or your own
+        :class:`~pyro_scnf.transforms.FlowTransform`. Its ``latent_shape`` tells which components are
+        :math:`z_f`.
     :param prior: :math:`p(z_f \mid y)`: a word such as ``"flow"`` or ``"gmm"``, a dict, a class or a
         module, see :func:`~pyro_scnf.priors.make_prior`.
     :param int num_classes: number of labels K; may be left out if ``prior`` is a module.
@@ -74,8 +75,8 @@ class SemiConditionalFlow(nn.Module):
     :param float init_aux_scale: its initial value.
     :raises ValueError: if the prior's event shape is not the flow's latent shape.
 
-    The class probabilities :math:`p(y)` belong to the model around it; methods that need them take
-    ``class_logits`` and assume a uniform distribution by default.
+    The class probabilities :math:`p(y)` belong to the model around the flow. Methods that need them take
+    ``class_probs``, by default a uniform distribution.
 
     >>> flow = SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=2, width=16), "gmm", num_classes=3)
     >>> x = flow.condition(torch.tensor([0, 2])).sample()
@@ -88,7 +89,7 @@ class SemiConditionalFlow(nn.Module):
 
     def __init__(
         self,
-        flow: FlowTransform,
+        transform: FlowTransform,
         prior: PriorSpec = "flow",
         num_classes: int | None = None,
         *,
@@ -96,20 +97,22 @@ class SemiConditionalFlow(nn.Module):
         init_aux_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        if not isinstance(flow, FlowTransform):
-            raise ValueError(f"flow: expected a FlowTransform (unconditional), got {type(flow).__name__}")
-        self.flow = flow if len(flow.base_shape) == 1 else MultiScale([flow])
-        self.prior = cast(ClassConditionalPrior, make_prior(prior, self.flow.latent_shape, num_classes))
-        if self.prior.event_shape != self.flow.latent_shape:
+        if not isinstance(transform, FlowTransform):
+            raise ValueError(
+                f"transform: expected a FlowTransform (unconditional), got {type(transform).__name__}"
+            )
+        self.transform = transform if len(transform.base_shape) == 1 else MultiScale([transform])
+        self.prior = cast(ClassConditionalPrior, make_prior(prior, self.transform.latent_shape, num_classes))
+        if self.prior.event_shape != self.transform.latent_shape:
             raise ValueError(
                 f"prior: its event_shape {tuple(self.prior.event_shape)} is not the flow's latent_shape "
-                f"{tuple(self.flow.latent_shape)}"
+                f"{tuple(self.transform.latent_shape)}"
             )
         if num_classes not in (None, self.prior.num_classes):
             raise ValueError(f"num_classes={num_classes}, but the prior has {self.prior.num_classes}")
         self.aux: BaseNormal | None = None
-        if self.flow.aux_dim:
-            self.aux = BaseNormal((self.flow.aux_dim,), aux_scale, init_aux_scale)
+        if self.transform.aux_dim:
+            self.aux = BaseNormal((self.transform.aux_dim,), aux_scale, init_aux_scale)
 
     @property
     def num_classes(self) -> int:
@@ -119,12 +122,12 @@ class SemiConditionalFlow(nn.Module):
     @property
     def event_shape(self) -> torch.Size:
         """Shape of one x."""
-        return self.flow.event_shape
+        return self.transform.event_shape
 
     @property
     def latent_shape(self) -> torch.Size:
         """Shape of :math:`z_f`."""
-        return self.flow.latent_shape
+        return self.transform.latent_shape
 
     # -- distributions -------------------------------------------------------------------------
     def base(self, y: Tensor, temperature: float = 1.0) -> ConcatDistribution:
@@ -143,10 +146,10 @@ class SemiConditionalFlow(nn.Module):
         :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
             a ``PyroSample``.
         """
-        if any(getattr(module, "_pyro_samples", None) for module in self.flow.modules()):
+        if any(getattr(module, "_pyro_samples", None) for module in self.transform.modules()):
             # Scoring runs the flow after the model has ended: the draw would be no site, and another one
             # each time.
-            raise ValueError("flow: its parameters cannot be PyroSample; those of a mixture prior can")
+            raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
         return dist.TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
 
     def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Any = ()) -> Tensor:
@@ -157,11 +160,11 @@ class SemiConditionalFlow(nn.Module):
     # -- the big flow --------------------------------------------------------------------------
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
-        return sharing.encode_shared(self.flow, self.flow.inverse_and_ladj, x)
+        return sharing.encode_shared(self.transform, self.transform.inverse_and_ladj, x)
 
     def encode_together(self, *xs: Tensor) -> None:
         """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass."""
-        sharing.encode_together(self.flow, self.flow.inverse_and_ladj, xs)
+        sharing.encode_together(self.transform, self.transform.inverse_and_ladj, xs)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Data to latents.
@@ -174,7 +177,7 @@ class SemiConditionalFlow(nn.Module):
         check_event(x, self.event_shape, "x", type(self).__name__)
         check_finite(x, "x", type(self).__name__)
         z, ladj = self.encode_flat(x)
-        z_aux, z_f = z.split([self.flow.aux_dim, self.flow.latent_dim], -1)
+        z_aux, z_f = z.split([self.transform.aux_dim, self.transform.latent_dim], -1)
         return z_aux, z_f.reshape(z_f.shape[:-1] + self.latent_shape), ladj
 
     def decode(
@@ -193,12 +196,12 @@ class SemiConditionalFlow(nn.Module):
             if z_aux not in ("zero", "sample"):
                 raise ValueError(f"z_aux={z_aux!r}: expected a tensor, 'zero' or 'sample'")
             if z_aux == "zero" or self.aux is None:
-                z_aux = z_f.new_zeros(batch + (self.flow.aux_dim,))
+                z_aux = z_f.new_zeros(batch + (self.transform.aux_dim,))
             else:
                 z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
-        check_event(z_aux, torch.Size((self.flow.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
-        flat = torch.cat([z_aux, z_f.reshape(batch + (self.flow.latent_dim,))], -1)
-        return self.flow.call_and_ladj(flat)[0]
+        check_event(z_aux, torch.Size((self.transform.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
+        flat = torch.cat([z_aux, z_f.reshape(batch + (self.transform.latent_dim,))], -1)
+        return self.transform.call_and_ladj(flat)[0]
 
     @torch.no_grad()
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -208,8 +211,8 @@ class SemiConditionalFlow(nn.Module):
         :param y: labels ``(B,)``, -1 where unknown; all unknown by default.
         """
         check_finite(x, "x", f"{type(self).__name__}.initialize")
-        z = self.flow.initialize(x)
-        z_f = z[..., self.flow.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
+        z = self.transform.initialize(x)
+        z_f = z[..., self.transform.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
         self.prior.initialize(z_f, x.new_full((len(x),), -1, dtype=torch.long) if y is None else y)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -217,7 +220,7 @@ class SemiConditionalFlow(nn.Module):
 
         In place, on first use, once for each shape of batch; arguments go to :func:`torch.compile`.
         """
-        self.flow.compile(*args, **kwargs)
+        self.transform.compile(*args, **kwargs)
         inner = getattr(self.prior, "flow", None)
         if isinstance(inner, ConditionalFlowTransform):
             inner.compile(*args, **kwargs)
@@ -230,26 +233,17 @@ class SemiConditionalFlow(nn.Module):
             ladj = ladj + self.aux().log_prob(z_aux)
         return ladj[..., None] + self.prior.class_log_prob(z_f)
 
-    def log_prob(self, x: Tensor, class_logits: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> Tensor:
         r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, nats.
 
-        :param class_logits: unnormalised :math:`\log p(y)`, ``(*batch, K)`` or ``(K,)``; uniform by
-            default.
+        :param class_probs: :math:`p(y)`: class weights ``(*batch, K)`` or ``(K,)``, which are normalised, or
+            a :class:`~pyro_scnf.ClassProbs`; uniform by default.
         """
-        return (self.class_log_prob(x) + self._log_class_probs(class_logits)).logsumexp(-1)
+        return (self.class_log_prob(x) + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
 
-    def posterior(self, x: Tensor, class_logits: Tensor | None = None) -> Any:
+    def posterior(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> dist.Categorical:
         r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         _, z_f, _ = self.encode(x)
         # Terms common to all labels are left out: thousands of nats would cost float32 its digits.
-        joint = self.prior.class_log_prob(z_f) + self._log_class_probs(class_logits)
+        joint = self.prior.class_log_prob(z_f) + log_class_probs(class_probs, self.num_classes)
         return dist.Categorical(logits=joint.log_softmax(-1))
-
-    def _log_class_probs(self, class_logits: Tensor | None) -> Tensor | float:
-        if class_logits is None:
-            return -math.log(self.num_classes)
-        if class_logits.shape[-1:] != (self.num_classes,):
-            raise ValueError(
-                f"class_logits has shape {tuple(class_logits.shape)}, expected (*batch, {self.num_classes})"
-            )
-        return class_logits.log_softmax(-1)

@@ -12,8 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pyro_scnf as scnf
-from pyro_scnf.agreement import imbalance, log_agreement
-from pyro_scnf.datasets import SemiSupervisedData, deskew, link_neighbours, nearest_neighbours, pooled, toy
+from pyro_scnf.datasets import (
+    SemiSupervisedData,
+    deskew,
+    link_neighbours,
+    nearest_neighbours,
+    pixel_features,
+    toy,
+)
+from pyro_scnf.terms import imbalance, log_agreement
 from pyro_scnf.training import StepBatches, fit
 
 F64 = torch.float64
@@ -68,9 +75,9 @@ def test_balance_does_not_teach_the_class_probabilities():
         model.zero_grad()
         model.balance_weight = weight
         scnf.elbo(model)(*batch).backward()
-        gradients.append(model.label_prior.logits.grad.clone())
+        gradients.append(model.class_probs.logits.grad.clone())
     # Posteriors depend on p(y) as well, so some of it arrives; what must not is the pull on p(y) itself.
-    log_prior = model.label_prior.logits.detach().log_softmax(-1).requires_grad_()
+    log_prior = model.class_probs.logits.detach().log_softmax(-1).requires_grad_()
     posterior = (model.flow.class_log_prob(batch[2]) + log_prior).log_softmax(-1)
     imbalance(posterior, log_prior.detach()).backward()
     through = log_prior.grad - log_prior.grad.sum() * log_prior.detach().exp()
@@ -117,7 +124,7 @@ def test_terms_are_weighted_and_scaled_with_the_unlabelled_plate(sizes):
 
 def test_terms_fall_in_training():
     flow, model, batch = problem(
-        classification_weight=2.0, agreement_weight=3.0, balance_weight=1.0, terms_end=0.2
+        classification_weight=2.0, agreement_weight=3.0, balance_weight=1.0, final_term_share=0.2
     )
     pairs = torch.tensor([[4, 5]])
     full, plain = scnf.elbo(model)(*batch, pairs=pairs), scnf.elbo(scnf.SemiSupervisedModel(flow))(*batch)
@@ -133,7 +140,7 @@ def test_terms_fall_in_training():
 
 def test_pairs_cost_no_pass_of_the_flow_and_leave_the_generative_model_alone():
     flow, model, batch = problem(agreement_weight=1.0, balance_weight=1.0)
-    with counting(flow.flow, "inverse_and_ladj") as counter:
+    with counting(flow.transform, "inverse_and_ladj") as counter:
         scnf.elbo(model, scnf.EMGuide(model))(*batch, pairs=torch.tensor([[4, 5]]))
     assert counter.calls == 1
     joint = scnf.enumerate_labels(model, batch, site="y_unlabelled")
@@ -177,7 +184,7 @@ def test_pairs_belong_to_two_plates():
         {"agreement_weight": -1.0},
         {"balance_weight": -1.0},
         {"purity": 1.0},
-        {"terms_end": 2.0},
+        {"final_term_share": 2.0},
         {"purity": 0.0},
     ],
 )
@@ -190,7 +197,7 @@ def test_options_out_of_range(options):
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 4)])
 def test_neighbours_are_the_nearest_rows(shape):
     x = torch.randn(30, *shape)
-    features = x if len(shape) == 1 else pooled(x)
+    features = x if len(shape) == 1 else pixel_features(x)
     expected = torch.cdist(features, features).fill_diagonal_(1e9).sort().indices[:, :4]
     for chunk in (7, 30, 100):
         assert torch.equal(nearest_neighbours(x, 4, chunk=chunk), expected)

@@ -32,9 +32,9 @@ from pyro_scnf.datasets import (
     ImageAugment,
     RandomShift,
     digits,
-    hide_labels,
     images,
     keep_labels,
+    keep_labels_per_class,
     random_shift,
     toy,
 )
@@ -122,15 +122,15 @@ def counts_of(kept: Tensor, num_classes: int) -> list[int]:
 
 def test_hidden_labels_are_a_subset_of_the_true_ones():
     y = torch.arange(60) % 3
-    hidden = hide_labels(y, per_class=4, seed=0)
+    hidden = keep_labels_per_class(y, per_class=4, seed=0)
     known = hidden != UNLABELLED
     assert known.sum() == 12
     assert torch.equal(hidden[known], y[known])
-    assert torch.equal(hide_labels(hidden, per_class=4), hidden)
+    assert torch.equal(keep_labels_per_class(hidden, per_class=4), hidden)
     with pytest.raises(ValueError, match="per_class=21: class 0 has only 20 examples, expected at least 21"):
-        hide_labels(y, per_class=21)
+        keep_labels_per_class(y, per_class=21)
     with pytest.raises(ValueError, match="per_class=-1: expected at least 0"):
-        hide_labels(y, per_class=-1)
+        keep_labels_per_class(y, per_class=-1)
 
 
 def check_kept(kept: Tensor, y: Tensor, labels: int) -> None:
@@ -147,7 +147,7 @@ def test_balanced_labels_are_the_same_number_of_every_class(sizes, per_class, se
     kept = keep_labels(y, classes, per_class * classes, "balanced", seed)
     check_kept(kept, y, per_class * classes)
     assert counts_of(kept, classes) == [per_class] * classes
-    assert torch.equal(kept, hide_labels(y, per_class, seed))
+    assert torch.equal(kept, keep_labels_per_class(y, per_class, seed))
 
 
 @settings(max_examples=50)

@@ -117,7 +117,7 @@ class TestDraws:
 
     def test_draw_by_draw_is_the_same_and_runs_the_flow_once(self, flow, x):
         shares = draw_shares(5)
-        with counting(flow.flow, "inverse_and_ladj") as counter:
+        with counting(flow.transform, "inverse_and_ladj") as counter:
             joint = scnf.enumerate_labels(
                 lambda x: prevalence(flow, x), (x,), {"shares": shares}, parallel=False
             )
@@ -126,7 +126,7 @@ class TestDraws:
 
     def test_two_plates_run_the_flow_once(self, flow, x):
         model = scnf.SemiSupervisedModel(flow)
-        with counting(flow.flow, "inverse_and_ladj") as counter:
+        with counting(flow.transform, "inverse_and_ladj") as counter:
             scnf.enumerate_labels(model, (x[:2], torch.tensor([0, 1]), x[2:]), site="y_unlabelled")
         assert counter.calls == 1
 

@@ -44,7 +44,7 @@ def x():
 
 def hand_posterior(model, x):
     joint = torch.stack([model.flow.condition(torch.full((len(x),), k)).log_prob(x) for k in range(3)], -1)
-    return (joint + model.label_prior.logits.log_softmax(-1)).softmax(-1)
+    return (joint + model.class_probs.log_probs).softmax(-1)
 
 
 # -- discrete inference ----------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_condition_on_labels_equals_giving_them(model, x):
 def test_condition_on_data_equals_giving_it(model, x):
     def users(x=None):
         with pyro.plate("data", 6):
-            y = pyro.sample("y", model.label_prior(), infer={"enumerate": "parallel"})
+            y = pyro.sample("y", model.class_probs(), infer={"enumerate": "parallel"})
             return pyro.sample("x", model.flow.condition(y), obs=x)
 
     conditioned = poutine.condition(users, {"x": x})
@@ -153,7 +153,7 @@ def test_labels_masked_by_pyro(model, x):
     @config_enumerate
     def users(x):
         with pyro.plate("data", len(x)):
-            label = pyro.sample("y", model.label_prior(), obs=y, obs_mask=known)
+            label = pyro.sample("y", model.class_probs(), obs=y, obs_mask=known)
             pyro.sample("x", model.flow.condition(label), obs=x)
 
     ours = scnf.elbo(model)(x, torch.where(known, y, -1))
@@ -167,7 +167,7 @@ def test_noisy_labels(model, x):
     @config_enumerate
     def users(x, confusion):
         with pyro.plate("data", len(x)):
-            truth = pyro.sample("truth", model.label_prior())
+            truth = pyro.sample("truth", model.class_probs())
             pyro.sample("label", dist.Categorical(confusion[truth]), obs=y)
             pyro.sample("x", model.flow.condition(truth), obs=x)
 
@@ -186,7 +186,7 @@ class TestFlowSitesReparam:
     def build(self, make):
         flow = make("flow", dtype=F64)
         model = scnf.SemiSupervisedModel(flow, "learnable")
-        perturb(model.label_prior, 0.5)
+        perturb(model.class_probs, 0.5)
         x = torch.randn((5,) + tuple(flow.event_shape), dtype=F64)
         return model, poutine.reparam(model, config={"x": scnf.FlowSitesReparam()}), x
 
@@ -208,7 +208,7 @@ class TestFlowSitesReparam:
         plain, loss = scnf.elbo(model)(x, y), scnf.elbo(rewritten)(x, y)
         assert loss.item() == pytest.approx(plain.item(), rel=1e-11)
         assert gradient_error(gradients(model, loss), gradients(model, plain)) < 1e-10
-        with counting(model.flow.flow, "inverse_and_ladj") as counter:
+        with counting(model.flow.transform, "inverse_and_ladj") as counter:
             scnf.elbo(rewritten)(x, y)
         assert counter.calls == 1
 
@@ -259,7 +259,7 @@ def test_the_deep_latent_in_a_bigger_model():
     x, w = torch.randn(4, 2, dtype=F64), torch.randn(4, dtype=F64)
     expected = -(flow.log_prob(x) + dist.Normal(flow.encode(x)[1].sum(-1), 1.0).log_prob(w)).sum()
     rewritten = poutine.reparam(model, config={"x": scnf.FlowSitesReparam()})
-    with counting(flow.flow, "inverse_and_ladj") as counter:
+    with counting(flow.transform, "inverse_and_ladj") as counter:
         for form in (model, rewritten):
             assert scnf.elbo(form)(x, w).item() == pytest.approx(expected.item(), rel=1e-11)
     assert counter.calls == 2  # one for each form: model and site share theirs
@@ -340,12 +340,12 @@ def test_nuts_over_class_prevalence_with_a_frozen_flow():
     model = prevalence_model(flow)
     kernel = NUTS(model, max_plate_nesting=1, max_tree_depth=4)
     mcmc = MCMC(kernel, num_samples=60, warmup_steps=40, disable_progbar=True)
-    with scnf.share_encoding(), counting(flow.flow, "inverse_and_ladj") as counter:
+    with scnf.share_encoding(), counting(flow.transform, "inverse_and_ladj") as counter:
         mcmc.run(x)
     assert counter.calls <= 2
     shares = mcmc.get_samples()["shares"]
     assert (shares.mean(0) - torch.tensor([0.6, 0.3, 0.1], dtype=F64)).abs().max() < 0.12
-    with counting(flow.flow, "inverse_and_ladj") as counter:
+    with counting(flow.transform, "inverse_and_ladj") as counter:
         joint = scnf.enumerate_labels(model, (x,), mcmc.get_samples())
     assert counter.calls == 1
     assert joint.shape == (60, 100, 3)
@@ -359,7 +359,7 @@ def test_autoguide_over_class_prevalence():
     model = prevalence_model(flow)
     guide = AutoNormal(poutine.block(model, hide=["y"]))
     svi = SVI(model, guide, Adam({"lr": 0.05}), TraceEnum_ELBO(**OPTIONS))
-    with scnf.share_encoding(), counting(flow.flow, "inverse_and_ladj") as counter:
+    with scnf.share_encoding(), counting(flow.transform, "inverse_and_ladj") as counter:
         losses = [svi.step(x) for _ in range(60)]
     assert counter.calls <= 2
     assert losses[-1] < losses[0]

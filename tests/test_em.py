@@ -21,14 +21,14 @@ def problem():
     """A model with learnt class probabilities, labelled and unlabelled rows."""
     flow = toy_flow("flow", dtype=F64)
     model = scnf.SemiSupervisedModel(flow, "learnable")
-    perturb(model.label_prior, 0.5)
+    perturb(model.class_probs, 0.5)
     x, y = batch(flow, 4, F64)
     other, _ = batch(flow, 6, F64)
     return model, x, y, other
 
 
 def joint(model, x):
-    return joint_by_hand(model.flow, x, model.label_prior.logits)
+    return joint_by_hand(model.flow, x, model.class_probs.logits)
 
 
 # -- with current parameters: Fisher's identity -------------------------------------
@@ -37,7 +37,7 @@ def joint(model, x):
 def test_gradient_equals_that_of_the_exact_marginal(prior, dtype, tolerance):
     flow = flow_with(prior, dtype)
     model = scnf.SemiSupervisedModel(flow, "learnable")
-    perturb(model.label_prior, 0.5)
+    perturb(model.class_probs, 0.5)
     x, _ = batch(flow, 6, dtype)
     exact, em = scnf.elbo(model)(x), scnf.elbo(model, scnf.EMGuide(model))(x)
     assert em.item() == pytest.approx(exact.item(), rel=tolerance)
@@ -177,7 +177,7 @@ def test_memory_of_the_sampled_estep_does_not_grow_with_the_number_of_classes():
         flow = toy_flow("flow", classes)
         # One-hot embeddings grow with K by themselves; a fixed length keeps the networks equal.
         prior = {"name": "flow", "steps": 1, "width": 6, "blocks": 1, "embedding_dim": 4}
-        model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(flow.flow, prior, classes))
+        model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(flow.transform, prior, classes))
         guide = scnf.exact_guide if estep is None else scnf.EMGuide(model, estep)
         total = 0
 

@@ -284,10 +284,10 @@ def test_unlabelled_rows_in_the_labelled_batch():
 
 
 def test_labels_of_frequencies():
-    with raises("LabelPrior.from_labels: y holds labels"):
-        scnf.LabelPrior.from_labels(torch.tensor([0, 5]), 3)
+    with raises("ClassProbs.from_labels: y holds labels"):
+        scnf.ClassProbs.from_labels(torch.tensor([0, 5]), 3)
     with raises("probs: expected 3 non-negative weights with a positive sum"):
-        scnf.LabelPrior.from_labels(torch.tensor([-1, -1]), 3)
+        scnf.ClassProbs.from_labels(torch.tensor([-1, -1]), 3)
 
 
 # -- data --------------------------------------------------------------------------------------------
@@ -381,7 +381,7 @@ def test_batches_larger_than_their_data_set(sizes):
         ({"class_probs": torch.tensor([1.0, -1.0, 1.0])}, "probs: expected 3 non-negative weights"),
         ({"class_probs": torch.zeros(3)}, "positive sum"),
         ({"class_probs": torch.tensor([1.0, NAN, 1.0])}, "probs: expected 3 non-negative weights"),
-        ({"class_probs": scnf.LabelPrior(4)}, "class_probs: 4 classes, but the flow has 3"),
+        ({"class_probs": scnf.ClassProbs(4)}, "class_probs: 4 classes, but the flow has 3"),
         ({"num_labelled": 0}, "num_labelled=0"),
         ({"num_unlabelled": -5}, "num_unlabelled=-5"),
     ],
@@ -400,9 +400,9 @@ def test_flow_and_prior_must_fit():
         scnf.SemiConditionalFlow(flow, GaussianMixturePrior((2,), 2), 5)
     with raises("num_classes: needed to build the prior"):
         scnf.SemiConditionalFlow(flow, "gmm")
-    with raises("flow: expected a FlowTransform .*got ConditionalMultiScale"):
+    with raises("transform: expected a FlowTransform .*got ConditionalMultiScale"):
         scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=4, context_dim=3), "gmm", 2)
-    with raises("flow: expected a FlowTransform .*got Linear"):
+    with raises("transform: expected a FlowTransform .*got Linear"):
         scnf.SemiConditionalFlow(torch.nn.Linear(2, 2), "gmm", 2)
     with raises("scale='wide'"):
         scnf.SemiConditionalFlow(
@@ -412,16 +412,19 @@ def test_flow_and_prior_must_fit():
 
 @pytest.mark.parametrize("k", [0, -2])
 def test_number_of_classes(k):
-    for make in (GaussianMixturePrior, StudentTMixturePrior, ConditionalFlowPrior, scnf.LabelPrior):
+    for make in (GaussianMixturePrior, StudentTMixturePrior, ConditionalFlowPrior, scnf.ClassProbs):
         with raises(f"num_classes={k}: expected at least 1"):
-            make(*(() if make is scnf.LabelPrior else ((2,),)), k)
+            make(*(() if make is scnf.ClassProbs else ((2,),)), k)
 
 
-def test_class_logits():
+def test_class_probs():
     flow, x = toy_flow(), torch.randn(4, 2)
-    for use in (flow.log_prob, flow.posterior, lambda x, logits: scnf.LabelMarginal(flow, logits)):
-        with raises(r"class_logits has shape \(2,\), expected \(\*batch, 3\)"):
-            use(x, torch.zeros(2))
+    for use in (flow.log_prob, flow.posterior, lambda x, probs: scnf.LabelMarginal(flow, probs)):
+        with raises(r"class_probs has shape \(2,\), expected \(\*batch, 3\)"):
+            use(x, torch.ones(2))
+        for wrong in ([-1.0, 0.5, 0.5], [torch.inf, 1.0, 1.0], [torch.nan, 1.0, 1.0], [0.0, 0.0, 0.0]):
+            with raises("class_probs holds negative or infinite weights, or only zeros"):
+                use(x, torch.tensor(wrong))
 
 
 def test_decode():

@@ -60,7 +60,7 @@ def test_marginal_of_unlabelled_data(prior, dtype, tolerance):
     flow = flow_with(prior, dtype)
     model = scnf.SemiSupervisedModel(flow, torch.arange(1.0, 1.0 + flow.num_classes))
     x, _ = batch(flow, 6, dtype)
-    expected = -joint_by_hand(flow, x, model.label_prior.logits).logsumexp(-1).sum()
+    expected = -joint_by_hand(flow, x, model.class_probs.logits).logsumexp(-1).sum()
     check(model, scnf.elbo(model)(x), expected, tolerance)
     pyros = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     check(model, pyros.differentiable_loss(model, scnf.exact_guide, x), expected, tolerance)
@@ -71,10 +71,10 @@ def test_marginal_of_unlabelled_data(prior, dtype, tolerance):
 def test_partly_labelled_batch(prior, dtype, tolerance):
     flow = flow_with(prior, dtype)
     model = scnf.SemiSupervisedModel(flow, "learnable")
-    perturb(model.label_prior, 0.5)
+    perturb(model.class_probs, 0.5)
     x, y = batch(flow, 6, dtype)
     mixed = torch.where(torch.arange(6) % 2 == 0, y, -1)
-    joint = joint_by_hand(flow, x, model.label_prior.logits)
+    joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     expected = -torch.where(mixed >= 0, known, joint.logsumexp(-1)).sum()
     check(model, scnf.elbo(model)(x, mixed), expected, tolerance)
@@ -85,10 +85,10 @@ def test_partly_labelled_batch(prior, dtype, tolerance):
 def test_two_plates(prior, dtype, tolerance):
     flow = flow_with(prior, dtype)
     model = scnf.SemiSupervisedModel(flow, "learnable")
-    perturb(model.label_prior, 0.5)
+    perturb(model.class_probs, 0.5)
     x, y = batch(flow, 3, dtype)
     other, _ = batch(flow, 5, dtype)
-    logits = model.label_prior.logits
+    logits = model.class_probs.logits
     labelled = joint_by_hand(flow, x, logits).gather(1, y[:, None]).sum()
     expected = -labelled - joint_by_hand(flow, other, logits).logsumexp(-1).sum()
     check(model, scnf.elbo(model)(x, y, other), expected, tolerance)
@@ -152,11 +152,11 @@ def test_classification_weight_stands_beside_the_labelled_weight(problem, labell
     model = scnf.SemiSupervisedModel(
         flow, "learnable", labelled_weight=labelled_weight, classification_weight=0.3
     )
-    perturb(model.label_prior, 0.5)
-    joint = joint_by_hand(flow, x, model.label_prior.logits)
+    perturb(model.class_probs, 0.5)
+    joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     labelled = labelled_weight * known + 0.3 * (known - joint.logsumexp(-1))
-    unlabelled = joint_by_hand(flow, other, model.label_prior.logits).logsumexp(-1)
+    unlabelled = joint_by_hand(flow, other, model.class_probs.logits).logsumexp(-1)
     check(model, scnf.elbo(model)(x, y, other), -labelled.sum() - unlabelled.sum(), 1e-10)
 
 
@@ -164,7 +164,7 @@ def test_classification_weight_in_a_partly_labelled_batch(problem):
     flow, x, y, _ = problem
     model = scnf.SemiSupervisedModel(flow, classification_weight=0.3)
     mixed = torch.tensor([int(y[0]), -1, int(y[2]), -1])
-    joint = joint_by_hand(flow, x, model.label_prior.logits)
+    joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     rows = torch.where(mixed >= 0, known + 0.3 * (known - joint.logsumexp(-1)), joint.logsumexp(-1))
     check(model, scnf.elbo(model)(x, mixed), -rows.sum(), 1e-10)
@@ -178,13 +178,13 @@ def test_class_probabilities(problem, probs):
     expected = -torch.logsumexp(flow.class_log_prob(x) + p.log(), -1).sum()
     assert scnf.elbo(model)(x).item() == pytest.approx(expected.item(), rel=1e-6)
     assert model.log_prob(x).sum().item() == pytest.approx(-expected.item(), rel=1e-6)
-    trainable = any("label_prior" in name for name, _ in model.named_parameters())
+    trainable = any("class_probs" in name for name, _ in model.named_parameters())
     assert trainable == (isinstance(probs, str) and probs == "learnable")
 
 
 def test_a_class_without_probability_is_never_chosen(problem):
     flow, x, _, _ = problem
-    prior = scnf.LabelPrior.from_labels(torch.tensor([0, 2, 2, -1]), 3).double()
+    prior = scnf.ClassProbs.from_labels(torch.tensor([0, 2, 2, -1]), 3).double()
     model = scnf.SemiSupervisedModel(flow, prior)
     assert torch.allclose(prior().probs, torch.tensor([1 / 3, 0, 2 / 3], dtype=F64))
     rows = flow.class_log_prob(x)[:, [0, 2]] + torch.tensor([1 / 3, 2 / 3], dtype=F64).log()
@@ -198,14 +198,14 @@ def test_learning_the_class_probabilities_finds_the_frequencies():
     flow = toy_flow("gmm:separation=30.0,learn_means=False", dtype=F64).requires_grad_(False).eval()
     x = flow.sample(torch.tensor([0] * 50 + [1] * 30 + [2] * 20))
     model = scnf.SemiSupervisedModel(flow, "learnable")
-    optimiser = torch.optim.Adam(model.label_prior.parameters(), 0.05)
+    optimiser = torch.optim.Adam(model.class_probs.parameters(), 0.05)
     loss = scnf.elbo(model)
     for _ in range(120):
         optimiser.zero_grad()
         loss(x).backward()
         optimiser.step()
-    shares = flow.posterior(x, model.label_prior.logits).probs.mean(0)
-    assert torch.allclose(model.label_prior().probs, shares, atol=5e-3)  # the fixed point of EM
+    shares = flow.posterior(x, model.class_probs).probs.mean(0)
+    assert torch.allclose(model.class_probs().probs, shares, atol=5e-3)  # the fixed point of EM
 
 
 # -- a user's own model ----------------------------------------------
@@ -222,7 +222,7 @@ def test_config_enumerate_on_a_users_own_model(make, expand):
             pyro.sample("x", flow.condition(y), obs=x)
 
     x, _ = batch(flow, 5, F64)
-    expected = -flow.log_prob(x, logits).sum()
+    expected = -flow.log_prob(x, logits.softmax(-1)).sum()
     check(flow, scnf.elbo(model)(x), expected, 1e-11)
     guessed = TraceEnum_ELBO(strict_enumeration_warning=False)  # finds the depth of plates by itself
     assert guessed.loss(model, scnf.exact_guide, x) == pytest.approx(expected.item(), rel=1e-11)

@@ -253,8 +253,8 @@ class TestModels:
     def model(self, flow):
         """The package's model, its class probabilities a latent of Pyro."""
         model = scnf.SemiSupervisedModel(flow, "learnable", num_labelled=20, num_unlabelled=40)
-        to_pyro_module_(model.label_prior)
-        model.label_prior.logits = PyroSample(dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
+        to_pyro_module_(model.class_probs)
+        model.class_probs.logits = PyroSample(dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
         return model
 
     @pytest.fixture
@@ -266,23 +266,23 @@ class TestModels:
 
     @pytest.mark.parametrize("parallel", [True, False])
     def test_unlabelled(self, model, flow, x, logits, parallel):
-        result = scnf.to_inference_data(model, (x,), {"label_prior.logits": logits}, parallel=parallel)
+        result = scnf.to_inference_data(model, (x,), {"class_probs.logits": logits}, parallel=parallel)
         hand = self.joint(flow, x, logits)
         assert relative(values(result, "log_likelihood", "x")[0], hand.logsumexp(-1)) < 1e-10
         assert relative(values(result, "posterior", "y_prob")[0], hand.softmax(-1)) < 1e-8
 
     def test_labelled(self, model, flow, x, logits):
         y = torch.arange(6) % 3
-        result = scnf.to_inference_data(model, (x, y), {"label_prior.logits": logits})
+        result = scnf.to_inference_data(model, (x, y), {"class_probs.logits": logits})
         hand = self.joint(flow, x, logits)[:, torch.arange(6), y]
         assert relative(values(result, "log_likelihood", "x")[0], hand) < 1e-10
-        assert set(result["posterior"].data_vars) == {"label_prior.logits"}
+        assert set(result["posterior"].data_vars) == {"class_probs.logits"}
         assert torch.equal(values(result, "observed_data", "y"), y)
 
     def test_partly_labelled(self, model, flow, x, logits):
         y = torch.tensor([0, -1, 2, -1, -1, 1])
         known = y >= 0
-        result = scnf.to_inference_data(model, (x, y), {"label_prior.logits": logits}, seed=0)
+        result = scnf.to_inference_data(model, (x, y), {"class_probs.logits": logits}, seed=0)
         hand = self.joint(flow, x, logits)
         expected = torch.where(known, hand[:, torch.arange(6), y], hand.logsumexp(-1))
         assert relative(values(result, "log_likelihood", "x")[0], expected) < 1e-10
@@ -294,11 +294,11 @@ class TestModels:
 
     def test_two_plates(self, model, flow, x, logits):
         args = (x[:2], torch.tensor([0, 2]), x[2:])
-        with counting(flow.flow, "inverse_and_ladj") as counter:
+        with counting(flow.transform, "inverse_and_ladj") as counter:
             result = scnf.to_inference_data(
                 model,
                 args,
-                {"label_prior.logits": logits},
+                {"class_probs.logits": logits},
                 site=["y", "y_unlabelled"],
                 chunk_size=3,
                 constant_data={"y_true": torch.arange(4)},
@@ -320,7 +320,7 @@ class TestModels:
         def model(x):
             shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
             with pyro.plate("data", len(x)):
-                pyro.sample("x", scnf.LabelMarginal(flow, shares.log()), obs=x)
+                pyro.sample("x", scnf.LabelMarginal(flow, shares), obs=x)
 
         shares = draw_shares(5)
         result = scnf.to_inference_data(model, (x,), {"shares": shares}, site="x")
@@ -354,7 +354,7 @@ class TestDraws:
     def test_chunks_change_nothing_and_cost_no_pass_of_the_flow(self, flow, x, chunk_size, parallel):
         posterior = {"shares": draw_shares(12)}
         whole = self.export(flow, x, posterior)
-        with counting(flow.flow, "inverse_and_ladj") as counter:
+        with counting(flow.transform, "inverse_and_ladj") as counter:
             result = self.export(flow, x, posterior, chunk_size=chunk_size, parallel=parallel)
         assert counter.calls == 1
         for group, name in (("posterior", "y"), ("posterior", "y_prob"), ("log_likelihood", "x")):

@@ -44,7 +44,7 @@ def draws(count):
 @pytest.mark.parametrize("count", [1, 3, 6, 50])
 def test_posterior_draws_against_a_loop(flow, x, count):
     shares = draws(count)
-    with counting(flow.flow, "inverse_and_ladj") as counter:
+    with counting(flow.transform, "inverse_and_ladj") as counter:
         joint = scnf.enumerate_labels(lambda x: prevalence(flow, x), (x,), {"shares": shares})
     assert counter.calls == 1
     assert joint.shape == (count, 6, 3)
@@ -77,7 +77,7 @@ def test_a_model_without_other_latents(flow, x):
     model = scnf.SemiSupervisedModel(flow, torch.tensor([0.5, 0.3, 0.2]))
     joint = scnf.enumerate_labels(model, (x,))
     assert joint.shape == (1, 6, 3)
-    assert relative(joint[0], flow.class_log_prob(x) + model.label_prior.logits.log_softmax(-1)) < 1e-10
+    assert relative(joint[0], flow.class_log_prob(x) + model.class_probs.log_probs) < 1e-10
     assert relative(joint.logsumexp(-1)[0], model.log_prob(x)) < 1e-10
     assert relative(joint.softmax(-1)[0], model.posterior(x).probs) < 1e-10
 

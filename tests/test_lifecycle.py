@@ -25,7 +25,7 @@ from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
 
 import pyro_scnf as scnf
-from pyro_scnf.guides import EMGuide
+from pyro_scnf.models.guides import EMGuide
 
 F64 = torch.float64
 

@@ -25,19 +25,19 @@ def preset() -> scnf.SemiConditionalFlow:
 def test_parameters_of_the_published_model(preset):
     """Counted from the released code: f_w, the conditional flow with its embedding, and base scales."""
     h = size(preset.prior.flow) + size(preset.prior.embedding)
-    assert size(preset.flow) == 6_299_987
+    assert size(preset.transform) == 6_299_987
     assert h == 9_574_676
     assert size(preset.prior.base) + size(preset.aux) == 784
     assert size(preset) == 15_875_447
 
 
 def test_parameters_of_single_parts(preset):
-    nets = [layer.net for layer in preset.flow.modules() if isinstance(layer, T.MaskedAffineCoupling)]
+    nets = [layer.net for layer in preset.transform.modules() if isinstance(layer, T.MaskedAffineCoupling)]
     assert [size(net) for net in nets] == 3 * [302_536] + 3 * [299_076] + 3 * [297_346]
-    halves = [layer for layer in preset.flow.modules() if isinstance(layer, T.AffineCoupling)]
+    halves = [layer for layer in preset.transform.modules() if isinstance(layer, T.AffineCoupling)]
     assert [size(layer) for layer in halves] == 4 * [598_152 // 2] + 4 * [605_072 // 2] + 4 * [598_152 // 2]
-    convs = [layer for layer in preset.flow.modules() if isinstance(layer, T.InvertibleConv1x1)]
-    norms = [layer for layer in preset.flow.modules() if isinstance(layer, T.ActNorm)]
+    convs = [layer for layer in preset.transform.modules() if isinstance(layer, T.InvertibleConv1x1)]
+    norms = [layer for layer in preset.transform.modules() if isinstance(layer, T.ActNorm)]
     assert (sum(map(size, convs)), sum(map(size, norms))) == (255, 106)
 
 
@@ -59,7 +59,7 @@ def conditional_flow_size(latent_dim: int, width: int, num_classes: int = 10) ->
 def test_latent_dims_of_the_paper(latent_dim, shape):
     flow = scnf.presets.scnf_mnist(latent_dim=latent_dim, prior_width=32)
     assert flow.latent_shape == shape
-    assert flow.flow.aux_dim == 784 - latent_dim
+    assert flow.transform.aux_dim == 784 - latent_dim
     assert flow.prior.event_shape == shape
     h = size(flow.prior.flow) + size(flow.prior.embedding)
     assert h == conditional_flow_size(latent_dim, 32)
@@ -76,23 +76,23 @@ def test_the_width_of_the_papers_text(preset):
 
 def test_shapes_through_the_published_flow(preset):
     """Squeeze and factor-out as released: 392 numbers out, then 196, then 196 are left."""
-    scales = preset.flow.layers[0]
+    scales = preset.transform.layers[0]
     assert [tuple(stage.event_shape) for stage in scales.stages] == [(4, 7, 7), (2, 14, 14), (1, 28, 28)]
     assert [tuple(stage.base_shape) for stage in scales.stages] == [(4, 7, 7), (8, 7, 7), (4, 14, 14)]
     assert preset.latent_shape == (4, 7, 7)
-    assert preset.flow.aux_dim == 392 + 196
-    assert all(m.order == "space-major" for m in preset.flow.modules() if isinstance(m, T.Squeeze))
+    assert preset.transform.aux_dim == 392 + 196
+    assert all(m.order == "space-major" for m in preset.transform.modules() if isinstance(m, T.Squeeze))
     levels = preset.prior.flow.layers[0].stages
     assert [tuple(level.event_shape) for level in levels] == [(98,), (196,)]
 
 
 def test_order_of_a_step(preset):
     """From the data: 1×1 convolution, coupling, actnorm; the prior: actnorm, convolution, coupling."""
-    names = [type(m).__name__ for m in preset.flow.layers[0].stages[-1].layers][::-1]
+    names = [type(m).__name__ for m in preset.transform.layers[0].stages[-1].layers][::-1]
     step = ["InvertibleConv1x1", "MaskedAffineCoupling", "ActNorm"]
     double = ["InvertibleConv1x1", "AffineCoupling", "AffineCoupling", "ActNorm"]
     assert names == 3 * step + ["Squeeze"] + 2 * double
-    masks = [m.mask[0, 0, 0] for m in preset.flow.layers[0].stages[-1].layers if hasattr(m, "mask")]
+    masks = [m.mask[0, 0, 0] for m in preset.transform.layers[0].stages[-1].layers if hasattr(m, "mask")]
     assert masks == [0, 1, 0]  # the top-left pixel changes first
     names = [type(m).__name__ for m in preset.prior.flow.layers[0].stages[-1].layers][::-1]
     coupling = "ConditionalAffineCoupling"

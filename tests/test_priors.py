@@ -404,7 +404,7 @@ def test_posterior_draws_of_class_means_in_one_run(covariance):
         with torch.no_grad():
             hand = GaussianMixturePrior((2,), 3, covariance=covariance)
             hand.load_state_dict({**model.flow.prior.state_dict(), "loc": draws[s]})
-            flow = scnf.SemiConditionalFlow(model.flow.flow, hand)
+            flow = scnf.SemiConditionalFlow(model.flow.transform, hand)
             assert relative(joint[s], flow.class_log_prob(x) - math.log(3)) < 1e-5
 
 

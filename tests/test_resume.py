@@ -168,7 +168,7 @@ def stopped(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"terms_end": 0.2}, "terms_end 1.0 -> 0.2"),
+        ({"final_term_share": 0.2}, "final_term_share 1.0 -> 0.2"),
         ({"classification_weight": 3.0}, "classification_weight 0.0 -> 3.0"),
         ({"labels_of": 7}, "data '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
     ],

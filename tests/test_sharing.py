@@ -20,7 +20,7 @@ F64 = torch.float64
 
 def count(flow: scnf.SemiConditionalFlow, action) -> Counter:
     """Passes of f_w from data to latent while ``action()`` runs."""
-    with counting(flow.flow, "inverse_and_ladj") as counter:
+    with counting(flow.transform, "inverse_and_ladj") as counter:
         action()
     return counter
 

@@ -100,15 +100,15 @@ def test_an_encoding_depends_on_every_parameter_and_buffer():
 
 def test_two_semi_conditional_flows_over_one_flow_share_its_encoding():
     first = toy_flow("gmm")
-    second = scnf.SemiConditionalFlow(first.flow, "student-t", 3)
-    with counting(first.flow, "inverse_and_ladj") as counter, scnf.share_encoding():
+    second = scnf.SemiConditionalFlow(first.transform, "student-t", 3)
+    with counting(first.transform, "inverse_and_ladj") as counter, scnf.share_encoding():
         assert torch.equal(first.encode(X)[1], second.encode(X)[1])
     assert counter.calls == 1
 
 
 def test_a_changed_prior_leaves_the_encoding_valid():
     flow = toy_flow("gmm")
-    with counting(flow.flow, "inverse_and_ladj") as counter, scnf.share_encoding():
+    with counting(flow.transform, "inverse_and_ladj") as counter, scnf.share_encoding():
         before = flow.log_prob(X)
         with torch.no_grad():
             flow.prior.loc.add_(1.0)

@@ -165,7 +165,7 @@ HARMS = {
     "the labelled data themselves, after augment": lambda model: lambda x: x / 0,
     "the parameter flow.prior.loc": lambda model: spoil(model.flow.prior.loc, torch.nan),
     "the log-determinant of the flow on labelled data": lambda model: deform(
-        model.flow.flow, lambda ladj: ladj + torch.inf
+        model.flow.transform, lambda ladj: ladj + torch.inf
     ),
     "log p(z_f | y) of labelled data": lambda model: spoil(model.flow.prior.loc, 1e30),
 }

@@ -148,6 +148,7 @@ def test_known_labels_are_kept_where_nothing_enumerates():
 def test_a_random_parameter_of_the_flow_is_refused():
     flow = toy_flow("gmm")
     to_pyro_module_(flow)
-    flow.flow.stages[0].layers[0].net.last.bias = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    last = flow.transform.stages[0].layers[0].net.last
+    last.bias = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pytest.raises(ValueError, match="cannot be PyroSample"):
         flow.condition(torch.tensor([0]))

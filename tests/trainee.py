@@ -30,7 +30,7 @@ def make_data(validated: bool = False, linked: bool = False) -> SemiSupervisedDa
     return link_neighbours(data, 3) if linked else data
 
 
-PAIRED: dict[str, Any] = {"agreement_weight": 20.0, "classification_weight": 2.0, "terms_end": 0.5}
+PAIRED: dict[str, Any] = {"agreement_weight": 20.0, "classification_weight": 2.0, "final_term_share": 0.5}
 
 
 def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:

@@ -6,8 +6,8 @@ scikit-learn makes the toys and ships the digits (extra ``examples``); torchvisi
 from pyro_scnf.datasets.augment import ImageAugment, RandomShift, random_shift
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.images import IMAGES, ImageSet, images
-from pyro_scnf.datasets.neighbours import deskew, link_neighbours, nearest_neighbours, pooled
-from pyro_scnf.datasets.splits import SPLITS, hide_labels, keep_labels
+from pyro_scnf.datasets.neighbours import deskew, link_neighbours, nearest_neighbours, pixel_features
+from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class
 from pyro_scnf.datasets.toys import TOYS, digits, toy
 
 __all__ = [
@@ -20,12 +20,12 @@ __all__ = [
     "SemiSupervisedData",
     "deskew",
     "digits",
-    "hide_labels",
     "images",
     "keep_labels",
+    "keep_labels_per_class",
     "link_neighbours",
     "nearest_neighbours",
-    "pooled",
+    "pixel_features",
     "random_shift",
     "toy",
 ]

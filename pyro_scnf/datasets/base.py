@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_labels
-from pyro_scnf.model import UNLABELLED
+from pyro_scnf._checks import UNLABELLED, check_labels
 
 __all__ = ["SemiSupervisedData"]
 

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._checks import UNLABELLED, check_at_least
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import keep_labels
-from pyro_scnf.model import UNLABELLED
 
 __all__ = ["IMAGES", "ImageSet", "images"]
 

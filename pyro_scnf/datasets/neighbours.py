@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from pyro_scnf._checks import check_at_least
 from pyro_scnf.datasets.base import SemiSupervisedData
 
-__all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pooled"]
+__all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features"]
 
 
-def pooled(x: Tensor) -> Tensor:
+def pixel_features(x: Tensor) -> Tensor:
     """Images ``(N, C, H, W)`` averaged over squares of 2×2 pixels, which forgives small shifts, and scaled
     to unit length, which forgives brightness; vectors."""
     return F.normalize(F.avg_pool2d(x.float(), 2).flatten(1))
@@ -51,7 +51,7 @@ def nearest_neighbours(
 
     :param x: ``(N, *event_shape)``, of any dtype.
     :param int k: how many, the row itself not counted.
-    :param features: what is compared, ``(N, ...)``; by default :func:`pooled` images, and other data
+    :param features: what is compared, ``(N, ...)``; by default :func:`pixel_features` images, and other data
         as they are.
     :param int chunk: rows compared at a time; memory is ``chunk`` times N numbers.
     :raises ValueError: for ``k`` out of range.
@@ -60,7 +60,7 @@ def nearest_neighbours(
     if k >= len(x):
         raise ValueError(f"k={k}: there are {len(x)} rows, so at most {len(x) - 1} neighbours")
     if features is None and x.dim() == 4:
-        features = pooled
+        features = pixel_features
     rows = (x if features is None else features(x)).float().flatten(1)
     half_square = 0.5 * rows.square().sum(1)
     found = x.new_empty((len(x), k), dtype=torch.long)

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least, check_labels
-from pyro_scnf.model import UNLABELLED
+from pyro_scnf._checks import UNLABELLED, check_at_least, check_labels
 
-__all__ = ["SPLITS", "hide_labels", "keep_labels"]
+__all__ = ["SPLITS", "keep_labels", "keep_labels_per_class"]
 
 
-def hide_labels(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
+def keep_labels_per_class(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
     """Keep ``per_class`` random labels of every class that occurs, set the others to -1.
 
     :param y: labels ``(N,)``; those hidden already stay so.

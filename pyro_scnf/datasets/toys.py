@@ -10,7 +10,7 @@ import torch
 
 from pyro_scnf._extras import require
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import hide_labels
+from pyro_scnf.datasets.splits import keep_labels_per_class
 
 __all__ = ["TOYS", "digits", "toy"]
 
@@ -98,7 +98,7 @@ def _split(
     x_train, x_test, y_train, y_test = selection.train_test_split(
         x.astype(np.float32), y.astype(np.int64), test_size=num_test, random_state=seed, stratify=y
     )
-    labels = hide_labels(torch.from_numpy(y_train), labels_per_class, seed)
+    labels = keep_labels_per_class(torch.from_numpy(y_train), labels_per_class, seed)
     return SemiSupervisedData(
         torch.from_numpy(x_train), labels, torch.from_numpy(x_test), torch.from_numpy(y_test), num_classes
     )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._checks import UNLABELLED, check_at_least
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.model import UNLABELLED
 
 __all__ = ["Batch", "StepBatches", "derive_seed"]
 

@@ -24,7 +24,7 @@ from pyro_scnf._checks import check_at_least
 from pyro_scnf._extras import require
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.model import SemiSupervisedModel
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.training.batches import StepBatches, fingerprint
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from pyro_scnf.training.task import SemiSupervisedTask, keep_data

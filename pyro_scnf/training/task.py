@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
-from pyro_scnf.guides import EMGuide, make_guide
 from pyro_scnf.metrics import bits_per_dim
-from pyro_scnf.model import SemiSupervisedModel
+from pyro_scnf.models.guides import EMGuide, make_guide
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.objective import elbo
 from pyro_scnf.training.batches import Batch, derive_seed
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
@@ -29,7 +29,7 @@ TERMS = (
     "agreement_weight",
     "balance_weight",
     "purity",
-    "terms_end",
+    "final_term_share",
 )
 """What of a model makes its loss, besides the parameters."""
 
@@ -143,7 +143,7 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
         # The same dequantisation every time.
         torch.manual_seed(derive_seed(self.seed, "validation", batch_idx, self.global_rank))
         x = self.prepare(x)
-        joint = self.model.flow.class_log_prob(x) + self.model.label_prior.logits.log_softmax(-1)
+        joint = self.model.flow.class_log_prob(x) + self.model.class_probs.log_probs
         sums = [-joint.logsumexp(-1).double().sum()]
         if labels:
             sums.append((joint.argmax(-1) != labels[0]).double().sum())
@@ -224,8 +224,8 @@ class SemiSupervisedTask(lightning.LightningModule):  # type: ignore[misc, name-
                 continue
             if not _finite(rows):
                 return f"the {kind} data themselves, after augment"
-            z, log_det = flow.flow.inverse_and_ladj(rows)
-            z_aux, z_f = z.split([flow.flow.aux_dim, flow.flow.latent_dim], -1)
+            z, log_det = flow.transform.inverse_and_ladj(rows)
+            z_aux, z_f = z.split([flow.transform.aux_dim, flow.transform.latent_dim], -1)
             if not _finite(log_det):
                 return f"the log-determinant of the flow on {kind} data"
             if not _finite(z):

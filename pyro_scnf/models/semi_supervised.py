@@ -7,29 +7,22 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from pyro.poutine.block_messenger import BlockMessenger
-from pyro.poutine.condition_messenger import ConditionMessenger
-from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.runtime import _PYRO_STACK
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least, check_finite, check_labels, validating
+from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_at_least, check_finite, check_labels, validating
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.agreement import check_pairs, imbalance, log_agreement
-from pyro_scnf.label_prior import LOG_ZERO, LabelPrior, log_certainty
+from pyro_scnf.class_probs import ClassProbs, log_certainty
+from pyro_scnf.models.guard import guard_label_site
+from pyro_scnf.models.plates import PartlyKnown, count_rows, data_plate, training_term, weigh
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
+from pyro_scnf.terms.agreement import check_pairs, log_agreement
+from pyro_scnf.terms.balance import imbalance
 
-__all__ = ["UNLABELLED", "SemiSupervisedModel"]
-
-UNLABELLED = -1
-"""The label that stands for a missing one."""
+__all__ = ["SemiSupervisedModel"]
 
 
 class SemiSupervisedModel(PyroModule):
@@ -49,7 +42,7 @@ class SemiSupervisedModel(PyroModule):
 
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
     :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, a tensor of class weights or a
-        :class:`LabelPrior`.
+        :class:`ClassProbs`.
     :param int num_labelled: size of the labelled data set, if batches are parts of it: the plate
         then scales the batch up to it.
     :param int num_unlabelled: likewise for the unlabelled data set.
@@ -57,13 +50,13 @@ class SemiSupervisedModel(PyroModule):
     :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
         labelled rows, the classification loss of the SCNF paper.
     :param float agreement_weight: weight of an extra term for ``pairs`` of rows that probably share a
-        label, :func:`~pyro_scnf.agreement.log_agreement`. It is scaled as unlabelled rows are.
+        label, :func:`~pyro_scnf.terms.log_agreement`. It is scaled as unlabelled rows are.
     :param float balance_weight: weight of a term that keeps unlabelled posteriors at :math:`p(y)` on
-        average, :func:`~pyro_scnf.agreement.imbalance`, for every unlabelled row.
+        average, :func:`~pyro_scnf.terms.imbalance`, for every unlabelled row.
     :param float purity: probability that a pair does share its label.
-    :param float terms_end: share of their weights that the three extra terms (classification, agreement,
-        balance) have left at the end of training; they fall along half a cosine as :meth:`set_progress`
-        is told.
+    :param float final_term_share: share of their weights that the three extra terms (classification,
+        agreement, balance) still have at the end of training. The weights fall along half a cosine, by the
+        progress that :meth:`set_progress` is told.
 
     Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
     ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
@@ -76,7 +69,7 @@ class SemiSupervisedModel(PyroModule):
     def __init__(
         self,
         flow: SemiConditionalFlow,
-        class_probs: Literal["uniform", "learnable"] | Tensor | LabelPrior = "uniform",
+        class_probs: Literal["uniform", "learnable"] | Tensor | ClassProbs = "uniform",
         *,
         num_labelled: int | None = None,
         num_unlabelled: int | None = None,
@@ -85,7 +78,7 @@ class SemiSupervisedModel(PyroModule):
         agreement_weight: float = 0.0,
         balance_weight: float = 0.0,
         purity: float = 0.98,
-        terms_end: float = 1.0,
+        final_term_share: float = 1.0,
     ) -> None:
         super().__init__()
         if labelled_weight <= 0 or classification_weight < 0:
@@ -98,24 +91,24 @@ class SemiSupervisedModel(PyroModule):
                 f"agreement_weight={agreement_weight}, balance_weight={balance_weight}, purity={purity}: "
                 "expected two non-negative numbers and a probability"
             )
-        if not 0 <= terms_end <= 1:
-            raise ValueError(f"terms_end={terms_end}: expected a share of 1")
+        if not 0 <= final_term_share <= 1:
+            raise ValueError(f"final_term_share={final_term_share}: expected a share of 1")
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
-        if not isinstance(class_probs, LabelPrior):
+        if not isinstance(class_probs, ClassProbs):
             # Of the flow's dtype and device: Pyro contracts terms of one only.
-            class_probs = LabelPrior(flow.num_classes, class_probs).to(reference_tensor(flow))
-        self.label_prior = class_probs
-        if self.label_prior.num_classes != flow.num_classes:
+            class_probs = ClassProbs(flow.num_classes, class_probs).to(reference_tensor(flow))
+        self.class_probs = class_probs
+        if self.class_probs.num_classes != flow.num_classes:
             raise ValueError(
-                f"class_probs: {self.label_prior.num_classes} classes, but the flow has {flow.num_classes}"
+                f"class_probs: {self.class_probs.num_classes} classes, but the flow has {flow.num_classes}"
             )
         self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
         self.labelled_weight = labelled_weight
         self.classification_weight = classification_weight
         self.agreement_weight, self.balance_weight = agreement_weight, balance_weight
-        self.purity, self.terms_end = purity, terms_end
+        self.purity, self.final_term_share = purity, final_term_share
         self._terms_scale = 1.0
 
     def __getattr__(self, name: str) -> Any:
@@ -185,10 +178,10 @@ class SemiSupervisedModel(PyroModule):
     ) -> Any:
         known = None if y is None else y != UNLABELLED
         labelled = known is not None and bool(known.all())
-        rows = _num_rows(x, y, n)
+        rows = count_rows(x, y, n)
         site = f"y{suffix}"
-        _guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
-        prior = self.label_prior()
+        guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
+        prior = self.class_probs()
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
             weigh(scales, weights)
             if labelled:
@@ -197,7 +190,7 @@ class SemiSupervisedModel(PyroModule):
                 label = pyro.sample(site, prior, obs=y)
             else:
                 if y is not None:
-                    prior = _PartlyKnown(prior, y, known)
+                    prior = PartlyKnown(prior, y, known)
                 label = pyro.sample(site, prior, infer={"enumerate": "parallel"})
                 if y is not None:
                     self._observe_some(site, label, y, known)
@@ -213,31 +206,31 @@ class SemiSupervisedModel(PyroModule):
             raise ValueError(
                 "labelled_weight needs the labelled rows in a batch of their own: model(x, y, x_unlabelled)"
             )
-        zero = self.label_prior.logits.new_zeros(())  # of the model's dtype: Pyro contracts terms of one
+        zero = self.class_probs.logits.new_zeros(())  # of the model's dtype: Pyro contracts terms of one
         ruled_out = torch.where(known & (label != y), zero + LOG_ZERO, zero)
         pyro.factor(f"{site}_observed", ruled_out, has_rsample=False)
 
     def _classify(self, x: Tensor, y: Tensor, known: Any) -> None:
-        posterior = self.flow.posterior(x, self.label_prior.logits)
+        posterior = self.flow.posterior(x, self.class_probs)
         log_prob = posterior.log_prob(y.clamp(min=0)) * known
         # Its weight stands beside that of log p(x, y), not under it.
         weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
-        _training_term("classification", self._terms_scale * weight * log_prob)
+        training_term("classification", self._terms_scale * weight * log_prob)
 
     def _join(self, x_unlabelled: Tensor, y: Tensor, pairs: Tensor | None) -> None:
         """What rows say of each other's labels: part of the unlabelled plate, and scaled with it."""
         rows = len(x_unlabelled)
-        log_prior = self.label_prior.logits.log_softmax(-1)
-        log_posterior = self.flow.posterior(x_unlabelled, log_prior).logits
+        log_prior = self.class_probs.log_probs
+        log_posterior = self.flow.posterior(x_unlabelled, self.class_probs).logits
         if self.balance_weight:
             # A learned p(y) is not to follow the posteriors: one label for all would suit it.
             balance = imbalance(log_posterior, log_prior.detach())
-            _training_term("balance", (-self._terms_scale * self.balance_weight * balance).expand(rows))
+            training_term("balance", (-self._terms_scale * self.balance_weight * balance).expand(rows))
         if pairs is not None and self.agreement_weight:
             check_pairs(pairs, len(y) + rows, type(self).__name__)
             known = log_certainty(y, self.flow.num_classes, log_posterior)
             agreement = log_agreement(torch.cat([known, log_posterior]), pairs, self.purity).sum() / rows
-            _training_term("agreement", (self._terms_scale * self.agreement_weight * agreement).expand(rows))
+            training_term("agreement", (self._terms_scale * self.agreement_weight * agreement).expand(rows))
 
     def set_progress(self, progress: float) -> None:
         """Say how much of training is done, 0 to 1, for the extra terms that fall with it.
@@ -249,7 +242,9 @@ class SemiSupervisedModel(PyroModule):
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress={progress}: expected a share of training, 0 to 1")
-        self._terms_scale = self.terms_end + (1 - self.terms_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        self._terms_scale = self.final_term_share + (1 - self.final_term_share) * 0.5 * (
+            1 + math.cos(math.pi * progress)
+        )
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
@@ -301,102 +296,8 @@ class SemiSupervisedModel(PyroModule):
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, nats."""
-        return self.flow.log_prob(x, self.label_prior.logits)
+        return self.flow.log_prob(x, self.class_probs)
 
     def posterior(self, x: Tensor) -> Any:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        return self.flow.posterior(x, self.label_prior.logits)
-
-
-def _training_term(name: str, log_factor: Tensor) -> None:
-    """A factor that is no part of the generative model: ``enumerate_labels`` leaves it out."""
-    term = dist.Unit(log_factor, has_rsample=False)
-    infer: Any = {"is_auxiliary": True, "training_only": True}
-    pyro.sample(name, term, obs=term.sample(), infer=infer)
-
-
-class _PartlyKnown(dist.Categorical):
-    """A label of which some rows are known: these are drawn as they are, and scored like the others.
-
-    Enumeration does not draw; there, a factor rules the other labels out.
-    """
-
-    def __init__(self, prior: Any, y: Tensor, known: Any) -> None:
-        self.labels, self.known = y, known
-        batch = torch.broadcast_shapes(prior.batch_shape, y.shape)
-        super().__init__(logits=prior.logits.expand(*batch, -1), validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = super().expand(batch_shape, self._get_checked_instance(_PartlyKnown, _instance))
-        new.labels, new.known = self.labels, self.known
-        return new
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        return torch.where(self.known, self.labels, super().sample(sample_shape))
-
-
-def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> Any:
-    """A plate of ``rows`` data, standing for ``size`` of them if given."""
-    if size is None or size == rows:
-        return pyro.plate(name, rows)
-    if rows > size:
-        raise ValueError(f"plate {name!r}: a batch of {rows} rows from a data set of {size}")
-    return pyro.plate(name, size, subsample=torch.arange(rows, device=device))
-
-
-def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
-    """Weigh the rows of the sites to come; weight 0, which Pyro's scale refuses, leaves a row out."""
-    if weights is not None:
-        keep: Any = weights > 0
-        handlers.enter_context(poutine.mask(mask=keep))
-        handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
-
-
-def _num_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
-    if x is not None:
-        return len(x)
-    if y is not None:
-        return len(y)
-    if n is None:
-        raise ValueError("SemiSupervisedModel: nothing observed; give n, the number of rows to draw")
-    return n
-
-
-def _conditions(handler: Any, site: str) -> bool:
-    """Whether a handler is a ``poutine.condition`` on ``site``."""
-    if not isinstance(handler, ConditionMessenger):
-        return False
-    data = handler.data
-    return site in (data.nodes if isinstance(data, Trace) else data)
-
-
-def _guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool) -> None:
-    """Raise where Pyro would go on with a wrong loss.
-
-    What a guide did is known from the replay handler that every ELBO puts around the model. Runs
-    under a block handler only look at the model's structure.
-    """
-    stack = list(_PYRO_STACK)
-    replay = next((m.trace for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
-    node = replay.nodes.get(site) if replay is not None else None
-    in_guide = node is not None and not node["is_observed"]
-    observed = observed or any(_conditions(m, site) for m in stack)
-    enumerated = any(isinstance(m, EnumMessenger) for m in stack)
-    if observed and in_guide:
-        raise RuntimeError(
-            f"the guide samples the label {site!r}, which is observed: the loss would be off by the guide's "
-            "entropy. Let the guide skip observed labels, as EMGuide does."
-        )
-    if observed or in_guide or not scored:
-        return
-    if weighted and enumerated:
-        raise ValueError(
-            "weights: rows of a label that the model enumerates cannot be weighed one by one; use an EMGuide "
-            "and give it the same weights"
-        )
-    blocked = any(isinstance(m, BlockMessenger) for m in stack)
-    if replay is not None and not enumerated and not blocked:
-        raise RuntimeError(
-            f"the label {site!r} is neither enumerated nor in the guide: it would be drawn once from p(y) "
-            "instead of summed out. Use TraceEnum_ELBO (or pyro_scnf.elbo), or an EMGuide."
-        )
+        return self.flow.posterior(x, self.class_probs)

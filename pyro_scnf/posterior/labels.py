@@ -10,9 +10,8 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_scnf._checks import check_temperature
-from pyro_scnf._draws import broadcasting_hint, count_draws, find_label, over_plates, trace_draws
-from pyro_scnf.label_prior import LOG_ZERO
+from pyro_scnf._checks import LOG_ZERO, check_temperature
+from pyro_scnf.posterior.draws import broadcasting_hint, count_draws, find_label, over_plates, trace_draws
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["enumerate_labels", "sample_labels"]

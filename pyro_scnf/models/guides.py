@@ -12,9 +12,10 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_scnf._checks import check_temperature
-from pyro_scnf.label_prior import log_certainty
-from pyro_scnf.model import UNLABELLED, SemiSupervisedModel, data_plate, weigh
+from pyro_scnf._checks import UNLABELLED, check_temperature
+from pyro_scnf.class_probs import log_certainty
+from pyro_scnf.models.plates import data_plate, weigh
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
@@ -138,7 +139,7 @@ class EMGuide(nn.Module):
         with torch.set_grad_enabled(self.old is None and torch.is_grad_enabled()):
             _, z_f, _ = model.flow.encode(x)
         with torch.no_grad():
-            joint = model.flow.prior.class_log_prob(z_f.detach()) + model.label_prior.logits.log_softmax(-1)
+            joint = model.flow.prior.class_log_prob(z_f.detach()) + model.class_probs.log_probs
             # Normalised twice over: Categorical alone would leave float32 rounding of the raw size.
             return (joint.log_softmax(-1) / self.temperature).log_softmax(-1)
 

@@ -2,13 +2,11 @@ r"""Data that probably share a label: neighbours, or views of one datum."""
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from pyro_scnf._checks import validating
 
-__all__ = ["imbalance", "log_agreement"]
+__all__ = ["check_pairs", "log_agreement"]
 
 
 def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor:
@@ -35,21 +33,6 @@ def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor
     same = (first + second).logsumexp(-1).exp()
     # One sum over labels instead of two: A is a multiple of the identity plus a constant.
     return (other + (purity - other) * same).log()
-
-
-def imbalance(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
-    r""":math:`\mathrm{KL}(\bar p \,\|\, p(y))` in nats, a scalar, where :math:`\bar p` is the mean posterior.
-
-    The pairs alone would be content with one label for all; a batch is a sample of the data, so its
-    posteriors must average to :math:`p(y)`.
-
-    :param log_posterior: ``(B, K)``.
-    :param log_prior: :math:`\log p(y)`, ``(K,)``; a class of probability 0 plays no part.
-    """
-    live = log_prior.isfinite()
-    log_posterior, log_prior = log_posterior[:, live], log_prior[live]
-    mean = log_posterior.logsumexp(0) - math.log(len(log_posterior))
-    return (mean.exp() * (mean - log_prior)).sum()
 
 
 def check_pairs(pairs: Tensor, rows: int, owner: str) -> None:

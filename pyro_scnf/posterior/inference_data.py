@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_scnf._draws import DRAWS, count_draws, find_label, over_plates, trace_draws
-from pyro_scnf._xarray import SAMPLE, Groups, make_datasets, name_dims
-from pyro_scnf.labels import enumerate_labels, sample_labels
+from pyro_scnf.posterior.draws import DRAWS, count_draws, find_label, over_plates, trace_draws
+from pyro_scnf.posterior.labels import enumerate_labels, sample_labels
+from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, make_datasets, name_dims
 from pyro_scnf.sharing import share_encoding
 
 __all__ = ["to_inference_data"]

@@ -1,0 +1,16 @@
+"""The Pyro model of partly labelled data, and what belongs to it."""
+
+from pyro_scnf.models.guides import GUIDES, EMGuide, exact_guide, make_guide
+from pyro_scnf.models.label_marginal import LabelMarginal
+from pyro_scnf.models.reparam import FlowSitesReparam
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
+
+__all__ = [
+    "GUIDES",
+    "EMGuide",
+    "FlowSitesReparam",
+    "LabelMarginal",
+    "SemiSupervisedModel",
+    "exact_guide",
+    "make_guide",
+]
