@@ -1,4 +1,4 @@
-"""``enumerate_labels`` on models as users write them: no marks, plated latents, masks, more labels."""
+"""``enumerate_labels`` on users' models: unmarked labels, latents in plates, masks, several labels."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def joint_by_hand(flow, x, shares):
 
 
 def mixture(x):
-    """The mixture of many tutorials: parameters in a plate of components, indexed by the label."""
+    """The mixture of many tutorials, in which the label indexes parameters from a plate of components."""
     with pyro.plate("components", 3):
         loc = pyro.sample("loc", dist.Normal(torch.zeros((), dtype=F64), 3.0))
     with pyro.plate("data", len(x)):
@@ -79,7 +79,7 @@ class TestDraws:
     @pytest.mark.parametrize("rows", [3, 5])
     @pytest.mark.parametrize("count", [2, 3, 5])
     def test_a_model_that_does_not_broadcast_is_told_what_to_do(self, rows, count):
-        """Even where sizes agree by chance."""
+        """The hint also comes if the numbers of draws, rows and components agree by chance."""
         x, loc = torch.randn(rows, dtype=F64), torch.randn(count, 3, dtype=F64)
         with pytest.raises((ValueError, RuntimeError, IndexError)) as caught:
             scnf.enumerate_labels(mixture, (x,), {"loc": loc})
@@ -94,7 +94,7 @@ class TestDraws:
         assert relative(joint, mixture_by_hand(x, draws["loc"])) < 1e-6
 
     def test_draws_of_an_autoguide_go_in_as_they_come(self, flow, x):
-        """It gives a global site the dimensions of plates it is not in."""
+        """An autoguide gives the draws of a global site dimensions for plates around other sites."""
 
         def model(x):
             shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
@@ -131,7 +131,7 @@ class TestDraws:
         assert counter.calls == 1
 
     def test_local_latents(self):
-        """A continuous latent of each datum is conditioned on, in its place."""
+        """Draws of a continuous latent of each datum lie along the plate of the data."""
         x, z = torch.randn(5, dtype=F64), torch.randn(4, 5, dtype=F64)
 
         def model(x):
@@ -176,13 +176,13 @@ class TestDraws:
         ):
             with pytest.raises(ValueError, match=message):
                 scnf.enumerate_labels(model, (x,), posterior, site=site)
-        with pytest.raises(ValueError, match=r"no draws of \['x'\]"):  # nothing to infer labels from
+        with pytest.raises(ValueError, match=r"no draws of \['x'\]"):  # x is not observed
             scnf.enumerate_labels(lambda: scnf.SemiSupervisedModel(flow)(n=3))
 
 
 class TestSites:
     def test_a_partly_observed_label(self, flow, x):
-        """``obs_mask``: Pyro's own way, which makes two sites of one."""
+        """For Pyro's ``obs_mask``, which splits the label into two sites."""
         y, known = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True, False, True, False, False, True])
 
         def model(x):
@@ -206,7 +206,7 @@ class TestSites:
             assert -loss.item() == pytest.approx(float(result[s] + prior[s]), rel=1e-10)
 
     def test_a_second_label_of_the_datum_is_summed_out(self, x):
-        """Components within classes."""
+        """A component within each class."""
         means = torch.randn(3, 2, 2, dtype=F64)
         weights = torch.tensor([0.2, 0.8], dtype=F64)
 
@@ -253,6 +253,50 @@ class TestSites:
 
         with pytest.raises(ValueError, match="vectorised"):
             scnf.enumerate_labels(model, (x,), site="y_0")
+
+    @pytest.mark.parametrize("outer", ["data", "time"])
+    @pytest.mark.parametrize("parallel", [True, False])
+    def test_sequential_plates_have_a_site_for_each_step(self, outer, parallel):
+        """Each datum has hidden states and measurements, which the model makes in a loop."""
+        x = torch.randn(6, 3, dtype=F64)
+        odds = torch.tensor([0.3, 0.7], dtype=F64)
+
+        def steps(x, y, t):
+            z = pyro.sample(f"z_{t}", dist.Bernoulli(torch.tensor(0.4, dtype=F64)))
+            pyro.sample(f"x_{t}", dist.Normal(y + 2 * z, 1.0), obs=x[:, t])
+
+        def model(x):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.ones(2, dtype=F64)))
+            data = pyro.plate("data", len(x))
+            with data:
+                y = pyro.sample("y", dist.Categorical(shares))
+                if outer == "data":
+                    for t in pyro.plate("time", 3):
+                        steps(x, y, t)
+            if outer == "time":
+                for t in pyro.plate("time", 3):
+                    with data:
+                        steps(x, y, t)
+
+        shares = torch.stack([odds, 1 - odds, odds.flip(0)])
+        means = torch.arange(2.0, dtype=F64) + 2 * torch.arange(2.0, dtype=F64)[:, None]  # (z, y)
+        prior = torch.tensor([0.6, 0.4], dtype=F64).log()[:, None]
+        each = (dist.Normal(means, 1.0).log_prob(x[..., None, None]) + prior).logsumexp(-2)
+        hand = each.sum(1) + shares.log()[:, None]
+        joint = scnf.enumerate_labels(model, (x,), {"shares": shares}, parallel=parallel)
+        assert relative(joint, hand) < 1e-6
+
+    def test_draws_of_the_unobserved_part_of_a_label(self, x):
+        """They have Pyro's name for that part, not the label's own name."""
+        y, known = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True, False, True, False, False, True])
+
+        def model(x):
+            with pyro.plate("data", len(x)):
+                label = pyro.sample("y", dist.Categorical(torch.ones(3)), obs=y, obs_mask=known)
+                pyro.sample("x", dist.Normal(label, 1.0), obs=x[:, 0])
+
+        with pytest.raises(ValueError, match="draws of the label 'y_unobserved' itself"):
+            scnf.enumerate_labels(model, (x,), {"y_unobserved": torch.zeros(4, 6, dtype=torch.long)})
 
     @pytest.mark.parametrize("y", [[0, 1, 2, 0, 1, 2], [0, -1, 2, -1, -1, 1]])
     def test_training_terms_are_no_likelihood(self, flow, x, y):

@@ -1,4 +1,4 @@
-"""``to_inference_data``: what ArviZ is told about models with labels, against sums by hand."""
+"""``to_inference_data``: its groups and variables, compared with sums over labels by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro.nn.module import to_pyro_module_
 
 import pyro_scnf as scnf
 
-with warnings.catch_warnings():  # of its own migration
+with warnings.catch_warnings():  # ArviZ warns about its own migration
     warnings.simplefilter("ignore")
     az = pytest.importorskip("arviz")
 
@@ -39,7 +39,7 @@ def x():
 
 
 def shares_model(flow, x, y=None):
-    """A frozen flow, unknown class probabilities; the label is not marked, as NUTS users leave it."""
+    """A frozen flow and unknown class probabilities. The label is unmarked, as in models for NUTS."""
     shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
     with pyro.plate("data", len(x)):
         y = pyro.sample("y", dist.Categorical(shares), obs=y)
@@ -59,7 +59,7 @@ def elpd(result):
 
 
 class TestAgainstQuadrature:
-    """Two known Gaussians, an unknown share of them: everything follows from integrals over one number."""
+    """Two known Gaussians in unknown proportion, so that all exact values are integrals over one number."""
 
     GRID = torch.linspace(0, 1, 4003, dtype=F64)[1:-1]
 
@@ -76,19 +76,19 @@ class TestAgainstQuadrature:
         return dist.Normal(LOCS[y], 1.0).sample()
 
     def log_likelihood(self, share, x, locs=LOCS):
-        """log p(x_n | share), ``(*share.shape, N)``."""
+        """log p(x_n | share), ``(*share.shape, N)``, in nats."""
         parts = dist.Normal(locs, torch.ones_like(locs)).log_prob(x[:, None]).exp()
         return ((1 - share[..., None]) * parts[:, 0] + share[..., None] * parts[:, 1]).log()
 
     def exact_loo(self, x, locs=LOCS):
-        r"""The sum of :math:`\log p(x_n \mid x_{-n})`, which leave-one-out estimates."""
+        r"""The sum of :math:`\log p(x_n \mid x_{-n})`, which ``arviz.loo`` estimates."""
         each = self.log_likelihood(self.GRID, x, locs)
         prior = dist.Beta(torch.tensor(2.0, dtype=F64), 2.0).log_prob(self.GRID)[:, None]
         joint = prior + each.sum(-1, keepdim=True)
         return float((joint.logsumexp(0) - (joint - each).logsumexp(0)).sum())
 
     def draws(self, x, count, locs=LOCS):
-        """Exact draws from the posterior (on the grid)."""
+        """Exact draws from the posterior on the grid."""
         prior = dist.Beta(torch.tensor(2.0, dtype=F64), 2.0).log_prob(self.GRID)
         log_posterior = prior + self.log_likelihood(self.GRID, x, locs).sum(-1)
         return self.GRID[torch.multinomial(log_posterior.softmax(0), count, replacement=True)]
@@ -110,7 +110,7 @@ class TestAgainstQuadrature:
                 )
                 < 1e-12
             )
-            # Monte Carlo error of 2000 draws with about one effective parameter
+            # the tolerance is the Monte Carlo error of 2000 draws with about one effective parameter
             assert elpd(az.loo(both[name])) == pytest.approx(self.exact_loo(data, locs), abs=0.1)
         table = az.compare(both, round_to="none") if ARVIZ_1 else az.compare(both)
         column = "elpd" if ARVIZ_1 else "elpd_loo"
@@ -130,7 +130,7 @@ class TestAgainstQuadrature:
         assert result["sample_stats"]["diverging"].dims == ("chain", "draw")
         exact = self.exact_loo(data)
         assert elpd(az.loo(result)) == pytest.approx(exact, abs=0.3)
-        if not ARVIZ_1:  # from_pyro went with 1.0
+        if not ARVIZ_1:  # ArviZ 1.0 removed from_pyro
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 theirs = az.loo(az.from_pyro(mcmc))
@@ -204,7 +204,7 @@ class TestNames:
 
     @pytest.mark.parametrize("parallel", [True, False])
     def test_plates_name_dimensions(self, parallel):
-        """Labels of groups, members inside them, and a latent in a plate of its own."""
+        """A label for each group, members inside the groups, and a latent in its own plate."""
         flow = image_flow("gmm", dtype=F64)
         x = torch.randn(5, 4, 1, 4, 4, dtype=F64)
 
@@ -251,7 +251,7 @@ class TestNames:
 class TestModels:
     @pytest.fixture
     def model(self, flow):
-        """The package's model, its class probabilities a latent of Pyro."""
+        """The package's model with its class probabilities as a latent."""
         model = scnf.SemiSupervisedModel(flow, "learnable", num_labelled=20, num_unlabelled=40)
         to_pyro_module_(model.class_probs)
         model.class_probs.logits = PyroSample(dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
@@ -328,6 +328,32 @@ class TestModels:
         assert relative(values(result, "log_likelihood", "x")[0], hand) < 1e-10
         assert set(result["posterior"].data_vars) == {"shares"}
         assert result["observed_data"]["x"].dims == ("datum", "x_dim_0")
+
+    def test_sites_of_sequential_plates(self, x):
+        """A model that makes latents and measurements in loops."""
+
+        def model(x):
+            locs = torch.stack(
+                [
+                    pyro.sample(f"loc_{k}", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+                    for k in pyro.plate("kinds", 2)
+                ],
+                -1,
+            )
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+                mean = torch.where(y == 1, locs[..., 1], locs[..., 0])
+                for t in pyro.plate("time", 2):
+                    pyro.sample(f"x_{t}", dist.Normal(mean, 1.0), obs=x[:, t])
+
+        locs = torch.randn(5, 2, dtype=F64)
+        draws = {"loc_0": locs[:, 0], "loc_1": locs[:, 1]}
+        result = scnf.to_inference_data(model, (x,), draws)
+        hand = dist.Normal(locs[:, None, None], 1.0).log_prob(x[..., None]).sum(2) - math.log(2)
+        assert relative(values(result, "log_likelihood", "x_0_x_1")[0], hand.logsumexp(-1)) < 1e-6
+        assert relative(values(result, "posterior", "y_prob")[0], hand.softmax(-1)) < 1e-6
+        assert result["posterior"]["loc_1"].dims == ("chain", "draw")
+        assert result["observed_data"]["x_1"].dims == ("datum",)
 
     def test_two_kinds_of_data_have_one_likelihood(self, flow, x):
         def model(x, words):

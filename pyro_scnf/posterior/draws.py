@@ -1,28 +1,89 @@
-"""A model run for all posterior draws at once, its discrete sites enumerated."""
+"""A model run for all posterior draws at once, with its discrete sites enumerated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import config_enumerate
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import InferDict
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["DRAWS", "broadcasting_hint", "count_draws", "find_label", "over_plates", "trace_draws"]
+__all__ = [
+    "DRAWS",
+    "Plate",
+    "Site",
+    "broadcasting_hint",
+    "count_draws",
+    "find_label",
+    "over_plates",
+    "plates_of",
+    "sample_sites",
+    "trace_draws",
+]
 
 DRAWS = "_posterior_draws"
-"""The plate of the draws."""
+"""Name of the plate of the draws."""
+
+
+class Site(TypedDict):
+    """A sample site of a trace: the entries of Pyro's ``Message`` that are read here.
+
+    ``Message`` is the type of all kinds of nodes, so Pyro declares each of its entries optional. A sample
+    site always has these.
+    """
+
+    name: str
+    fn: TorchDistributionMixin
+    value: Tensor
+    is_observed: bool
+    infer: InferDict
+    mask: bool | Tensor | None
+    cond_indep_stack: tuple[CondIndepStackFrame, ...]
+    log_prob: NotRequired[Tensor]  # after Trace.compute_log_prob
+    unscaled_log_prob: NotRequired[Tensor]
+
+
+class Plate(NamedTuple):
+    """A vectorised plate around a site."""
+
+    name: str
+    dim: int
+    size: int
+
+
+def sample_sites(trace: Trace) -> dict[str, Site]:
+    """The sample sites of a trace by name, without the choices of rows that subsampling plates make."""
+    nodes = {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not poutine.util.site_is_subsample(node)
+    }
+    return cast(dict[str, Site], nodes)
+
+
+def plates_of(site: Site) -> list[Plate]:
+    """The vectorised plates around a site, from left to right.
+
+    A sequential plate has no dimension and is left out. Each step of it has sites of its own.
+    """
+    frames = site["cond_indep_stack"]
+    plates = [Plate(frame.name, frame.dim, frame.size) for frame in frames if frame.dim is not None]
+    return sorted(plates, key=lambda plate: plate.dim)
 
 
 def count_draws(posterior: Mapping[str, Tensor]) -> int:
-    """Number of draws S, 1 if nothing is drawn.
+    """Number of draws S of every site. It is 1 if there are no sites.
 
-    :raises ValueError: if sites differ in it, or there are none.
+    :raises ValueError: if it differs between sites, or is 0.
     """
     counts = {name: len(draws) if draws.dim() else 0 for name, draws in posterior.items()}
     if len(set(counts.values())) > 1:
@@ -35,7 +96,7 @@ def count_draws(posterior: Mapping[str, Tensor]) -> int:
 
 @contextmanager
 def broadcasting_hint(parallel: bool) -> Iterator[None]:
-    """Add to errors of the model what may be their cause."""
+    """Add a note about ``parallel=False`` to errors that a model may raise because of its batch shapes."""
     try:
         yield
     except (ValueError, RuntimeError, IndexError) as error:
@@ -48,13 +109,13 @@ def broadcasting_hint(parallel: bool) -> Iterator[None]:
 
 
 class _Draws(Messenger):
-    """Sets latents to their draws, which lie in a plate to the left of the model's own."""
+    """Sets latents to their draws. The plate of the draws lies to the left of the model's own plates."""
 
     def __init__(self, posterior: Mapping[str, Tensor], max_plate_nesting: int, parallel: bool) -> None:
         super().__init__()
         self.posterior, self.nesting, self.parallel = posterior, max_plate_nesting, parallel
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Site) -> None:
         draws = self.posterior.get(msg["name"])
         if draws is None or msg["infer"].get("_deterministic"):
             return
@@ -71,15 +132,17 @@ class _Draws(Messenger):
 
 
 def trace_draws(
-    model: Callable[..., Any],
-    args: Sequence[Any],
+    model: Callable[..., object],
+    args: Sequence[object],
     posterior: Mapping[str, Tensor],
     max_plate_nesting: int,
     parallel: bool,
-) -> Any:
-    """The trace of the model, draws in a plate :data:`DRAWS`, discrete sites enumerated left of it.
+) -> Trace:
+    """The trace of the model with its draws in the plate :data:`DRAWS`.
 
-    :param bool parallel: whether the model sees the dimension of the draws; if not, there is one.
+    The dimensions of enumerated sites lie to the left of that plate.
+
+    :param bool parallel: whether the model sees the dimension of the draws. If not, ``posterior`` holds one.
     :raises ValueError: if draws belong to no site, or a site is neither observed, drawn nor enumerated.
     """
 
@@ -90,52 +153,51 @@ def trace_draws(
 
     with broadcasting_hint(parallel), poutine.enum(first_available_dim=-2 - max_plate_nesting):
         trace = poutine.trace(config_enumerate(all_draws)).get_trace()
-    sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    sites = sample_sites(trace)
     unknown = sorted(posterior.keys() - sites.keys())
     if unknown:
         raise ValueError(f"posterior: no such sites {unknown}; the model has {list(sites)}")
     missing = [
         name
-        for name, node in sites.items()
-        if not node["is_observed"]
-        and "_enumerate_dim" not in node["infer"]
-        and not poutine.util.site_is_subsample(node)
+        for name, site in sites.items()
+        if not site["is_observed"] and "_enumerate_dim" not in site["infer"]
     ]
     if missing:
         raise ValueError(f"posterior: no draws of {missing}, which are neither observed nor enumerated")
     return trace
 
 
-def find_label(trace: Any, site: str, posterior: Mapping[str, Tensor]) -> Any:
-    """The node of the label ``site``; of its unobserved part, if Pyro split it for an ``obs_mask``.
+def find_label(sites: Mapping[str, Site], name: str, posterior: Mapping[str, Tensor]) -> Site:
+    """The label called ``name``. If Pyro split it for an ``obs_mask``, the unobserved part.
 
-    :raises ValueError: if there is no such site, it was drawn, or it is in no plate.
+    :raises ValueError: if there is no such site, if it was drawn, or if it is in no vectorised plate.
     """
-    label = trace.nodes.get(site)
-    if label is None or label["type"] != "sample":
-        names = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
-        raise ValueError(f"site={site!r}: no such site; the model has {names}")
-    if site in posterior:
-        raise ValueError(f"posterior holds draws of the label {site!r} itself; leave them out")
+    label = sites.get(name)
+    if label is None:
+        raise ValueError(f"site={name!r}: no such site; the model has {list(sites)}")
     if label["infer"].get("_deterministic"):
-        label = trace.nodes.get(f"{site}_unobserved")
+        label = sites.get(f"{name}_unobserved")
         if label is None:
-            raise ValueError(f"site={site!r} is deterministic, expected one with a distribution")
+            raise ValueError(f"site={name!r} is deterministic, expected one with a distribution")
+    for drawn in (name, label["name"]):
+        if drawn in posterior:
+            raise ValueError(f"posterior holds draws of the label {drawn!r} itself; leave them out")
     frames = label["cond_indep_stack"]
     if len(frames) < 2 or any(frame.dim is None for frame in frames):
-        raise ValueError(f"site={site!r}: expected it in a (vectorised) plate of data")
+        raise ValueError(f"site={name!r}: expected it in a (vectorised) plate of data")
     return label
 
 
-def over_plates(value: Tensor, node: Any, nesting: int, event_dim: int = 0) -> Tensor:
-    """Bring ``(*batch, *event)``, batch dimensions where Pyro has them, to one for each plate of the node.
+def over_plates(value: Tensor, site: Site, nesting: int, event_dim: int = 0) -> Tensor:
+    """Reshape a value to one batch dimension for each vectorised plate of its site.
 
+    :param value: ``(*batch, *event)``, with the plates at the dimensions where Pyro put them.
     :return: ``(S, *plates, *event)``.
     """
-    frames = sorted(node["cond_indep_stack"], key=lambda frame: frame.dim)  # the draws come first
+    plates = plates_of(site)  # the draws come first
     sizes = [1] * (1 + nesting)
-    for frame in frames:
-        sizes[frame.dim] = frame.size
+    for plate in plates:
+        sizes[plate.dim] = plate.size
     batch, event = torch.Size(sizes), value.shape[value.dim() - event_dim :]
     value = value.reshape(value.shape[max(value.dim() - event_dim - len(batch), 0) :]).expand(batch + event)
-    return value.reshape(torch.Size(frame.size for frame in frames) + event)
+    return value.reshape(torch.Size(plate.size for plate in plates) + event)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyro
 from torch import Tensor
 
+if TYPE_CHECKING:
+    import xarray
+    from numpy.typing import ArrayLike
+
 __all__ = ["SAMPLE", "Groups", "Variable", "make_datasets", "name_dims"]
 
 SAMPLE = ["chain", "draw"]
+"""ArviZ's names for the dimensions of the draws."""
 
 Variable = tuple[list[str], np.ndarray]
 """Names of the dimensions, and values."""
 
 Groups = dict[str, dict[str, Variable]]
+"""Variables by name, by the name of their group."""
 
 
 def name_dims(
@@ -27,8 +33,11 @@ def name_dims(
     inner: Sequence[str] = (),
     given: Mapping[str, Sequence[str]] | None = None,
 ) -> Variable:
-    """Name the dimensions of a variable: ``lead``, then what the user gave, or ``inner`` and numbers.
+    """Name the dimensions of a variable.
 
+    :param lead: names of the first dimensions.
+    :param inner: default names of the next ones. The rest are numbered, ``{name}_dim_0`` and so on.
+    :param given: the user's names by variable. They replace the defaults, and may repeat ``lead``.
     :raises ValueError: if the user's names are too few or too many.
     """
     lead, rest = list(lead), values.dim() - len(lead)
@@ -42,12 +51,12 @@ def name_dims(
 
 
 def make_datasets(
-    groups: Groups, coords: Mapping[str, Sequence[Any]], defaults: Mapping[str, Sequence[Any]]
-) -> dict[str, Any]:
+    groups: Groups, coords: Mapping[str, ArrayLike], defaults: Mapping[str, ArrayLike]
+) -> dict[str, xarray.Dataset]:
     """One ``xarray.Dataset`` for each group that is not empty.
 
     :param coords: the user's values along dimensions.
-    :param defaults: values of dimensions that the user gave none for; others are counted from 0.
+    :param defaults: values along dimensions without values in ``coords``. All others count from 0.
     :raises ValueError: for values of a dimension that does not exist or has another size.
     """
     import xarray
@@ -80,4 +89,5 @@ def make_datasets(
 
 
 def _sizes(variable: Variable) -> list[tuple[str, int]]:
+    """The dimensions of a variable with their sizes."""
     return list(zip(variable[0], variable[1].shape, strict=True))
