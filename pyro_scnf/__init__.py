@@ -3,11 +3,11 @@
 One exact generative model of labelled and unlabelled data, inside your own Pyro program.
 """
 
-import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-from pyro_scnf import flows, nn, presets, priors, transforms
+from pyro_scnf import flows, nn, priors, transforms
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._lazy import lazy
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import (
@@ -22,8 +22,12 @@ from pyro_scnf.models import (
 from pyro_scnf.objective import elbo
 from pyro_scnf.posterior import enumerate_labels, sample_labels, to_inference_data
 from pyro_scnf.priors import PRIORS, make_prior
+from pyro_scnf.saving import load, save
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
+
+if TYPE_CHECKING:
+    from pyro_scnf import analysis, datasets, plots, presets, testing, training
 
 __version__ = "0.1.0"
 
@@ -37,25 +41,31 @@ __all__ = [
     "LabelMarginal",
     "SemiConditionalFlow",
     "SemiSupervisedModel",
+    "analysis",
     "bits_per_dim",
+    "datasets",
     "elbo",
     "enumerate_labels",
     "exact_guide",
     "flows",
+    "load",
     "make_guide",
     "make_prior",
     "nn",
+    "plots",
     "presets",
     "priors",
     "sample_labels",
+    "save",
     "share_encoding",
+    "testing",
     "to_inference_data",
+    "training",
     "transforms",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """``datasets`` and ``training`` on first use: they may need extras."""
-    if name in ("datasets", "training"):
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported on first use, since they may need extras.
+_LAZY = dict.fromkeys(("analysis", "datasets", "plots", "presets", "testing", "training"), "")
+
+__getattr__, __dir__ = lazy(__name__, _LAZY, __all__)

@@ -1,25 +1,34 @@
 """Partly labelled data sets, split reproducibly by seed: 2-D toys, handwritten digits, images.
 
-scikit-learn makes the toys and ships the digits (extra ``examples``); torchvision reads the images.
+scikit-learn makes the toys and ships the digits (extra ``datasets``); torchvision reads the images.
 """
 
-from pyro_scnf.datasets.augment import ImageAugment, RandomShift, random_shift
+from pyro_scnf.datasets.augment import Augment, ImageAugment, Jitter, RandomShift, random_shift
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.images import IMAGES, ImageSet, images
-from pyro_scnf.datasets.neighbours import deskew, link_neighbours, nearest_neighbours, pixel_features
+from pyro_scnf.datasets.neighbours import (
+    deskew,
+    link_neighbours,
+    nearest_neighbours,
+    pixel_features,
+    upright_features,
+)
 from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class
-from pyro_scnf.datasets.toys import TOYS, digits, toy
+from pyro_scnf.datasets.toys import TOYS, digits, enlarged_digits, toy
 
 __all__ = [
     "IMAGES",
     "SPLITS",
     "TOYS",
+    "Augment",
     "ImageAugment",
     "ImageSet",
+    "Jitter",
     "RandomShift",
     "SemiSupervisedData",
     "deskew",
     "digits",
+    "enlarged_digits",
     "images",
     "keep_labels",
     "keep_labels_per_class",
@@ -28,4 +37,5 @@ __all__ = [
     "pixel_features",
     "random_shift",
     "toy",
+    "upright_features",
 ]

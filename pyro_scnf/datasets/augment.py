@@ -1,8 +1,9 @@
-"""Images changed afresh for every training batch: shifted, dequantised, jittered."""
+"""Data changed afresh for every training batch: shifted, dequantised, jittered."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,14 +12,14 @@ from torch.nn import functional as F
 from pyro_scnf._checks import check_at_least
 from pyro_scnf.transforms import dequantize
 
-__all__ = ["ImageAugment", "RandomShift", "random_shift"]
+__all__ = ["Augment", "ImageAugment", "Jitter", "RandomShift", "as_augment", "random_shift"]
 
 
 def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Move every image by its own whole number of pixels; zeros come in at the border.
+    """Move every image by its own whole number of pixels. Zeros come in at the border.
 
-    The number is uniform in ``-pixels .. pixels``, in each of both directions: to every image of a
-    batch, on its device, what torchvision's ``RandomCrop(size, padding=pixels)`` does to one.
+    The number is uniform in ``-pixels .. pixels``, for each of the two axes. torchvision's
+    ``RandomCrop(size, padding=pixels)`` does the same to one image; this is for a batch, on its device.
 
     :param x: images ``(*batch, C, H, W)`` of any dtype.
     :param int pixels: the furthest shift.
@@ -45,9 +46,68 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = Non
     return cut.gather(-1, columns[..., None, None, :].expand(x.shape))
 
 
+class Augment:
+    """The protocol of ``fit(augment=...)``: what is done to rows on their way into training.
+
+    Subclass it and override what you need. A plain function of x is enough where only training batches
+    change: it is taken for :meth:`__call__`.
+
+    :ivar bins: number of grey levels, if :meth:`prepare` dequantises. Logs then show bits per dimension.
+    """
+
+    bins: int | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rows of a training batch, changed at random; by default what :meth:`prepare` makes of them."""
+        return self.prepare(x)
+
+    def labelled(self, x: Tensor) -> Tensor:
+        """The labelled rows of a training batch, changed at random; by default like the others.
+
+        They are few, so the same ones come again and again.
+        """
+        return self(x)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Rows for validation and testing; by default as they are."""
+        return x
+
+
+class _Function(Augment):
+    """A function of x, with those methods of the protocol that it has itself."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+        self.bins = getattr(function, "bins", None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def labelled(self, x: Tensor) -> Tensor:
+        return getattr(self.function, "labelled", self.function)(x)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return self.function.prepare(x) if hasattr(self.function, "prepare") else x
+
+
+def as_augment(augment: Callable[[Tensor], Tensor] | None) -> Augment:
+    """The :class:`Augment` that a user's ``augment`` stands for.
+
+    :param augment: an :class:`Augment`, a function of x, or ``None`` to leave data as they are.
+    :raises ValueError: for anything else.
+    """
+    if augment is None:
+        return Augment()
+    if isinstance(augment, Augment):
+        return augment
+    if not callable(augment):
+        raise ValueError(f"augment={augment!r}: expected an Augment, a function of x, or None")
+    return _Function(augment)
+
+
 @dataclass(frozen=True)
-class RandomShift:
-    """:func:`random_shift` by up to ``pixels``, as an ``augment`` for :func:`pyro_scnf.training.fit`.
+class RandomShift(Augment):
+    """:func:`random_shift` by up to ``pixels``.
 
     :raises ValueError: for ``pixels`` below 0.
     """
@@ -62,19 +122,48 @@ class RandomShift:
 
 
 @dataclass(frozen=True)
-class ImageAugment:
-    """Integer images for training, as an ``augment`` for :func:`pyro_scnf.training.fit`.
+class Jitter(Augment):
+    """Gaussian noise on every training row; integers are dequantised first.
 
-    Called, it shifts (:func:`random_shift`), dequantises and jitters with Gaussian noise; what noise
-    takes out of the unit interval is reflected back into it, since clamping would heap it up at the
-    ends, where a density could rise without bound. :meth:`prepare`, for validation and test data,
-    dequantises only. Both take images ``(*batch, C, H, W)`` of any dtype, integers
-    ``0 .. bins - 1``, to floating ones in [0, 1), and draw from the global generator.
+    :param float scale: standard deviation of the noise.
+    :param bins: number of values of integer data, which :meth:`prepare` dequantises
+        (:func:`~pyro_scnf.transforms.dequantize`); ``None`` leaves the data as they are.
+    :raises ValueError: for a negative or infinite ``scale``, or ``bins`` below 1.
+
+    Noise may leave the unit interval. Use :class:`ImageAugment` for a flow that begins with a logit.
+    """
+
+    scale: float
+    bins: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_scale("scale", self.scale)
+        check_at_least(1, bins=1 if self.bins is None else self.bins)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = self.prepare(x)
+        return x + self.scale * torch.randn_like(x)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Dequantised, if ``bins`` is given."""
+        return x if self.bins is None else dequantize(x, self.bins)
+
+
+@dataclass(frozen=True)
+class ImageAugment(Augment):
+    """Integer images, shifted, dequantised and jittered for training.
+
+    Called, it shifts (:func:`random_shift`), dequantises, and adds Gaussian noise. Noise that leaves the
+    unit interval is reflected back into it. Clamping would heap it up at the ends, where a density could
+    then rise without bound. :meth:`prepare` only dequantises. Both take images ``(*batch, C, H, W)`` of any
+    dtype with integer values ``0 .. bins - 1`` to floating images in [0, 1), and draw from the global
+    generator.
 
     :param int bins: number of grey levels.
     :param int shift: the furthest shift, in pixels.
-    :param float jitter: standard deviation of the noise, where a grey level is ``1 / bins``.
-    :raises ValueError: for ``bins`` below 1, or ``shift`` or ``jitter`` below 0.
+    :param float jitter: standard deviation of the noise; a grey level is ``1 / bins``.
+    :param shift_labelled: the furthest shift of labelled rows; ``None`` for the same as of the others.
+    :raises ValueError: for ``bins`` below 1, or for a negative shift or jitter.
 
     >>> augment = ImageAugment(shift=2)
     >>> x = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
@@ -85,12 +174,13 @@ class ImageAugment:
     bins: int = 256
     shift: int = 0
     jitter: float = 0.0
+    shift_labelled: int | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, bins=self.bins)
         check_at_least(0, shift=self.shift)
-        if not 0 <= self.jitter < float("inf"):
-            raise ValueError(f"jitter={self.jitter}: expected a finite number of at least 0")
+        check_at_least(0, shift_labelled=0 if self.shift_labelled is None else self.shift_labelled)
+        _check_scale("jitter", self.jitter)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.shift:
@@ -98,9 +188,18 @@ class ImageAugment:
         x = self.prepare(x)
         return _reflect(x + self.jitter * torch.randn_like(x)) if self.jitter else x
 
+    def labelled(self, x: Tensor) -> Tensor:
+        """Labelled rows, shifted by up to ``shift_labelled``."""
+        return self(x) if self.shift_labelled is None else replace(self, shift=self.shift_labelled)(x)
+
     def prepare(self, x: Tensor) -> Tensor:
         """Dequantised only: :func:`~pyro_scnf.transforms.dequantize`."""
         return dequantize(x, self.bins)
+
+
+def _check_scale(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value}: expected a finite number of at least 0")
 
 
 def _reflect(x: Tensor) -> Tensor:

@@ -49,6 +49,12 @@ class SemiSupervisedData:
         """The unlabelled rows (a copy)."""
         return self.x[self.y == UNLABELLED]
 
+    def test_examples(self) -> tuple[Tensor, Tensor]:
+        """The first test row of each class, and their labels."""
+        classes = self.y_test.unique()
+        rows = torch.stack([(self.y_test == k).nonzero()[0, 0] for k in classes])
+        return self.x_test[rows], classes
+
     def hold_out(self, size: int, seed: int = 0, truth: Tensor | None = None) -> SemiSupervisedData:
         """Move ``size`` random unlabelled rows to ``x_val``, to tell when to stop.
 

@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from pyro_scnf._checks import check_at_least
 from pyro_scnf.datasets.base import SemiSupervisedData
 
-__all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features"]
+__all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", "upright_features"]
 
 
 def pixel_features(x: Tensor) -> Tensor:
-    """Images ``(N, C, H, W)`` averaged over squares of 2×2 pixels, which forgives small shifts, and scaled
-    to unit length, which forgives brightness; vectors."""
+    """Images ``(N, C, H, W)`` as vectors of unit length, averaged over squares of 2×2 pixels.
+
+    The average makes small shifts count less, the unit length makes brightness count for nothing.
+    """
     return F.normalize(F.avg_pool2d(x.float(), 2).flatten(1))
 
 
@@ -44,6 +46,11 @@ def deskew(x: Tensor) -> Tensor:
     return F.grid_sample(x, grid, align_corners=False)
 
 
+def upright_features(x: Tensor) -> Tensor:
+    """:func:`pixel_features` of handwriting without its slant (:func:`deskew`)."""
+    return pixel_features(deskew(x))
+
+
 def nearest_neighbours(
     x: Tensor, k: int = 5, features: Callable[[Tensor], Tensor] | None = None, chunk: int = 2000
 ) -> Tensor:
@@ -51,8 +58,8 @@ def nearest_neighbours(
 
     :param x: ``(N, *event_shape)``, of any dtype.
     :param int k: how many, the row itself not counted.
-    :param features: what is compared, ``(N, ...)``; by default :func:`pixel_features` images, and other data
-        as they are.
+    :param features: a function from x to what is compared, ``(N, ...)``. By default images are compared by
+        :func:`pixel_features`, and other data as they are.
     :param int chunk: rows compared at a time; memory is ``chunk`` times N numbers.
     :raises ValueError: for ``k`` out of range.
     """

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from pyro_scnf._extras import require
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import keep_labels_per_class
+from pyro_scnf.datasets.splits import keep_labels, keep_labels_per_class
 
-__all__ = ["TOYS", "digits", "toy"]
+__all__ = ["TOYS", "digits", "enlarged_digits", "toy"]
 
 
 def _pinwheel(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +34,11 @@ def _eight_gaussians(n: int, noise: float, rng: np.random.Generator) -> tuple[np
 
 
 def _moons(n: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return require("sklearn.datasets", "examples").make_moons(n, noise=noise, random_state=seed)
+    return require("sklearn.datasets", "datasets").make_moons(n, noise=noise, random_state=seed)
 
 
 def _circles(n: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return require("sklearn.datasets", "examples").make_circles(n, noise=noise, factor=0.2, random_state=seed)
+    return require("sklearn.datasets", "datasets").make_circles(n, noise=noise, factor=0.2, random_state=seed)
 
 
 def _seeded(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,15 +87,36 @@ def digits(*, labels_per_class: int = 10, num_test: int = 360, seed: int = 0) ->
 
     Reference: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998.
     """
-    data = require("sklearn.datasets", "examples").load_digits()
+    data = require("sklearn.datasets", "datasets").load_digits()
     return _split(data.images[:, None], data.target, num_test, labels_per_class, seed, 10)
+
+
+def enlarged_digits(
+    *, labels: int = 100, split: str = "balanced", num_test: int = 360, num_val: int = 0, seed: int = 0
+) -> SemiSupervisedData:
+    """:func:`digits` enlarged to 28×28 pixels of 256 grey levels, in uint8.
+
+    They stand in for MNIST where nothing can be downloaded.
+
+    :param int labels: how many labels to keep, see :func:`keep_labels`.
+    :param str split: which, one of :data:`SPLITS`.
+    :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
+    """
+    bunch = require("sklearn.datasets", "datasets").load_digits()
+    x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
+    x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    train, test = order[num_test:], order[:num_test]
+    shown = keep_labels(y[train], 10, labels, split, seed)
+    data = SemiSupervisedData(x[train], shown, x[test], y[test], 10)
+    return data.hold_out(num_val, seed, truth=y[train]) if num_val else data
 
 
 def _split(
     x: np.ndarray, y: np.ndarray, num_test: int, labels_per_class: int, seed: int, num_classes: int
 ) -> SemiSupervisedData:
     """Stratified train/test split, then all but a few training labels hidden."""
-    selection = require("sklearn.model_selection", "examples")
+    selection = require("sklearn.model_selection", "datasets")
     x_train, x_test, y_train, y_test = selection.train_test_split(
         x.astype(np.float32), y.astype(np.int64), test_size=num_test, random_state=seed, stratify=y
     )

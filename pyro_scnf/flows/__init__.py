@@ -1,7 +1,17 @@
 """Ready-made flows :math:`f_w`."""
 
+from collections.abc import Callable
+
 from pyro_scnf.flows.atanov2019 import atanov2019_mnist
 from pyro_scnf.flows.glow import glow
 from pyro_scnf.flows.realnvp import realnvp
+from pyro_scnf.transforms.compose import Layer
 
-__all__ = ["atanov2019_mnist", "glow", "realnvp"]
+__all__ = ["FLOWS", "atanov2019_mnist", "glow", "realnvp"]
+
+FLOWS: dict[str, Callable[..., Layer]] = {
+    "atanov2019_mnist": atanov2019_mnist,
+    "glow": glow,
+    "realnvp": realnvp,
+}
+"""Flows by name, as saved models name them."""

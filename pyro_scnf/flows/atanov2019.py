@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from pyro_scnf._spec import recorded
 from pyro_scnf.flows.builder import CouplingBuilder
 from pyro_scnf.transforms import (
     ActNorm,
-    Compose,
     InvertibleConv1x1,
     Logit,
     Squeeze,
@@ -20,7 +20,8 @@ from pyro_scnf.transforms.compose import Layer
 __all__ = ["atanov2019_mnist"]
 
 
-def atanov2019_mnist(latent_dim: int = 196) -> Compose:
+@recorded
+def atanov2019_mnist(latent_dim: int = 196) -> Layer:
     r"""The flow :math:`f_w` of Atanov et al. (2019), Appendix E: 6,299,987 parameters.
 
     A step, from data to latent, is 1×1 convolution (unconstrained, starting at the identity),
@@ -55,4 +56,4 @@ def atanov2019_mnist(latent_dim: int = 196) -> Compose:
         stages.append(compose(layers[::-1]))
         shape = torch.Size((kept_channels(squeeze.base_shape[0]),)) + squeeze.base_shape[1:]
     stages.append(compose([*checkerboards(shape), *channels(shape)][::-1]))
-    return Compose([multi_scale(stages[::-1], latent_dim), Logit(image, alpha=0.05)])  # type: ignore[list-item]
+    return compose([multi_scale(stages[::-1], latent_dim), Logit(image, alpha=0.05)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from pyro_scnf._shapes import as_event_shape
-from pyro_scnf.flows.builder import CouplingBuilder, NetFactory
+from pyro_scnf._spec import recorded
+from pyro_scnf.flows.builder import CouplingBuilder
+from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
     ActNorm,
     InvertibleConv1x1,
@@ -23,8 +25,9 @@ from pyro_scnf.transforms.compose import Layer
 __all__ = ["glow"]
 
 
+@recorded
 def glow(
-    event_shape: Any,
+    event_shape: Sequence[int] | int,
     *,
     levels: int | None = None,
     steps: int | Sequence[int] = 4,
@@ -36,7 +39,7 @@ def glow(
     logit: float | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
-    net: NetFactory | None = None,
+    net: NetSpec | Sequence[NetSpec] | None = None,
 ) -> Layer:
     r"""A multi-scale Glow: ``levels`` times (squeeze, ``steps`` steps, factor-out).
 
@@ -59,8 +62,9 @@ def glow(
     :param int latent_dim: how many of the deepest components form :math:`z_f`; by default all of
         the deepest scale.
     :param int context_dim: 0 gives an unconditional flow, more a conditional one.
-    :param net: ``net(in_channels, out_channels, context_dim=...)`` making the conditioners, instead
-        of residual networks.
+    :param net: conditioners to use instead of residual networks, one for all levels or a list with one
+        for each, from the data on: a word (``"conv:width=96"``), a dict, or a function
+        ``net(in_channels, out_channels, context_dim=...)``, see :func:`~pyro_scnf.nn.make_net`.
     :raises ValueError: if the image cannot be halved ``levels`` times, among others.
 
     >>> flow = glow((3, 16, 16), levels=2, steps=1, width=8)
@@ -78,12 +82,15 @@ def glow(
         raise ValueError(
             f"levels={levels}, steps={steps}: expected at least 1 of each, and steps for each level"
         )
-    build = CouplingBuilder(width, blocks, scale, context_dim, net)
+    nets = list(net) if isinstance(net, list | tuple) else [net] * levels
+    if len(nets) != levels:
+        raise ValueError(f"net: a list of {len(nets)} networks for {levels} levels, expected one for each")
+    builders = [CouplingBuilder(width, blocks, scale, context_dim, each_net) for each_net in nets]
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = [] if logit is None else [Logit(shape, logit)]
 
     stages: list[Layer] = []  # from the data on
-    for level in range(levels):
+    for level, build in enumerate(builders):
         layers: list[Layer] = []
         if len(shape) == 3:
             layers.append(Squeeze(shape))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from pyro_scnf._shapes import as_event_shape
-from pyro_scnf.flows.builder import CouplingBuilder, NetFactory
+from pyro_scnf._spec import recorded
+from pyro_scnf.flows.builder import CouplingBuilder
+from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import Logit, Squeeze, compose, kept_channels, multi_scale
 from pyro_scnf.transforms.compose import Layer
 
 __all__ = ["realnvp"]
 
 
+@recorded
 def realnvp(
-    event_shape: Any,
+    event_shape: Sequence[int] | int,
     *,
     levels: int | None = None,
     couplings: int | None = None,
@@ -25,7 +28,7 @@ def realnvp(
     logit: float | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
-    net: NetFactory | None = None,
+    net: NetSpec | None = None,
 ) -> Layer:
     r"""Real NVP: alternating couplings, without actnorm or 1×1 convolutions.
 
@@ -42,7 +45,8 @@ def realnvp(
     :param logit: contraction of a leading logit, for data in the unit interval.
     :param int latent_dim: how many of the deepest components form :math:`z_f`.
     :param int context_dim: 0 gives an unconditional flow, more a conditional one.
-    :param net: ``net(in_channels, out_channels, context_dim=...)`` making the conditioners.
+    :param net: conditioners to use instead of residual networks: a word, a dict or a function, see
+        :func:`~pyro_scnf.nn.make_net`.
     :raises ValueError: for ``levels`` with vectors, ``couplings`` with images, or an image that
         cannot be halved ``levels - 1`` times.
 

@@ -8,5 +8,17 @@ from pyro_scnf.nn.conditioners import (
     ResidualConvNet,
     ResidualMLP,
 )
+from pyro_scnf.nn.spec import NETS, NetFactory, NetSpec, make_net
 
-__all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
+__all__ = [
+    "MLP",
+    "NETS",
+    "ChannelNorm",
+    "Conditioner",
+    "ConvNet",
+    "NetFactory",
+    "NetSpec",
+    "ResidualConvNet",
+    "ResidualMLP",
+    "make_net",
+]

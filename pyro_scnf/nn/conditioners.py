@@ -25,6 +25,15 @@ __all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "R
 
 Norm = Literal["final", "blocks", "none"]
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+}
+"""Activations by name."""
+
 
 class ChannelNorm(nn.Module):
     """Affine map per channel, set from data by ``Conditioner.initialize``; identity until then.
@@ -241,7 +250,9 @@ class MLP(Conditioner):
     """Plain network of linear layers, for vectors: the light conditioner.
 
     :param hidden: widths of the hidden layers.
-    :param activation: module class between the layers.
+    :param activation: module class between the layers, or its name: ``"relu"``, ``"tanh"``, ``"silu"``,
+        ``"gelu"`` or ``"elu"``.
+    :raises ValueError: for an unknown activation, or no hidden width.
     """
 
     def __init__(
@@ -249,13 +260,19 @@ class MLP(Conditioner):
         in_channels: int,
         out_channels: int,
         hidden: Sequence[int] = (64, 64),
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: str | Callable[[], nn.Module] = nn.ReLU,
         context_dim: int = 0,
     ) -> None:
         if not hidden:
             raise ValueError("hidden is empty: expected at least one width")
         for size in hidden:
             check_at_least(1, hidden=size)
+        if isinstance(activation, str):
+            if activation not in ACTIVATIONS:
+                raise ValueError(
+                    f"activation={activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}"
+                )
+            activation = ACTIVATIONS[activation]
         body: list[nn.Module] = [activation()]
         for before, after in pairwise(hidden):
             body += [nn.Linear(before, after), activation()]

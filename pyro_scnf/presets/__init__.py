@@ -1,5 +1,28 @@
-"""Complete models of the literature, with their sizes and initial values."""
+"""Models with the settings that train them: those of the literature, and light ones for a CPU."""
 
-from pyro_scnf.presets.atanov2019 import scnf_mnist
+from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
+from pyro_scnf.presets.base import ModelOptions, Preset
+from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
 
-__all__ = ["scnf_mnist"]
+__all__ = [
+    "DIGITS",
+    "MNIST_CPU",
+    "MNIST_FAST",
+    "MNIST_PAPER",
+    "MNIST_PAPER_SMALL_H",
+    "PRESETS",
+    "TOY",
+    "ModelOptions",
+    "Preset",
+    "scnf_mnist",
+]
+
+PRESETS: dict[str, Preset] = {
+    "toy": TOY,
+    "digits": DIGITS,
+    "mnist-cpu": MNIST_CPU,
+    "mnist-fast": MNIST_FAST,
+    "mnist-paper": MNIST_PAPER,
+    "mnist-paper-small-h": MNIST_PAPER_SMALL_H,
+}
+"""Presets by name."""

@@ -1,14 +1,18 @@
-"""Complete models of the literature, with their sizes and initial values."""
+"""The MNIST model of Atanov et al. (2019), Appendix E, and the settings of the released code."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from pyro_scnf.datasets import ImageAugment
 from pyro_scnf.flows import atanov2019_mnist
+from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.training.options import Optimisation
 
-__all__ = ["scnf_mnist"]
+__all__ = ["MNIST_PAPER", "MNIST_PAPER_SMALL_H", "scnf_mnist"]
 
 
 def scnf_mnist(
@@ -39,3 +43,47 @@ def scnf_mnist(
     elif prior == "gmm":
         prior = {"name": "gmm", "covariance": "shared", "scale": math.log(2)}
     return SemiConditionalFlow(atanov2019_mnist(latent_dim), prior, num_classes, init_aux_scale=math.log(2))
+
+
+@dataclass(frozen=True)
+class _PaperFlow:
+    """:func:`scnf_mnist` with conditional networks of one width."""
+
+    prior_width: int
+
+    def __call__(
+        self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
+    ) -> SemiConditionalFlow:
+        return scnf_mnist(
+            prior, latent_dim=latent_dim or 196, prior_width=self.prior_width, num_classes=num_classes
+        )
+
+
+def _paper(prior_width: int) -> Preset:
+    return Preset(
+        flow=_PaperFlow(prior_width),
+        augment=ImageAugment(),
+        optimisation=Optimisation(
+            optimizer="adamax",
+            learning_rate=1e-3,
+            betas=(0.9, 0.999),
+            weight_decay=1e-5,
+            schedule="linear",
+            ema_decay=None,
+            gradient_clip=None,
+        ),
+        steps=117_500,
+        batch_size=171,
+        labelled_batch_size=85,  # a third of 256
+        validate_every=500,
+        model=ModelOptions(class_probs="empirical"),
+        initial_rows=512,
+        split="stratified",
+    )
+
+
+MNIST_PAPER = _paper(prior_width=256)
+"""Appendix E with the settings of the released code."""
+
+MNIST_PAPER_SMALL_H = _paper(prior_width=64)
+"""The same, with conditional networks as narrow as the paper's text says."""

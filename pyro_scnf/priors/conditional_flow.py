@@ -12,7 +12,7 @@ from pyro_scnf._checks import check_at_least, check_finite
 from pyro_scnf._shapes import as_event_shape, check_event
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
-from pyro_scnf.flows.builder import NetFactory
+from pyro_scnf.nn import NetSpec
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.transforms import ConditionalFlowTransform, Flatten, compose
 from pyro_scnf.transforms.compose import Layer
@@ -41,8 +41,8 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     :param float base_scale: its initial value.
     :param int embedding_dim: length of the label embedding; K by default, where it starts one-hot.
     :param flow: a conditional transform to use instead of the Glow, with vector base.
-    :param net: ``net(in_channels, out_channels, context_dim=...)`` making the conditioners of the Glow,
-        instead of residual networks.
+    :param net: conditioners of the Glow, instead of residual networks: a word, a dict or a function, see
+        :func:`~pyro_scnf.nn.make_net`.
     :param int context_dim: condition on real vectors of this length (covariates) instead of labels;
         ``num_classes`` is then ignored and nothing is embedded.
 
@@ -66,7 +66,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         embedding_dim: int | None = None,
         context_dim: int | None = None,
         flow: Layer | None = None,
-        net: NetFactory | None = None,
+        net: NetSpec | None = None,
     ) -> None:
         super().__init__(event_shape, num_classes)
         self.embedding: nn.Embedding | None = None

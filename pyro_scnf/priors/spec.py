@@ -1,21 +1,20 @@
-"""Naming a prior: by word, by dict, by class or by object, alike in Python and on a command line."""
+"""Naming a prior by word, by dict, by class or by object."""
 
 from __future__ import annotations
 
-import ast
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import nn
 
+from pyro_scnf._spec import read_spec, remember
+from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.priors.conditional_flow import ConditionalFlowPrior
 from pyro_scnf.priors.mixture import GaussianMixturePrior, StudentTMixturePrior
 
 __all__ = ["PRIORS", "PriorSpec", "make_prior"]
 
-PRIORS: dict[str, Callable[..., nn.Module]] = {
+PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
     "flow": ConditionalFlowPrior,
     "gmm": GaussianMixturePrior,
     "flowgmm": partial(GaussianMixturePrior, covariance="isotropic", learn_means=False, learn_scales=False),
@@ -23,10 +22,13 @@ PRIORS: dict[str, Callable[..., nn.Module]] = {
 }
 """Priors by name; ``flowgmm`` has fixed random means and unit scales."""
 
-PriorSpec = str | Mapping[str, Any] | Callable[..., nn.Module] | nn.Module
+PriorSpec = str | Mapping[str, object] | Callable[..., ClassConditionalPrior] | ClassConditionalPrior
+"""Whatever names a prior, see :func:`make_prior`."""
 
 
-def make_prior(spec: PriorSpec, event_shape: Any, num_classes: int | None) -> nn.Module:
+def make_prior(
+    spec: PriorSpec, event_shape: Sequence[int] | int, num_classes: int | None
+) -> ClassConditionalPrior:
     """The prior that ``spec`` names, over latents of ``event_shape`` and ``num_classes`` labels.
 
     :param spec: one of
@@ -47,41 +49,10 @@ def make_prior(spec: PriorSpec, event_shape: Any, num_classes: int | None) -> nn
         return spec
     if num_classes is None:
         raise ValueError(f"num_classes: needed to build the prior {spec!r}")
-    options: dict[str, Any] = {}
-    factory: Any = spec
-    if isinstance(spec, Mapping):
-        options = dict(spec)
-        factory = options.pop("name", None)
-        if factory is None:
-            raise ValueError(f"prior={dict(spec)!r}: expected a key 'name'")
-    if isinstance(factory, str):
-        word, _, text = factory.partition(":")
-        options = {**_parse_options(text), **options}
-        factory = PRIORS.get(word) or _import(word)
+    named = read_spec(spec, PRIORS, "prior")
     try:
-        return factory(event_shape, num_classes, **options)
+        prior = named.factory(event_shape, num_classes, **named.options)
     except TypeError as error:
         raise ValueError(f"prior={spec!r}: {error}") from error
-
-
-def _parse_options(text: str) -> dict[str, Any]:
-    options = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not (equals and key.isidentifier()):
-            raise ValueError(f"prior option {item!r}: expected key=value")
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = {"true": True, "false": False}.get(value.lower(), value)
-    return options
-
-
-def _import(path: str) -> Callable[..., nn.Module]:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ValueError(
-            f"prior={path!r}: expected one of {', '.join(map(repr, PRIORS))} or the import path of a class"
-        ) from None
+    remember(prior, named.description)
+    return prior

@@ -1,20 +1,42 @@
-"""Training partly labelled models with Lightning, on one device or many (extra ``train``)."""
+"""Training partly labelled models with Lightning, on one device or many (extra ``train``).
 
-from pyro_scnf.training.batches import StepBatches
-from pyro_scnf.training.checkpoint import AtomicCheckpointIO
-from pyro_scnf.training.fit import FitResult, fit
+Options and batches need no extra. What needs Lightning is imported on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from pyro_scnf._lazy import lazy
+from pyro_scnf.training.batches import Batch, StepBatches
+from pyro_scnf.training.options import Machine, Optimisation
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES, make_optimizer, make_schedule
-from pyro_scnf.training.task import SemiSupervisedTask, keep_data
+
+if TYPE_CHECKING:
+    from pyro_scnf.training.checkpoint import AtomicCheckpointIO
+    from pyro_scnf.training.fitting import FitResult, fit
+    from pyro_scnf.training.task import SemiSupervisedTask
 
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
     "AtomicCheckpointIO",
+    "Batch",
     "FitResult",
+    "Machine",
+    "Optimisation",
     "SemiSupervisedTask",
     "StepBatches",
     "fit",
-    "keep_data",
     "make_optimizer",
     "make_schedule",
 ]
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "AtomicCheckpointIO": "pyro_scnf.training.checkpoint",
+        "FitResult": "pyro_scnf.training.fitting",
+        "SemiSupervisedTask": "pyro_scnf.training.task",
+        "fit": "pyro_scnf.training.fitting",
+    },
+    __all__,
+)

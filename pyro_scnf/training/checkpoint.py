@@ -1,64 +1,65 @@
-"""Checkpoints that are whole or not there, of the last step and of the best."""
+"""Checkpoints of the last step and of the best one."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pyro_scnf._extras import require
+from pyro_scnf._files import replacing
 
-callbacks = require("lightning.pytorch.callbacks", "train")
-plugins = require("lightning.pytorch.plugins.io", "train")
+if TYPE_CHECKING:
+    import lightning.pytorch as lightning
+    from lightning.pytorch import callbacks
+    from lightning.pytorch.plugins import io as plugins
+else:
+    callbacks = require("lightning.pytorch.callbacks", "train")
+    plugins = require("lightning.pytorch.plugins.io", "train")
 
 __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
 
-class AtomicCheckpointIO(plugins.TorchCheckpointIO):  # type: ignore[misc, name-defined]
-    """Writes a checkpoint beside its place, flushes it to disk and only then moves it there.
+class AtomicCheckpointIO(plugins.TorchCheckpointIO):
+    """Writes checkpoints that are whole or not there, and reads no code.
 
-    A process killed at any moment leaves the old checkpoint or the new one, never half of one; what it
-    left beside it, ``.NAME.partial``, the next one replaces. Reading takes tensors and plain values only
-    (``weights_only=True``): a checkpoint cannot run code.
+    A process killed at any moment leaves the old checkpoint or the new one
+    (``.NAME.partial`` beside it is a checkpoint that was never finished, and the next one replaces it).
+    Reading takes tensors and plain values only (``weights_only=True``), so a checkpoint cannot run code.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+    ) -> None:
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+        self, path: str | Path, map_location: object = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return checkpoint
 
 
-class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
-    """``last.ckpt`` at regular steps and at the end, ``best.ckpt`` by ``val_nll``; says when to stop.
+class Checkpoints(callbacks.Checkpoint):
+    """Writes ``last.ckpt`` and ``best.ckpt``, and says when to stop.
 
-    With validation, that is where checkpoints are written and decisions made, and the last step is
-    validated whatever its number. What was decided is part of ``last.ckpt``, names of folders are not:
-    a run goes on from a copy as from the original.
+    ``last.ckpt`` is written at regular steps and at the end, ``best.ckpt`` when ``val_nll`` is the lowest so
+    far. With validation, checkpoints are written and decisions made when the run validates. The last step is
+    always validated. The decisions are part of ``last.ckpt`` and the name of the folder is not, so that a
+    run goes on from a copy of the folder as from the original.
 
-    :param folder: of the two files.
+    :param folder: where the two files lie.
     :param int steps: length of the run.
     :param int every: steps between checkpoints.
     :param patience: stop after so many validations without a better NLL.
-    :param seconds: stop before this time is up, counted from here; with validation at a checkpoint, so
-        that nothing is validated that a whole run would not.
+    :param seconds: stop before this time is up, counted from the construction of this object. With
+        validation the run stops at a checkpoint, so that it validates only where a whole run would.
     """
 
     def __init__(
@@ -74,25 +75,35 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         self.best_step, self.waited = 0, 0
         self.best_nll: float | None = None
         self.started = self.latest = time.monotonic()
+        self.seconds_before = 0.0
 
     @property
     def settled(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.waited >= self.patience
 
-    def setup(self, trainer: Any, task: Any, stage: str) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # each process may have its own
+    @property
+    def seconds_in_all(self) -> float:
+        """Wall-clock time of this run and of the parts that it resumed, up to their checkpoints."""
+        return self.seconds_before + time.monotonic() - self.started
 
-    def on_train_start(self, trainer: Any, task: Any) -> None:
-        trainer.should_stop |= self.settled  # killed between the checkpoint and its end
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        # Each process may have a temporary folder of its own. All use that of the first.
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
-    def on_train_batch_end(self, trainer: Any, task: Any, *args: Any) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # The run may have been killed after patience ran out and before it could stop.
+        trainer.should_stop |= self.settled
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: object
+    ) -> None:
         at_end = trainer.global_step >= self.steps
         if at_end:
             trainer.should_stop = True  # Lightning validates before it stops
         if trainer.enable_validation:
             return
-        # Several processes decide together, which is not free.
+        # Several processes decide together. That costs time, so they do it every tenth step.
         look = trainer.world_size == 1 or trainer.global_step % 10 == 0
         late = look and self._late(trainer)
         if late or at_end or trainer.global_step % self.every == 0:
@@ -100,7 +111,7 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
             self._save_last(trainer)
             trainer.should_stop |= late
 
-    def on_validation_end(self, trainer: Any, task: Any) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         nll = float(trainer.callback_metrics["val_nll"])
         nll = math.inf if math.isnan(nll) else nll
         self.waited += 1
@@ -110,11 +121,12 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         self._save_last(trainer)
         trainer.should_stop |= self.settled or self._late(trainer)
 
-    def _save_last(self, trainer: Any) -> None:
+    def _save_last(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
-    def _late(self, trainer: Any) -> bool:
-        """Whether as much time again as since the last look would be too much."""
+    def _late(self, trainer: lightning.Trainer) -> bool:
+        """Whether the deadline would pass before the next check, if the next interval takes as long as the
+        last one."""
         if self.seconds is None:
             return False
         now, before = time.monotonic(), self.latest
@@ -122,16 +134,23 @@ class Checkpoints(callbacks.Checkpoint):  # type: ignore[misc, name-defined]
         late = 2 * now - before - self.started > self.seconds
         return trainer.strategy.reduce_boolean_decision(late, all=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_step": self.best_step, "best_nll": self.best_nll, "waited": self.waited}
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "best_step": self.best_step,
+            "best_nll": self.best_nll,
+            "waited": self.waited,
+            "seconds_in_all": self.seconds_in_all,
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.best_step, self.best_nll = state_dict["best_step"], state_dict["best_nll"]
-        self.waited = state_dict["waited"]
+        self.waited, self.seconds_before = state_dict["waited"], state_dict["seconds_in_all"]
 
     def load_best(self, model: nn.Module) -> None:
-        """Give ``model`` the best weights if validation said which they are, else the last; averaged ones,
-        where these were kept."""
+        """Give ``model`` the best weights if there was validation, else the last ones.
+
+        They are averaged weights, if the run averaged.
+        """
         name = "last.ckpt" if self.best_nll is None else "best.ckpt"
         weights = torch.load(self.folder / name, map_location="cpu", weights_only=True)["state_dict"]
         prefix = "model."

@@ -1,0 +1,70 @@
+"""How many CPU threads an example computes with. Import this module before torch.
+
+OpenMP reads ``OMP_WAIT_POLICY`` when torch loads it. Threads that wait for each other then sleep instead of
+spinning, so that other processes on a shared machine cost a run little more than their share.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+ROUNDS, SECONDS = 5, 8.0  # of the measurement
+GAIN = 1.15  # more threads must be so much faster to be worth their cores
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fastest(step: Callable[[], object]) -> int:
+    """The number of threads that runs ``step`` fastest now: 1, 2, 4, ... up to the cores at hand.
+
+    The random generator is left as it was.
+    """
+    candidates = [2**i for i in range(available_cores().bit_length())]
+    seconds: dict[int, list[float]] = {threads: [] for threads in candidates}
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        for turn in range(ROUNDS + 1):  # the first one warms up
+            for threads in candidates:
+                torch.set_num_threads(threads)
+                begun = time.perf_counter()
+                step()
+                if turn:
+                    seconds[threads].append(time.perf_counter() - begun)
+            if turn and time.perf_counter() - started > SECONDS:
+                break
+    best = 1
+    for threads in candidates[1:]:
+        if median(seconds[threads]) * GAIN < median(seconds[best]):
+            best = threads
+    return best
+
+
+def set_threads(step: Callable[[], object], out: Path, *, given: int | None, resume: bool) -> int:
+    """Set the number of threads, print it, and keep it in ``out`` beside the checkpoints.
+
+    It is the number ``given``, else that of the run to resume (another number would round differently),
+    else the fastest one.
+    """
+    file = out / "threads.txt"
+    if given is not None:
+        threads, reason = given, "as given"
+    elif resume and file.exists():
+        threads, reason = int(file.read_text()), "as before"
+    else:
+        threads, reason = fastest(step), "measured now; --threads N overrides"
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{threads}\n")
+    print(f"CPU threads: {threads} ({reason})")
+    return threads

@@ -1,0 +1,128 @@
+"""Naming a part by word, by dict, by class or by import path, alike in Python and on a command line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from typing import Generic, ParamSpec, TypeVar
+
+__all__ = ["Named", "describe", "is_plain", "read_spec", "recorded", "remember"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SPEC = "_spec"
+"""The attribute that holds how a module was described, see :func:`describe`."""
+
+
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """A factory that was named, and the options that go with it.
+
+    :ivar factory: what to call.
+    :ivar dict options: keyword arguments for it.
+    :ivar description: the same in plain values, ``None`` if the factory was not named by a string.
+    """
+
+    factory: Callable[..., T]
+    options: dict[str, object]
+    description: dict[str, object] | None
+
+
+def read_spec(
+    spec: str | Mapping[str, object] | Callable[..., T], known: Mapping[str, Callable[..., T]], kind: str
+) -> Named[T]:
+    """The factory that ``spec`` names, with its options.
+
+    :param spec: a word of ``known``, a word with options (``"gmm:scale=0.5"``), an import path
+        (``"my_package.MyPrior:width=32"``), a mapping with the key ``name``, or a class or function.
+    :param known: factories by word.
+    :param kind: the name of the argument, for messages.
+    :raises ValueError: for an unknown word, or options that cannot be read.
+    """
+    options: dict[str, object] = {}
+    name: object = spec
+    if isinstance(spec, Mapping):
+        options = dict(spec)
+        name = options.pop("name", None)
+        if name is None:
+            raise ValueError(f"{kind}={dict(spec)!r}: expected a key 'name'")
+    if not isinstance(name, str):
+        if not callable(name):
+            raise ValueError(f"{kind}={name!r}: expected a word, a dict, a class or a function")
+        return Named(name, options, None)
+    word, _, text = name.partition(":")
+    options = {**_read_options(text, kind), **options}
+    factory = known.get(word) or _import(word, known, kind)
+    return Named(factory, options, {"name": word, **options})
+
+
+def _read_options(text: str, kind: str) -> dict[str, object]:
+    """``"key=value,key=value"`` as a dict. A value that is no Python literal is a word."""
+    source = f"options({text})"
+    try:
+        call = ast.parse(source, mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or call.args or any(item.arg is None for item in call.keywords):
+        raise ValueError(f"{kind} option {text!r}: expected key=value, several of them apart by commas")
+    options: dict[str, object] = {}
+    for item in call.keywords:
+        try:
+            value: object = ast.literal_eval(item.value)
+        except ValueError:
+            word = ast.get_source_segment(source, item.value) or ""
+            value = {"true": True, "false": False}.get(word.lower(), word)
+        options[str(item.arg)] = value
+    return options
+
+
+def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., T]:
+    module, _, name = path.rpartition(".")
+    try:
+        factory: Callable[..., T] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(
+            f"{kind}={path!r}: expected one of {', '.join(map(repr, known))} or the import path of a class"
+        ) from None
+    return factory
+
+
+# -- how a part was made ---------------------------------------------------------------------------
+def is_plain(value: object) -> bool:
+    """Whether ``value`` is made of numbers, strings, ``None``, lists, tuples and dicts only."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def remember(part: object, description: Mapping[str, object] | None) -> None:
+    """Keep how ``part`` was named, if that is made of plain values."""
+    plain = description is not None and is_plain(description)
+    setattr(part, SPEC, dict(description) if description is not None and plain else None)
+
+
+def recorded(factory: Callable[P, T]) -> Callable[P, T]:
+    """Have what ``factory`` makes remember the arguments, where these are plain values."""
+    signature = inspect.signature(factory)
+
+    @wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> T:
+        made = factory(*args, **kwargs)
+        arguments = signature.bind(*args, **kwargs).arguments
+        remember(made, {"name": factory.__name__, **arguments})
+        return made
+
+    return make
+
+
+def describe(part: object) -> dict[str, object] | None:
+    """How ``part`` was named when it was built, in plain values; ``None`` if that is not known."""
+    description: dict[str, object] | None = getattr(part, SPEC, None)
+    return description

@@ -1,0 +1,8 @@
+"""What a trained model knows, in numbers: errors, likelihoods, decompositions. Nothing here draws."""
+
+from pyro_scnf.analysis.curves import read_log
+from pyro_scnf.analysis.evaluate import evaluate
+from pyro_scnf.analysis.latents import SwapsLabels, reconstruct, swap_labels
+from pyro_scnf.analysis.plane import Plane, evaluate_plane
+
+__all__ = ["Plane", "SwapsLabels", "evaluate", "evaluate_plane", "read_log", "reconstruct", "swap_labels"]

@@ -1,0 +1,12 @@
+"""Figures of what :mod:`pyro_scnf.analysis` computes (extra ``plots``).
+
+Every function returns a matplotlib ``Figure``, made without ``pyplot``: no backend is chosen and nothing is
+shown or kept open. Save it with ``figure.savefig(path)``.
+"""
+
+from pyro_scnf.plots.boundary import decision_boundary
+from pyro_scnf.plots.curves import learning_curves
+from pyro_scnf.plots.grid import image_grid
+from pyro_scnf.plots.points import labelled_points
+
+__all__ = ["decision_boundary", "image_grid", "labelled_points", "learning_curves"]

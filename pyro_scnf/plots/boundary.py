@@ -1,0 +1,40 @@
+"""Class regions and density of a model of the plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyro_scnf._extras import require
+from pyro_scnf.analysis import Plane
+from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.plots._figure import COLOURS, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["decision_boundary"]
+
+
+def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
+    """Two panels: class regions with the training points (the labelled ones large), and the density.
+
+    :param plane: from :func:`pyro_scnf.analysis.evaluate_plane`.
+    :param data: the training data.
+    :raises ImportError: without matplotlib.
+    """
+    colours = require("matplotlib", "plots").colormaps[COLOURS].colors
+    figure, (regions, density) = new_figure(2, (10, 4.2))
+    mixed = torch.einsum("hwk,kc->hwc", plane.probs.float(), torch.tensor(colours[: plane.probs.shape[-1]]))
+    extent = (plane.low[0].item(), plane.high[0].item(), plane.low[1].item(), plane.high[1].item())
+    regions.imshow(mixed, origin="lower", extent=extent, alpha=0.35, aspect="auto")
+    regions.scatter(*data.unlabelled.T, s=3, c="0.45", linewidths=0, label="unlabelled")
+    x, y = data.labelled
+    regions.scatter(*x.T, s=70, c=[colours[k] for k in y], edgecolors="k", label="labelled")
+    regions.set_title("p(y | x) and the training points")
+    regions.legend(loc="upper right", fontsize=8)
+    image = density.imshow(plane.density, origin="lower", extent=extent, cmap="magma", aspect="auto")
+    density.set_title("p(x)")
+    figure.colorbar(image, ax=density)
+    return figure

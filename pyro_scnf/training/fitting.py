@@ -1,0 +1,215 @@
+"""Training a partly labelled model, from the first step to the best weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import check_at_least
+from pyro_scnf._extras import require
+from pyro_scnf._shapes import reference_tensor
+from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.training.batches import fingerprint
+from pyro_scnf.training.checkpoint import Checkpoints
+from pyro_scnf.training.loaders import Loaders
+from pyro_scnf.training.options import Machine, Optimisation
+from pyro_scnf.training.task import SemiSupervisedTask
+from pyro_scnf.training.trainer import Log, make_trainer, quiet
+
+if TYPE_CHECKING:
+    from lightning.pytorch import utilities
+else:
+    utilities = require("lightning.pytorch.utilities", "train")
+
+__all__ = ["FitResult", "fit"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` did.
+
+    :ivar int steps: optimiser steps taken in all.
+    :ivar bool finished: whether the run is over, by its steps or by ``patience``. It is not over if
+        ``minutes`` ended it.
+    :ivar int best_step: step whose weights the model has.
+    :ivar best_nll: validation NLL of these weights, nats per example; ``None`` without validation data.
+    :ivar float seconds: wall-clock time of this call.
+    :ivar float seconds_in_all: wall-clock time of all parts of a resumed run, up to their checkpoints.
+    :ivar int rank: number of this process among those that trained. Process 0 should write files.
+    """
+
+    steps: int
+    finished: bool
+    best_step: int
+    best_nll: float | None
+    seconds: float
+    seconds_in_all: float
+    rank: int
+
+
+def fit(
+    model: SemiSupervisedModel,
+    data: SemiSupervisedData,
+    *,
+    guide: str | Callable[..., object] = "exact",
+    optimisation: Optimisation | None = None,
+    machine: Machine | None = None,
+    steps: int = 1000,
+    batch_size: int = 256,
+    labelled_batch_size: int | None = None,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    validate_every: int = 50,
+    patience: int | None = None,
+    seed: int = 0,
+    minutes: float | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    log: Log | None = None,
+    progress: bool = True,
+) -> FitResult:
+    r"""Train ``model`` in place, on one device or many.
+
+    With validation data (``data.x_val``) the model ends with the weights of the best validation NLL, without
+    with the last weights. The weights are averaged ones unless ``optimisation.ema_decay`` is ``None``.
+    Checkpoints are written every ``validate_every`` steps. A run that was killed, at whatever moment, and is
+    resumed ends exactly as it would have ended.
+
+    :param model: an initialised model (``model.initialize``).
+    :param data: hold some rows out with :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` to
+        have validation data. Link neighbours with :func:`~pyro_scnf.datasets.link_neighbours` to train on
+        batches of pairs.
+    :param guide: one of :data:`pyro_scnf.GUIDES`, or a guide.
+    :param optimisation: optimiser, schedule, averaging and clipping, see :class:`Optimisation`.
+    :param machine: device, processes and precision, see :class:`Machine`.
+    :param int steps: optimiser steps.
+    :param int batch_size: unlabelled rows a step, over all processes.
+    :param labelled_batch_size: labelled rows a step, likewise; all of them by default.
+    :param augment: what is done to rows on their way into training, an
+        :class:`~pyro_scnf.datasets.Augment` or a function of x. By default data stay as they are.
+    :param int validate_every: steps between validations and checkpoints.
+    :param patience: stop after so many validations without a better NLL.
+    :param int seed: of the order of the data and of all noise.
+    :param minutes: stop, with a checkpoint, before this time is up. A later call with ``resume`` goes
+        on. With validation data the run stops at a validation, and always reaches the first one.
+    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log, a folder that all
+        nodes see; a temporary one by default.
+    :param bool resume: go on from ``out/last.ckpt`` if there is one. Otherwise the checkpoints and logs of
+        an earlier run in ``out`` are removed.
+    :param log: write losses and validation figures every 10 steps: ``"csv"`` to ``out/log``, or
+        ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
+    :param bool progress: show a progress bar.
+    :raises ValueError: for options out of range; for ``patience`` without validation data; for ``log``
+        without ``out``; if the checkpoint to resume from was made with other settings.
+    :raises RuntimeError: if the loss or its gradient becomes NaN or infinite. The message names the step
+        and the term, and ``out`` keeps the checkpoints from before.
+    """
+    optimisation = Optimisation() if optimisation is None else optimisation
+    machine = Machine() if machine is None else machine
+    check_at_least(1, steps=steps, validate_every=validate_every)
+    _check_options(data, patience, minutes, log, out)
+    _check_launch(data, machine, out)
+    started, home = time.perf_counter(), reference_tensor(model).device
+    task = SemiSupervisedTask(
+        model,
+        guide,
+        optimisation,
+        steps=steps,
+        augment=augment,
+        seed=seed,
+        settings={
+            "batch_size": batch_size,
+            "labelled_batch_size": labelled_batch_size,
+            "validate_every": validate_every,
+            "machine": machine,
+            "data": fingerprint(data),
+        },
+    )
+    loaders = Loaders(data, batch_size, labelled_batch_size, steps=steps, seed=seed, machine=machine)
+    if machine.compile:
+        model.flow.compile()
+    with TemporaryDirectory() as scratch, quiet():
+        folder = Path(scratch if out is None else out)
+        seconds = None if minutes is None else 60 * minutes
+        kept = Checkpoints(folder, steps, min(validate_every, steps), patience, seconds)
+        if not resume:
+            _clear(folder)
+        trainer = make_trainer(
+            kept,
+            optimisation=optimisation,
+            machine=machine,
+            validate=data.x_val is not None,
+            log=log,
+            progress=progress,
+        )
+        last = folder / "last.ckpt"
+        try:
+            trainer.fit(
+                task,
+                datamodule=loaders,
+                ckpt_path=last if resume and last.exists() else None,
+                weights_only=True,
+            )
+        finally:
+            model.to(home)  # Lightning leaves it on the CPU
+            model.set_progress(0.0)
+        kept.load_best(model)
+        trainer.strategy.barrier()  # the folder may be temporary
+    total = int(trainer.global_step)
+    return FitResult(
+        total,
+        total >= steps or kept.settled,
+        kept.best_step,
+        kept.best_nll,
+        time.perf_counter() - started,
+        kept.seconds_in_all,
+        trainer.global_rank,
+    )
+
+
+@utilities.rank_zero_only
+def _clear(folder: Path) -> None:
+    """Remove the checkpoints and logs of an earlier run."""
+    for name in ("last.ckpt", "best.ckpt"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("log", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _check_options(
+    data: SemiSupervisedData,
+    patience: int | None,
+    minutes: float | None,
+    log: str | None,
+    out: str | Path | None,
+) -> None:
+    check_at_least(1, patience=1 if patience is None else patience)
+    if patience is not None and data.x_val is None:
+        raise ValueError("patience: no x_val to judge by; hold rows out with data.hold_out(size)")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes={minutes}: expected a positive number")
+    if log not in (None, "csv", "tensorboard"):
+        raise ValueError(f"log={log!r}: expected 'csv', 'tensorboard' or None")
+    if log is not None and out is None:
+        raise ValueError(f"log={log!r}: give `out`, the folder to write to")
+
+
+def _check_launch(data: SemiSupervisedData, machine: Machine, out: str | Path | None) -> None:
+    processes = machine.processes
+    if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != processes:
+        raise ValueError(
+            f"devices * num_nodes is {processes}, but torchrun started {os.environ['WORLD_SIZE']} processes"
+        )
+    if machine.num_nodes > 1 and out is None:
+        raise ValueError(f"num_nodes={machine.num_nodes}: give `out`, a folder that all of them see")
+    if data.x_val is not None and len(data.x_val) < processes:
+        raise ValueError(f"x_val: {len(data.x_val)} rows for {processes} processes; hold out more")

@@ -1,0 +1,128 @@
+"""Lightning's trainer, set up for :func:`~pyro_scnf.training.fit`: callbacks, log, silence."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from pyro_scnf._extras import require
+from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from pyro_scnf.training.options import Machine, Optimisation
+
+if TYPE_CHECKING:
+    import lightning.pytorch as lightning
+    from lightning.pytorch import callbacks, loggers
+else:
+    lightning = require("lightning.pytorch", "train")
+    callbacks = require("lightning.pytorch.callbacks", "train")
+    loggers = require("lightning.pytorch.loggers", "train")
+
+__all__ = ["Log", "make_trainer", "quiet"]
+
+Log = Literal["csv", "tensorboard"]
+
+LOG_EVERY = 10  # steps
+
+_IRRELEVANT = (
+    ".*does not have many workers",  # picking rows takes no time
+    ".*dataloader is not resumable",  # it begins at the trainer's step
+    ".*LeafSpec.* is deprecated",  # Lightning's own
+)
+
+
+class _Average(callbacks.WeightAveraging):
+    """Exponential moving average of the weights, in one kernel. The first ``start`` steps are copied."""
+
+    def __init__(self, decay: float, start: int) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.start = start
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if trainer.global_step <= self.start and self._average_model is not None:
+            averaged: Tensor = self._average_model.n_averaged
+            averaged.zero_()  # the next update copies
+
+
+class _Bar(callbacks.TQDMProgressBar):
+    """One bar over all steps. Validations show in it as numbers."""
+
+    def init_validation_tqdm(self) -> Any:
+        bar = super().init_validation_tqdm()
+        bar.disable = True
+        return bar
+
+
+def make_trainer(
+    kept: Checkpoints,
+    *,
+    optimisation: Optimisation,
+    machine: Machine,
+    validate: bool,
+    log: Log | None,
+    progress: bool,
+) -> lightning.Trainer:
+    """The trainer of a run.
+
+    :param kept: writes the checkpoints, and knows the folder and the length of the run.
+    :param bool validate: whether there are rows to validate on.
+    """
+    made: list[callbacks.Callback] = [kept]
+    if optimisation.ema_decay is not None:
+        made.append(_Average(optimisation.ema_decay, start=min(kept.steps // 10, 100)))
+    if progress:
+        made.append(_Bar(refresh_rate=10))
+    return lightning.Trainer(
+        max_steps=kept.steps,
+        accelerator="gpu" if machine.device == "cuda" else machine.device,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy="ddp" if machine.processes > 1 else "auto",
+        use_distributed_sampler=False,  # StepBatches gives each process its share
+        precision="32-true" if machine.precision == "32" else machine.precision,
+        callbacks=made,
+        plugins=[AtomicCheckpointIO()],
+        logger=_logger(log, kept.folder),
+        log_every_n_steps=LOG_EVERY,
+        gradient_clip_val=optimisation.gradient_clip,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validate else 0,
+        val_check_interval=kept.every,
+    )
+
+
+def _logger(log: Log | None, folder: Path) -> loggers.Logger | Literal[False]:
+    if log == "csv":
+        return loggers.CSVLogger(folder, name="log")
+    if log == "tensorboard":
+        require("tensorboard", "tensorboard")
+        return loggers.TensorBoardLogger(folder, name="tensorboard")
+    return False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's remarks on things that are meant to be as they are."""
+    talkers = [logging.getLogger(f"lightning.{name}.utilities.rank_zero") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in talkers]
+    with warnings.catch_warnings():
+        for message in _IRRELEVANT:
+            warnings.filterwarnings("ignore", message)
+        for logger in talkers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(talkers, levels, strict=True):
+                logger.setLevel(level)
