@@ -1,6 +1,12 @@
 """Sphinx configuration."""
 
+import sys
+from importlib.resources import files
+from pathlib import Path
+
 import pyro_scnf
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
 
 project = "pyro-scnf"
 author = "The pyro-scnf developers"
@@ -12,6 +18,8 @@ extensions = [
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
+    "exported_data",
+    "results",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
@@ -19,10 +27,15 @@ default_role = "code"
 html_theme = "furo"
 html_title = "pyro-scnf"
 
+# Formulas must render without a network, so MathJax is copied from an installed package. The build with
+# SVG output is one file and needs no fonts.
+html_static_path = [str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js")]
+mathjax_path = "tex-svg.js"
+
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {"members": True, "no-value": True}
 autodoc_typehints_format = "short"
-python_maximum_signature_line_length = 100
+python_maximum_signature_line_length = 80
 
 # Examples in docstrings are run by pytest; here only what is marked as an example is.
 doctest_test_doctest_blocks = ""

@@ -1,20 +1,30 @@
-"""The API pages leave nothing public out. (That they build, and their examples run, is Sphinx's to say.)"""
+"""The API pages leave nothing public out, code fits the page, and results are read from their records.
+
+Sphinx itself checks that the pages build and that their examples run.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import io
+import json
 import pkgutil
 import re
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 import pyro_scnf as scnf
 
-API = Path(__file__).parents[1] / "docs" / "api"
-PAGES = "\n".join(page.read_text(encoding="utf-8") for page in sorted(API.glob("*.rst")))
+DOCS = Path(__file__).parents[1] / "docs"
+TEXTS = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.rst"))]
+PAGES = "\n".join(TEXTS)
 DOCUMENTED_MODULES = set(re.findall(r"^\.\. automodule:: (\S+)$", PAGES, re.MULTILINE)) - {"pyro_scnf"}
 
 
@@ -37,13 +47,143 @@ def test_public_module_has_a_page(name: str) -> None:
     assert f"pyro_scnf.{name}" in DOCUMENTED_MODULES
 
 
-# Parts that users reach through a word or a factory, not by class.
-INNER = {"CouplingBuilder", "SigmoidScale", "TanhScale", "ClampScale"}
+@pytest.mark.parametrize("module", sorted(DOCUMENTED_MODULES))
+def test_exported_names_are_documented(module: str) -> None:
+    """autodoc lists classes and functions of a module by itself, but not constants of another module."""
+    page = next(text for text in TEXTS if f".. automodule:: {module}\n" in text)
+    by_hand = set(re.findall(r"^\.\. (?:auto)?(?:class|function|data):: (\w+)$", page, re.MULTILINE))
+    automatic = ":no-members:" not in page.split(f".. automodule:: {module}\n", 1)[1].split("\n\n", 1)[0]
+    contents = importlib.import_module(module)
+    for name in contents.__all__:
+        member = getattr(contents, name)
+        listed = automatic and (inspect.isclass(member) or inspect.isfunction(member))
+        assert listed or name in by_hand, f"{module}.{name} is on no API page"
+
+
+# Parts that users reach through a word, a factory or a subclass.
+INNER = {"Bijection", "CouplingBuilder", "SigmoidScale", "TanhScale", "ClampScale"}
 
 
 @pytest.mark.parametrize("package", [scnf.transforms, scnf.flows, scnf.nn, scnf.priors])
 def test_package_exports_the_classes_of_its_modules(package: ModuleType) -> None:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        classes = {name for name in module.__all__ if inspect.isclass(getattr(module, name))}
+        classes = {name for name in getattr(module, "__all__", ()) if inspect.isclass(getattr(module, name))}
         assert classes - INNER <= set(package.__all__)
+
+
+# -- what a reader sees ----------------------------------------------------------------------------
+WIDTH = 88  # characters of code that the theme shows without scrolling
+CODE = r"^(?:\.\. (?:testcode|testoutput|code-block)::|(?!\.\. ).*::$).*\n((?: {4}.*\n|\n)*)"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.rst")), ids=lambda page: page.stem)
+def test_code_fits_the_page(page: Path) -> None:
+    for block in re.findall(CODE, page.read_text(encoding="utf-8"), re.MULTILINE):
+        long = [line.strip() for line in block.splitlines() if len(line.removeprefix("    ")) > WIDTH]
+        assert not long
+
+
+@pytest.mark.parametrize("source", sorted(Path(scnf.__file__).parent.rglob("*.py")), ids=lambda s: s.stem)
+def test_examples_in_docstrings_fit_the_page(source: Path) -> None:
+    """A docstring is indented on its page as in its source, so its lines have less room."""
+    for line in source.read_text(encoding="utf-8").splitlines():
+        if re.match(r" *(>>>|\.\.\.) ", line):
+            assert len(line) <= WIDTH + 2
+
+
+def test_formulas_need_no_network() -> None:
+    pytest.importorskip("sphinx")
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    assert [Path(file).name for file in conf["html_static_path"]] == [conf["mathjax_path"]]
+    assert all(Path(file).is_file() for file in conf["html_static_path"])
+
+
+# -- the page of results ---------------------------------------------------------------------------
+RECORDS = DOCS.parent / "benchmarks" / "results"
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def page(tmp_path: Path, records: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Builds a page with directives from the files in ``records``: its warnings, then its content."""
+    application = pytest.importorskip("sphinx.application")
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    monkeypatch.setattr(importlib.import_module("results"), "RESULTS", records)
+
+    def build(directives: str) -> str:
+        (tmp_path / "index.rst").write_text(f"Page\n====\n\n{directives}\n", encoding="utf-8")
+        warnings = io.StringIO()
+        out, options = tmp_path / "out", {"extensions": ["results"], "exclude_patterns": ["records"]}
+        with docutils.docutils_namespace(), docutils.patch_docutils():
+            application.Sphinx(
+                tmp_path, None, out, out, "pseudoxml", options, status=None, warning=warnings, freshenv=True
+            ).build()
+        return warnings.getvalue() + (out / "index.pseudoxml").read_text(encoding="utf-8")
+
+    docutils = importlib.import_module("sphinx.util.docutils")
+    return build
+
+
+def copy_record(name: str, folder: Path, new_name: str | None = None, **changes: Any) -> dict[str, Any]:
+    record = {**json.loads((RECORDS / f"{name}.json").read_text(encoding="utf-8")), **changes}
+    (folder / f"{new_name or name}.json").write_text(json.dumps(record), encoding="utf-8")
+    return record
+
+
+def test_every_record_is_shown_on_the_page(page: Callable[[str], str], records: Path) -> None:
+    for file in RECORDS.glob("*.json"):
+        copy_record(file.stem, records)
+    text = page((DOCS / "results.rst").read_text(encoding="utf-8").split("=======\n", 1)[1])
+    assert "WARNING" not in text
+    for file in RECORDS.glob("*.json"):
+        assert text.count(f"benchmarks/results/{file.stem}.json") == 1
+
+
+def test_accuracy_is_mean_and_deviation_of_the_runs(page: Callable[[str], str], records: Path) -> None:
+    figures = copy_record("accuracy_cpu", records)["results"]["digits"]
+    text = page(".. results:: accuracy").replace("\N{NO-BREAK SPACE}", " ")
+    for figure, digits in (("test_error_pct", 2), ("test_bits_per_dim", 3)):
+        values = torch.tensor(figures[figure]["runs"], dtype=torch.float64)
+        assert f"{values.mean():.{digits}f} ± {values.std():.{digits}f}" in text
+    assert "LabelSpreading (kNN)" in text
+
+
+def test_ratios_are_those_of_the_record(page: Callable[[str], str], records: Path) -> None:
+    ratios = copy_record("peers_cpu", records)["times_networks_alone"]
+    text = page(".. results:: peers")
+    assert all(f"{ratio['median']:.2f}" in text for ratio in ratios.values())
+
+
+def test_another_device_appears_by_its_file(page: Callable[[str], str], records: Path) -> None:
+    environment = copy_record("accuracy_cpu", records)["environment"]
+    copy_record("accuracy_cpu", records, "accuracy_cuda", environment={**environment, "gpu": "A GPU"})
+    text = page(".. results:: accuracy")
+    assert "A GPU" in text
+    assert environment["processor"] in text
+
+
+def test_only_records_not_yet_shown_are_other_measurements(page: Callable[[str], str], records: Path) -> None:
+    copy_record("peers_cpu", records)
+    copy_record("step_time_cpu", records, "something_new_cuda")
+    text = page(".. results:: peers\n\n.. results::")
+    assert text.count("peers_cpu.json") == text.count("something_new_cuda.json") == 1
+
+
+def test_missing_record_is_a_message(page: Callable[[str], str]) -> None:
+    text = page(".. results:: accuracy")
+    assert "There is no measurement yet" in text
+    assert "accuracy_DEVICE.json" in text
+    assert "python -m benchmarks.all --device DEVICE --only accuracy" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"environment": {}}'])
+def test_broken_record_is_named(page: Callable[[str], str], records: Path, content: str) -> None:
+    (records / "accuracy_cpu.json").write_text(content, encoding="utf-8")
+    assert "accuracy_cpu.json: not a record of a benchmark" in page(".. results:: accuracy")

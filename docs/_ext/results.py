@@ -1,0 +1,220 @@
+"""The directive ``results``: tables of the page *Results*, written from ``benchmarks/results/*.json``.
+
+``.. results:: NAME ...`` shows every file ``NAME_DEVICE.json``, so a measurement on another device appears
+as soon as its file is there. ``.. results::`` without a name shows the files that no directive above it
+named. A missing file gives a sentence on how to make it.
+
+A record is read by its form, not by its name. Each of these entries becomes a table:
+
+- ``results``: for each run, figures with the values of all seeds;
+- ``seconds``, ``ratios``, ``times_networks_alone``: times of steps, and how they compare;
+- ``steps_per_second``: speed by load and by setting;
+- ``paper`` and ``ours``: the rows of a published table.
+
+Other entries are listed below the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+# The figures that have a column: heading, and digits after the point.
+FIGURES = {
+    "test_error_pct": ("test error, %", 2),
+    "test_nll": ("test NLL, nats", 3),
+    "test_bits_per_dim": ("bits/dim", 3),
+    "test_ece": ("test ECE", 4),
+    "seconds": ("seconds", 0),
+}
+WORDS = {
+    "parallel": "runs at a time",
+    "f_w_passes": "passes of f_w in a step",
+    "parameters": "number of parameters",
+    "loss_nats_per_row": "loss, nats per row",
+    "density_error_nats": "error of the density, nats",
+    "test_bits_per_dim_of_seed_0": "bits/dim of seed 0",
+}
+HIDDEN = {"note", "smoke_test"}  # in a group; its note comes last
+# Entries that are not listed below the tables, because they are shown elsewhere or say nothing to a reader.
+UNLISTED = {"results", "seconds", "ratios", "times_networks_alone", "bounds", "bound", "steps_per_second"}
+UNLISTED |= {"paper", "ours", "benchmark", "environment", "complete", "absent", "run"} | HIDDEN
+
+Record = Mapping[str, Any]
+
+
+def unbroken(text: str) -> str:
+    """The same text with spaces at which no line breaks."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation of the values of several seeds."""
+    if len(values) < 2:
+        return f"{mean(values):.{digits}f}"
+    return unbroken(f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}")
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A list-table in reStructuredText."""
+    lines = [".. list-table::", "    :header-rows: 1", ""]
+    for row in (heading, *rows):
+        lines += [f"    {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return [*lines, ""]
+
+
+def accuracy_table(results: Record) -> list[str]:
+    """One row for each run, followed by rows for its baselines, if it has any."""
+    rows: dict[str, Record] = {}
+    for name, figures in results.items():
+        rows[f"``{name}``"] = figures
+        for baseline, figure in figures.get("baselines_error_pct", {}).items():
+            rows[baseline] = {"test_error_pct": figure}
+    columns = [key for key in FIGURES if any(key in figures for figures in rows.values())]
+    body = []
+    for name, figures in rows.items():
+        cells = [spread(figures[k]["runs"], FIGURES[k][1]) if k in figures else "" for k in columns]
+        body.append((name, str(len(figures["test_error_pct"]["runs"])), *cells))
+    return table(("run", "seeds", *(FIGURES[key][0] for key in columns)), body)
+
+
+def entries(group: Record, leaf: str) -> Iterator[tuple[str, Any]]:
+    """The entries of a group by name. An entry that is a group itself holds the entries of a batch size."""
+    for name, value in group.items():
+        if isinstance(value, Mapping) and leaf not in value:
+            yield from ((f"batch of {name}: {inner}", entry) for inner, entry in value.items())
+        else:
+            yield name, value
+
+
+def seconds_table(seconds: Record) -> list[str]:
+    rows = [
+        (name, f"{min(times):.4g}", f"{median(times):.4g}", str(len(times)))
+        for name, times in entries(seconds, "")
+    ]
+    return table(("step", "shortest, s", "median, s", "rounds"), rows)
+
+
+def ratio_table(heading: str, ratios: Record, bounds: Record) -> list[str]:
+    rows = []
+    for name, ratio in entries(ratios, "value"):
+        bound = bounds.get(name, bounds.get(name.partition(": ")[2], ""))
+        quartiles = unbroken(f"{ratio['low']:.2f} to {ratio['high']:.2f}")
+        rows.append((name, f"{ratio['value']:.2f}", f"{ratio['median']:.2f}", quartiles, str(bound)))
+    return table((heading, "of the shortest times", "median round", "quartiles", "bound"), rows)
+
+
+def speed_table(speeds: Record) -> list[str]:
+    columns = list(dict.fromkeys(name for row in speeds.values() for name in row))
+    rows = [
+        (load, *(f"{row[name]:.1f}" if name in row else "" for name in columns))
+        for load, row in speeds.items()
+    ]
+    return table(("steps per second", *columns), rows)
+
+
+def paper_table(paper: Record, ours: Record) -> list[str]:
+    rows = []
+    for name, theirs in paper.items():
+        done = [run for run in ours[name] if run["finished"]]
+        error = bits = ""
+        if done:
+            error = spread([run["test_error_pct"] for run in done], 2)
+            bits = spread([run["test_bits_per_dim"] for run in done], 4)
+            state = f"{len(done)} seeds"
+        else:
+            state = f"stopped at step {max(run['steps'] for run in ours[name])}" if ours[name] else "not run"
+        rows.append((name, theirs["error_pct"], error, theirs["bits_per_dim"], bits, state))
+    return table(("model", "test error, %: paper", "ours", "bits/dim: paper", "ours", ""), rows)
+
+
+def plain(value: object) -> str:
+    """An entry of a record in words."""
+    if isinstance(value, Mapping):
+        note = [f"({value['note']})"] if "note" in value else []
+        parts = [f"{WORDS.get(k, k)} {plain(v)}" for k, v in value.items() if k not in HIDDEN]
+        return " ".join([", ".join(parts).replace("_", " "), *note])
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def record_text(stem: str, record: Record) -> list[str]:
+    """A record in reStructuredText: the machine, the tables, and the other entries."""
+    environment = dict(record["environment"])
+    processor = environment.pop("processor")
+    lines = [f"**{environment.pop('gpu', processor)}**: {plain(environment)}.", ""]
+    if not record.get("complete", True):
+        lines += ["This measurement is not complete.", ""]
+    if "results" in record:
+        lines += accuracy_table(record["results"])
+    if "seconds" in record:
+        lines += seconds_table(record["seconds"])
+    if "ratios" in record:
+        lines += ratio_table("ratio", record["ratios"], record.get("bounds", {}))
+    if "times_networks_alone" in record:
+        bounds = {"pyro-scnf": record["bound"]}
+        lines += ratio_table("times the networks alone", record["times_networks_alone"], bounds)
+    if "steps_per_second" in record:
+        lines += speed_table(record["steps_per_second"])
+    if "paper" in record:
+        lines += paper_table(record["paper"], record["ours"])
+    for key, value in record.items():
+        if key not in UNLISTED:
+            lines += [f"- {WORDS.get(key, key.replace('_', ' '))}: {plain(value)}"]
+    if "note" in record:
+        lines += [f"- note: {record['note']}"]
+    if "run" in record:
+        lines += [f"- made by: ``{record['run']['command']}``, {record['run']['minutes']:.0f} minutes"]
+    return [*lines, f"- all values: ``benchmarks/results/{stem}.json``", ""]
+
+
+def missing_text(names: Sequence[str]) -> list[str]:
+    """How to make the records ``NAME_DEVICE.json``, none of which is there."""
+    files = " or ".join(f"``benchmarks/results/{name}_DEVICE.json``" for name in names)
+    command = f"python -m benchmarks.all --device DEVICE --only {' '.join(names)}"
+    return [f"There is no measurement yet. ``{command}`` writes {files}.", ""]
+
+
+class Results(SphinxDirective):
+    """``.. results:: NAME ...``, see the module."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(__file__)
+        self.env.note_reread()  # a later build may find more files
+        shown: set[str] = self.env.temp_data.setdefault("results", set())
+        names = self.arguments[0].split() if self.arguments else []
+        wanted = re.compile(rf"({'|'.join(names)})_(cpu|cuda)\w*")
+        files = {path.stem: path for path in sorted(RESULTS.glob("*.json"))}
+        chosen = [stem for stem in files if (wanted.fullmatch(stem) if names else stem not in shown)]
+        shown.update(chosen)
+        lines = missing_text(names) if names and not chosen else []
+        for stem in chosen:
+            try:
+                lines += record_text(stem, json.loads(files[stem].read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise self.error(f"{files[stem]}: not a record of a benchmark ({error!r})") from error
+        parent = nodes.container()
+        self.state.nested_parse(StringList(lines, source=self.env.docname), 0, parent)
+        return parent.children
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("results", Results)
+    return {"parallel_read_safe": True}
