@@ -1,4 +1,4 @@
-"""Checks of what users hand in: labels, contexts, data."""
+"""Checks of the labels, contexts and data that a user passes in."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ __all__ = [
 
 
 UNLABELLED = -1
-"""The label that stands for a missing one."""
+"""Marks an unknown label in ``y``."""
 
 LOG_ZERO = -1e30
-"""log 0 for enumeration: finite, so that a zero probability times it is zero and not NaN."""
+"""log 0 for enumeration. It is finite: enumeration may multiply it by a probability of zero, and zero times
+minus infinity is NaN."""
 
 
 def validating() -> bool:
-    """Whether checks that read tensor values are on (``pyro.enable_validation``)."""
+    """Whether to run the checks that read tensor values, as set by ``pyro.enable_validation``."""
     return bool(Distribution._validate_args)
 
 
@@ -39,7 +40,10 @@ def check_finite(x: Tensor, name: str, owner: str) -> None:
 
 
 def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled: bool = False) -> Tensor:
-    """Integer class labels as int64; with ``unlabelled``, -1 marks a missing one."""
+    """Raise unless ``y`` holds integer class labels. Return them as int64.
+
+    :param y: labels ``0 .. num_classes - 1`` of any shape; with ``unlabelled``, also -1 for an unknown one.
+    """
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(
             f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}"
@@ -55,7 +59,10 @@ def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled:
 
 
 def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
-    """Integer labels of shape ``(*batch,)``, or floating class weights of shape ``(*batch, K)``."""
+    """Raise unless ``y`` holds labels or class weights. Return labels as int64 and weights unchanged.
+
+    :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)``.
+    """
     if not y.is_floating_point():
         return check_labels(y, num_classes, "y", owner)
     if y.dim() == 0 or y.shape[-1] != num_classes:
@@ -68,7 +75,7 @@ def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
 
 
 def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tensor:
-    """One label a row, ``(rows,)`` and int64, -1 where it is unknown."""
+    """Raise unless ``y`` holds one label for each row, -1 where it is unknown. Return it as int64."""
     y = check_labels(y, num_classes, "y", owner, unlabelled=True)
     if y.shape != (rows,):
         raise ValueError(f"{owner}: y has shape {tuple(y.shape)}, expected ({rows},)")
@@ -76,7 +83,7 @@ def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tens
 
 
 def check_temperature(temperature: float) -> float:
-    """Raise unless ``temperature`` is a positive number."""
+    """Raise unless ``temperature`` is a positive number. Return it."""
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: expected a positive number")
     return temperature

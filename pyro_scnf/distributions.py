@@ -1,13 +1,14 @@
-"""Distributions the flows stand on: learnable base noise and concatenation of independent parts."""
+"""Distributions of latents: Gaussian noise with a learnable scale, and independent parts side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
@@ -20,11 +21,13 @@ __all__ = ["BaseNormal", "ConcatDistribution"]
 class BaseNormal(nn.Module):
     r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 
-    A module, unlike a distribution, follows ``.to(...)``, so flow and base never part company.
+    It is a module so that ``.to(...)`` moves it together with the flow. A distribution would keep its dtype
+    and device.
 
     :param event_shape: shape of one draw.
-    :param scale: ``"learnable"`` (:math:`\rho` is a parameter) or ``"unit"`` (standard normal).
-    :param float init_scale: initial standard deviation if learnable.
+    :param scale: ``"learnable"``, where :math:`\rho` is a parameter, or ``"unit"``, the standard normal.
+    :param float init_scale: initial standard deviation of a learnable scale.
+    :raises ValueError: for an unknown ``scale``, or an ``init_scale`` that is not positive.
     """
 
     zero: Tensor
@@ -44,10 +47,13 @@ class BaseNormal(nn.Module):
         self.raw_scale: nn.Parameter | None = None
         if scale == "learnable":
             self.raw_scale = nn.Parameter(torch.full(self.event_shape, math.log(math.expm1(init_scale))))
-        self.register_buffer("zero", torch.zeros(()), persistent=False)  # carries dtype and device
+        self.register_buffer("zero", torch.zeros(()), persistent=False)  # has the dtype and device
 
-    def forward(self, batch_shape: Sequence[int] = (), temperature: float = 1.0) -> Any:
-        """The distribution with batch ``batch_shape``, its scale multiplied by ``temperature``."""
+    def forward(self, batch_shape: Sequence[int] = (), temperature: float = 1.0) -> dist.Independent:
+        """The distribution with the batch shape ``batch_shape`` and its scale multiplied by ``temperature``.
+
+        :raises ValueError: if ``temperature`` is not positive.
+        """
         scale = F.softplus(self.raw_scale) if self.raw_scale is not None else torch.ones_like(self.zero)
         normal = dist.Normal(self.zero, scale * check_temperature(temperature), validate_args=False)
         return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
@@ -56,9 +62,9 @@ class BaseNormal(nn.Module):
 class ConcatDistribution(dist.TorchDistribution):
     """Independent parts, flattened and concatenated into one vector event.
 
-    Parts keep their own batch shapes in :meth:`log_prob`: with one part of batch ``()`` and one of
-    batch ``(K, 1)``, a value of shape ``(B, D)`` costs B evaluations of the first density and K·B of
-    the second. This is what makes enumerating a label cheap.
+    Each part keeps its own batch shape in :meth:`log_prob`. With one part of batch ``()`` and one of batch
+    ``(K, 1)``, a value of shape ``(B, D)`` costs B evaluations of the first density and K·B of the second.
+    Enumerating a label is cheap for this reason: only the second part depends on it.
 
     :param parts: distributions whose batch shapes broadcast.
     """
@@ -66,47 +72,46 @@ class ConcatDistribution(dist.TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
-    def __init__(self, parts: Sequence[Any], validate_args: bool | None = None) -> None:
+    def __init__(self, parts: Sequence[TorchDistributionMixin], validate_args: bool | None = None) -> None:
         self.parts = list(parts)
         self.sizes = [part.event_shape.numel() for part in self.parts]
+        self.has_rsample = all(part.has_rsample for part in self.parts)
         batch_shape = torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
         super().__init__(batch_shape, torch.Size((sum(self.sizes),)), validate_args=validate_args)
 
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return all(part.has_rsample for part in self.parts)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> ConcatDistribution:
+    def expand(
+        self, batch_shape: Sequence[int], _instance: ConcatDistribution | None = None
+    ) -> ConcatDistribution:
         new = self._get_checked_instance(ConcatDistribution, _instance)
-        new.parts, new.sizes = self.parts, self.sizes
+        new.parts, new.sizes, new.has_rsample = self.parts, self.sizes, self.has_rsample
         super(ConcatDistribution, new).__init__(
             torch.Size(batch_shape), self.event_shape, validate_args=False
         )
         new._validate_args = self._validate_args
         return new
 
-    def _draw(self, method: str, sample_shape: Any) -> Tensor:
-        lead = torch.Size(sample_shape) + self.batch_shape
-        draws = [getattr(p.expand(self.batch_shape), method)(torch.Size(sample_shape)) for p in self.parts]
-        return torch.cat([draw.reshape(lead + (-1,)) for draw in draws], -1)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
         with torch.no_grad():
-            return self._draw("sample", sample_shape)
+            return self.join([part.expand(self.batch_shape).sample(shape) for part in self.parts])
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        return self._draw("rsample", sample_shape)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        return self.join([part.expand(self.batch_shape).rsample(shape) for part in self.parts])
 
     def split(self, value: Tensor) -> list[Tensor]:
-        """Cut a concatenated ``value`` into the events of the parts."""
+        """Cut a concatenated ``value``, ``(*batch, D)``, into the events of the parts."""
         pieces = value.split(self.sizes, -1)
         return [
             v.reshape(v.shape[:-1] + part.event_shape) for v, part in zip(pieces, self.parts, strict=True)
         ]
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
-        """Undo :meth:`split`."""
-        flat = [v.flatten(v.dim() - len(p.event_shape)) for v, p in zip(values, self.parts, strict=True)]
+        """Undo :meth:`split`. The batch shapes of the events broadcast."""
+        flat = [
+            v.reshape(v.shape[: v.dim() - len(part.event_shape)] + (size,))
+            for v, part, size in zip(values, self.parts, self.sizes, strict=True)
+        ]
         batch = torch.broadcast_shapes(*(v.shape[:-1] for v in flat))
         return torch.cat([v.expand(batch + v.shape[-1:]) for v in flat], -1)
 

@@ -1,4 +1,4 @@
-"""Units of likelihood."""
+"""Likelihoods in units that compare between models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int], bins: int = 256) 
 
     .. math:: \log_2 \text{bins} - \frac{\log p(x)}{D \ln 2}
 
-    where :math:`\log p(x)` is the density of ``dequantize(x, bins)`` in nats, with the Jacobian of
-    any preprocessing (a logit) inside the flow. The uniform density gives :math:`\log_2` ``bins``.
+    where :math:`\log p(x)` is the log-density of ``dequantize(x, bins)`` in nats. Preprocessing, such as a
+    logit, must be part of the flow, so that its Jacobian counts. The uniform density gives
+    :math:`\log_2` ``bins``.
 
-    :param log_prob: nats, any shape.
-    :param event_shape: shape of one x; D is its number of entries.
+    :param log_prob: :math:`\log p(x)` in nats, any shape.
+    :param event_shape: shape of one x, with D entries.
     :param int bins: number of grey levels.
+    :return: bits per dimension, of the shape of ``log_prob``.
 
     >>> bits_per_dim(torch.zeros(()), (1, 28, 28))
     tensor(8.)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, cast
 
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_scnf._shapes import no_autocast
@@ -17,26 +18,8 @@ from pyro_scnf.sharing import share_encoding
 __all__ = ["elbo"]
 
 
-class _EnumELBO(TraceEnum_ELBO):
-    """Autocast ends where log-probabilities are there: in bfloat16, which it has products done in, summing
-    over labels would round the loss and the posterior to eight bits."""
-
-    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return model if isinstance(model, list) else super()._get_traces(model, guide, args, kwargs)
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        traces = list(self._get_traces(model, guide, args, kwargs))
-        with _no_autocast():
-            return super().differentiable_loss(traces, None)
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        traces = list(self._get_traces(model, guide, args, kwargs))
-        with _no_autocast():
-            return super().loss(traces, None)
-
-
-def _no_autocast() -> ExitStack:
-    """Autocast off wherever it is on."""
+def _leave_autocast() -> ExitStack:
+    """A context without autocast, on every kind of device where it is on."""
     off = ExitStack()
     for device_type in ("cpu", "cuda"):
         if torch.is_autocast_enabled(device_type):
@@ -44,35 +27,41 @@ def _no_autocast() -> ExitStack:
     return off
 
 
-class _SharedLoss(nn.Module):
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
+class _NegativeELBO(nn.Module):
+    """Pyro's ``TraceEnum_ELBO``, with one encoding of the data and with sums over labels outside autocast."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __init__(
+        self, model: Callable[..., object], guide: Callable[..., object], max_plate_nesting: int
+    ) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.elbo = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
         with share_encoding():
-            if torch.is_grad_enabled():
-                return self.loss(*args, **kwargs)
-            # Pyro's differentiable loss insists on a graph; a validation loss has none.
-            loss = cast(Any, self.loss)
-            value = loss.elbo.loss(loss.model, loss.guide, *args, **kwargs)
-        inputs = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point())
-        like = next(inputs, torch.zeros(()))
-        return like.new_tensor(value)
+            traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
+        # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
+        # significant bits are too few for a log-likelihood.
+        with _leave_autocast():
+            value = sum(_compute_dice_elbo(model_trace, guide_trace) for model_trace, guide_trace in traces)
+        loss = -torch.as_tensor(value)  # a model without any sample site gives the number 0
+        warn_if_nan(loss, "loss")
+        return loss
 
 
 def elbo(
-    model: Callable[..., Any], guide: Callable[..., Any] = exact_guide, *, max_plate_nesting: int = 1
+    model: Callable[..., object], guide: Callable[..., object] = exact_guide, *, max_plate_nesting: int = 1
 ) -> nn.Module:
     r"""The negative ELBO as a module: ``loss = elbo(model)(x, y); loss.backward()``.
 
-    With the empty guide it is the exact :math:`-\log p(x, y) - \log p(x')` of labelled and unlabelled
-    rows, in nats, summed over the batch. It is Pyro's ``TraceEnum_ELBO`` with two things settled:
-    labels are enumerated, and guide and model share one encoding of the data.
+    With the empty guide it is the exact :math:`-\log p(x, y) - \log p(x')` of labelled and unlabelled rows,
+    in nats, summed over the batch. It is the loss of Pyro's ``TraceEnum_ELBO``, with two differences: guide
+    and model share one encoding of the data, and sums over labels are never in half precision.
 
-    :param model: any Pyro model; its parameters become those of the returned module.
-    :param guide: empty by default; an :class:`~pyro_scnf.EMGuide` or your own.
-    :param int max_plate_nesting: depth of plates in the model.
+    :param model: any Pyro model. Its parameters become parameters of the returned module.
+    :param guide: empty by default; an :class:`~pyro_scnf.EMGuide` or one of your own.
+    :param int max_plate_nesting: how deep the plates of the model are nested.
+    :return: a module. Called with the arguments of the model, it returns the loss, a scalar.
 
     >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
     >>> loss = elbo(pyro_scnf.SemiSupervisedModel(flow))
@@ -80,5 +69,4 @@ def elbo(
     >>> bool((loss(x) + flow.log_prob(x).sum()).abs() < 1e-3)
     True
     """
-    loss: Any = _EnumELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
-    return _SharedLoss(loss(model, guide))
+    return _NegativeELBO(model, guide, max_plate_nesting)

@@ -1,31 +1,41 @@
-"""Encoding a data tensor once: an explicit, scoped memo."""
+"""One encoding of a data tensor for all who need it, kept within a block that the user opens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["share_encoding"]
 
-_STORE: ContextVar[dict[tuple[int, int], tuple] | None] = ContextVar("pyro_scnf_encodings", default=None)
+
+class _Entry(NamedTuple):
+    """An encoding, and what it was computed from."""
+
+    flow: nn.Module
+    x: Tensor
+    state: tuple[object, ...]
+    encoding: tuple[Tensor, Tensor]
+
+
+_STORE: ContextVar[dict[tuple[int, int], _Entry] | None] = ContextVar("pyro_scnf_encodings", default=None)
 
 
 @contextmanager
 def share_encoding() -> Iterator[None]:
-    r"""Within this block, :math:`f_w` encodes a given data tensor once, whoever asks.
+    r"""Within this block, :math:`f_w` encodes each data tensor once, however often its encoding is needed.
 
-    Meant for a guide and a model that need the same encoding (EM-SGD), and for many evaluations
-    with a frozen flow (NUTS over the rest of a model). :func:`pyro_scnf.elbo` opens one by itself.
+    Use it for a guide and a model that need the same encoding (EM-SGD), and for many evaluations with a
+    frozen flow (NUTS over the rest of a model). :func:`pyro_scnf.elbo` opens such a block by itself.
 
-    An encoding is found again only for the *same tensor object*, unchanged in place, with unchanged
-    parameters, under the same gradient and autocast mode; an optimiser step therefore never meets a
-    stale value. Memory of the encodings, graph included, is held until the block ends. As with any
-    shared graph, call ``backward`` once per block (or keep the flow frozen).
+    An encoding is used again only for the *same tensor object*, unchanged in place, with unchanged
+    parameters, under the same gradient and autocast mode. After an optimiser step a tensor is therefore
+    encoded anew. The block keeps the encodings and their graph in memory until it ends. As with any shared
+    graph, call ``backward`` once per block, or keep the flow frozen.
 
     >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
     >>> x = torch.randn(5, 2)
@@ -44,7 +54,8 @@ def share_encoding() -> Iterator[None]:
         _STORE.reset(token)
 
 
-def _state_of(flow: nn.Module, x: Tensor) -> tuple[Any, ...]:
+def _state_of(flow: nn.Module, x: Tensor) -> tuple[object, ...]:
+    """Everything that an encoding depends on. A stored encoding is valid while this is unchanged."""
     return (
         x._version,
         torch.is_grad_enabled(),
@@ -54,44 +65,51 @@ def _state_of(flow: nn.Module, x: Tensor) -> tuple[Any, ...]:
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers. ``Module.parameters()``, which also names them and finds repetitions, would
-    take most of the time that sharing costs."""
+    """Parameters and buffers of ``module``.
+
+    ``Module.parameters()`` also makes names and looks for repetitions. It would take most of the time that
+    sharing costs.
+    """
     stack: list[nn.Module | None] = [module]
     while stack:
-        module = stack.pop()  # type: ignore[assignment]
-        if module is not None:
-            yield from (t for t in module._parameters.values() if t is not None)
-            yield from (t for t in module._buffers.values() if t is not None)
-            stack.extend(module._modules.values())
+        current = stack.pop()
+        if current is not None:
+            yield from (t for t in current._parameters.values() if t is not None)
+            yield from (t for t in current._buffers.values() if t is not None)
+            stack.extend(current._modules.values())
 
 
 def _address(t: Tensor) -> int:
-    """Where a tensor's values lie; assigning to ``t.data`` moves them without counting as a change."""
+    """Where the values of a tensor lie. Assigning to ``t.data`` changes this, but not ``t._version``."""
     try:
         return t.data_ptr()
-    except RuntimeError:  # a wrapper of torch.func has no storage, and an identity of its own
+    except RuntimeError:  # a wrapper of torch.func has no storage; its identity tells it from others
         return 0
 
 
 def lookup(flow: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The shared encoding of ``x``, if a scope is open and holds a valid one."""
+    """The stored encoding of ``x``, or ``None`` if no block is open or it holds no valid one."""
     entry = (_STORE.get() or {}).get((id(flow), id(x)))
-    if entry is None or entry[0] is not flow or entry[1] is not x or entry[2] != _state_of(flow, x):
+    if entry is None or entry.flow is not flow or entry.x is not x or entry.state != _state_of(flow, x):
         return None
-    return entry[3]
+    return entry.encoding
 
 
 def store(flow: nn.Module, x: Tensor, encoding: tuple[Tensor, Tensor]) -> None:
-    """Keep an encoding, if a scope is open. Inference tensors count no versions and are not kept."""
-    scope = _STORE.get()
-    if scope is not None and not x.is_inference():
-        scope[id(flow), id(x)] = (flow, x, _state_of(flow, x), encoding)
+    """Keep an encoding, if a block is open.
+
+    The encoding of an inference tensor is not kept: such a tensor has no version, so nothing would tell of a
+    change in place.
+    """
+    block = _STORE.get()
+    if block is not None and not x.is_inference():
+        block[id(flow), id(x)] = _Entry(flow, x, _state_of(flow, x), encoding)
 
 
 def encode_shared(
     flow: nn.Module, encode: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``encode(x)``, or what it gave before within the scope."""
+    """``encode(x)``, or its earlier result if the open block holds it."""
     if _STORE.get() is None or x.is_inference():
         return encode(x)
     found = lookup(flow, x)
@@ -104,12 +122,12 @@ def encode_shared(
 def encode_together(
     flow: nn.Module, encode: Callable[[Tensor], tuple[Tensor, Tensor]], xs: tuple[Tensor, ...]
 ) -> None:
-    """Fill the scope with the encodings of several batches, computed in one pass."""
+    """Encode several batches in one pass and keep the results in the open block. Without one, do nothing."""
     if _STORE.get() is None or any(x.is_inference() for x in xs):
         return
     missing = [x for x in xs if lookup(flow, x) is None]
     if len(missing) < 2:
-        return  # nothing to join: encoded when asked for
+        return  # a single batch is encoded when it is needed
     sizes = [len(x) for x in missing]
     z, ladj = encode(torch.cat(missing))
     for x, z_part, ladj_part in zip(missing, z.split(sizes), ladj.split(sizes), strict=True):

@@ -1,4 +1,4 @@
-"""What training may add to the likelihood: functions of label posteriors."""
+"""Terms that training may add to the likelihood. Each is a function of label posteriors."""
 
 from pyro_scnf.terms.agreement import log_agreement
 from pyro_scnf.terms.balance import imbalance

@@ -1,4 +1,4 @@
-r"""Data that probably share a label: neighbours, or views of one datum."""
+r"""Agreement of pairs that probably share a label, such as neighbours or two views of one datum."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ __all__ = ["check_pairs", "log_agreement"]
 
 
 def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor:
-    r"""What is gained, in nats, by knowing that the rows of a pair share their label with probability
-    ``purity``:
+    r"""The change of a pair's log-likelihood, in nats, if its rows are known to share their label with
+    probability ``purity``. A constant :math:`\log K` is left out:
 
     .. math:: \log \sum_{k, l} p(k \mid x)\, A_{kl}\, p(l \mid x'), \qquad
-        A_{kk} = \rho, \quad A_{kl} = \frac{1 - \rho}{K - 1}.
+        A_{kk} = \rho, \quad A_{kl} = \frac{1 - \rho}{K - 1} \quad (k \ne l).
 
-    Added to :math:`\log p(x) + \log p(x')` it makes the exact log-likelihood of the pair when classes
-    are equally probable and labels are joined by :math:`A`, less the constant :math:`\log K`.
+    This is exact if classes are equally probable and :math:`A_{kl}` is the probability of label l given the
+    label k of the partner: :math:`\log p(x) + \log p(x')` plus this term is then the log-likelihood of the
+    pair less :math:`\log K`.
 
     :param log_posterior: :math:`\log p(k \mid x_n)`, ``(B, K)``; a known label is one-hot.
-    :param pairs: rows that belong together, ``(P, 2)``.
+    :param pairs: row numbers of the two partners, ``(P, 2)``.
     :param float purity: :math:`\rho` above, in (0, 1).
     :return: ``(P,)``, at most 0.
 
@@ -31,12 +32,12 @@ def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor
     first, second = log_posterior[pairs[:, 0]], log_posterior[pairs[:, 1]]
     other = (1 - purity) / max(1, log_posterior.shape[-1] - 1)
     same = (first + second).logsumexp(-1).exp()
-    # One sum over labels instead of two: A is a multiple of the identity plus a constant.
+    # A is a multiple of the identity plus a constant, so one sum over labels takes the place of two.
     return (other + (purity - other) * same).log()
 
 
 def check_pairs(pairs: Tensor, rows: int, owner: str) -> None:
-    """Raise unless ``pairs`` are two row numbers each."""
+    """Raise unless ``pairs`` holds two row numbers for each pair, ``(P, 2)``."""
     if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(
             f"{owner}: pairs has shape {tuple(pairs.shape)} and dtype {pairs.dtype}, expected (P, 2) "

@@ -1,4 +1,4 @@
-"""Label posteriors that average to the class probabilities."""
+"""Balance: label posteriors should average to the class probabilities."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ __all__ = ["imbalance"]
 
 
 def imbalance(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
-    r""":math:`\mathrm{KL}(\bar p \,\|\, p(y))` in nats, a scalar, where :math:`\bar p` is the mean posterior.
+    r""":math:`\mathrm{KL}(\bar p \,\|\, p(y))`, where :math:`\bar p` is the mean posterior.
 
-    The pairs alone would be content with one label for all; a batch is a sample of the data, so its
-    posteriors must average to :math:`p(y)`.
+    A batch is a sample of the data, so its posteriors should average to :math:`p(y)`. Pairs alone do not
+    ensure this: one label for all rows satisfies every pair.
 
-    :param log_posterior: ``(B, K)``.
-    :param log_prior: :math:`\log p(y)`, ``(K,)``; a class of probability 0 plays no part.
+    :param log_posterior: :math:`\log p(k \mid x_n)`, ``(B, K)``.
+    :param log_prior: :math:`\log p(y)`, ``(K,)``. Classes of probability 0 are left out.
+    :return: a scalar in nats.
     """
     live = log_prior.isfinite()
     log_posterior, log_prior = log_posterior[:, live], log_prior[live]

@@ -1,4 +1,4 @@
-"""Bijections: every layer is a Pyro transform, latent to data in its forward direction."""
+"""Bijections. Every layer is a Pyro transform; its forward direction goes from latent to data."""
 
 from pyro_scnf.transforms.actnorm import ActNorm
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform

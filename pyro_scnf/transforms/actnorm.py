@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ EPSILON = 1e-6
 
 
 def channel_statistics(x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation per channel, over batch and space."""
+    """Mean and unbiased standard deviation per channel, over batch and space, each ``(C,)``."""
     rows = x.movedim(-event_dim, -1).reshape(-1, x.shape[-event_dim])
     if len(rows) < 2:
         raise ValueError("initialize: x needs at least two values a channel to measure its spread")
@@ -25,14 +25,14 @@ def channel_statistics(x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
 class ActNorm(FlowTransform):
     r"""Per-channel affine layer, :math:`x_c = \exp(\ell_c)\, z_c + b_c`.
 
-    Until :meth:`initialize` is called **it is the identity**. ``initialize(x)`` sets :math:`b` and
-    :math:`\exp \ell` to the mean and standard deviation of ``x``, so that its latents have zero mean
-    and unit variance per channel. From then on both are ordinary parameters. A forward pass never
-    initialises, so enumeration, several devices and checkpoints hold no surprise.
+    **The layer is the identity** until :meth:`initialize` is called. ``initialize(x)`` sets :math:`b` and
+    :math:`\exp \ell` to the mean and standard deviation of ``x``, so that its latents have zero mean and
+    unit variance per channel. From then on both are ordinary parameters. A forward pass never initialises
+    the layer, so enumeration, several devices and checkpoints all see the same parameters.
 
-    :param event_shape: ``(D,)`` (one scale a feature) or ``(C, H, W)`` (one a channel).
+    :param event_shape: ``(D,)``, with one scale per feature, or ``(C, H, W)``, with one per channel.
 
-    The log-determinant is :math:`HW \sum_c \ell_c` nats.
+    The log-determinant is :math:`HW \sum_c \ell_c` nats; for vectors H = W = 1.
 
     >>> layer = ActNorm((4, 8, 8))
     >>> z = layer.initialize(3 + 2 * torch.randn(100, 4, 8, 8))
@@ -42,7 +42,7 @@ class ActNorm(FlowTransform):
     Reference: Kingma and Dhariwal, *Glow*, 2018, section 3.1.
     """
 
-    def __init__(self, event_shape: Any) -> None:
+    def __init__(self, event_shape: Sequence[int] | int) -> None:
         super().__init__(event_shape)
         self.loc = nn.Parameter(torch.zeros(self.event_shape[0]))
         self.log_scale = nn.Parameter(torch.zeros(self.event_shape[0]))

@@ -1,37 +1,46 @@
-"""Chains of layers, in one pass."""
+"""Chains of layers, evaluated in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import TypeGuard, cast, overload
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
+from pyro_scnf.transforms.bijection import Bijection
 
 __all__ = ["Compose", "ConditionalCompose", "compose"]
 
 Layer = FlowTransform | ConditionalFlowTransform
 
 
-def context_of(layer: nn.Module, context: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What ``layer`` is to be given of the context: all of it, or nothing if unconditional."""
+def context_of(layer: Layer, context: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The part of the context that ``layer`` takes: all of it, or nothing if ``layer`` is unconditional."""
     return context if isinstance(layer, ConditionalFlowTransform) else ()
 
 
-def common_context_dim(layers: Sequence[Any]) -> int | None:
-    """The one context length of the conditional layers, ``None`` if there are none."""
+def common_context_dim(layers: Sequence[object]) -> int | None:
+    """The context length that all conditional layers share, or ``None`` if there are no such layers.
+
+    :raises ValueError: if two conditional layers expect contexts of different lengths.
+    """
     dims = {layer.context_dim for layer in layers if isinstance(layer, ConditionalFlowTransform)}
     if len(dims) > 1:
         raise ValueError(f"layers: the conditional ones expect contexts of different lengths {sorted(dims)}")
     return dims.pop() if dims else None
 
 
-def check_layers(layers: Sequence[Any], name: str, owner: str) -> None:
-    """Raise unless there is a layer and every one is ours."""
+def all_unconditional(layers: Sequence[Layer]) -> TypeGuard[Sequence[FlowTransform]]:
+    """Whether no layer takes a context."""
+    return common_context_dim(layers) is None
+
+
+def check_layers(layers: Sequence[object], name: str, owner: str) -> None:
+    """Raise unless there is at least one layer and every one is a layer of this package."""
     if not layers:
         raise ValueError(f"{owner}: {name} is empty")
     for layer in layers:
@@ -42,8 +51,8 @@ def check_layers(layers: Sequence[Any], name: str, owner: str) -> None:
             )
 
 
-def check_chain(layers: Sequence[Any], owner: str) -> None:
-    """Raise unless every layer is ours and each fits the next (generative order)."""
+def check_chain(layers: Sequence[Layer], owner: str) -> None:
+    """Raise unless every layer is one of this package and fits the next one, in generative order."""
     check_layers(layers, "layers", owner)
     for deeper, layer in pairwise(layers):
         if deeper.event_shape != layer.base_shape:
@@ -53,10 +62,18 @@ def check_chain(layers: Sequence[Any], owner: str) -> None:
             )
 
 
-class _Chain:
-    """Running the layers; shared by the unconditional and the conditional chain."""
+def sum_ladjs(ladjs: list[Tensor]) -> Tensor:
+    """The log-determinant of a chain, from those of its layers in the order in which they ran."""
+    return sum(ladjs[1:], ladjs[0])
+
+
+class _Chain(Bijection):
+    """Running the layers, for the unconditional and the conditional chain."""
 
     layers: Sequence[Layer]  # an ``nn.ModuleList``
+
+    def _set_layers(self, layers: Sequence[Layer]) -> None:
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -71,18 +88,18 @@ class _Chain:
         return self.layers[0].latent_shape
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        total = None
+        ladjs = []
         for layer in self.layers:
             z, ladj = layer._forward_ladj(z, *context_of(layer, context))
-            total = ladj if total is None else total + ladj
-        return z, total  # type: ignore[return-value]
+            ladjs.append(ladj)
+        return z, sum_ladjs(ladjs)
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        total = None
+        ladjs = []
         for layer in reversed(self.layers):
             x, ladj = layer._inverse_ladj(x, *context_of(layer, context))
-            total = ladj if total is None else total + ladj
-        return x, total  # type: ignore[return-value]
+            ladjs.append(ladj)
+        return x, sum_ladjs(ladjs)
 
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
         for layer in reversed(self.layers):
@@ -91,25 +108,30 @@ class _Chain:
 
 
 class Compose(_Chain, FlowTransform):
-    """Layers one after the other, in generative order (the first is nearest the latent).
+    """Layers one after the other, in generative order: the first is nearest the latent.
 
-    One pass gives value and log-determinant, where PyTorch's ``ComposeTransform`` would run the
-    layers about twice.
+    One pass computes the value and the log-determinant. PyTorch's ``ComposeTransform`` runs the layers about
+    twice for both.
 
-    :param layers: unconditional layers, each fitting the next.
+    :param layers: unconditional layers. The event shape of each is the base shape of the next.
     :raises ValueError: if two neighbours do not fit or a layer is conditional.
     """
 
     def __init__(self, layers: Sequence[FlowTransform]) -> None:
         check_chain(layers, "Compose")
-        if common_context_dim(layers) is not None:
+        if not all_unconditional(layers):
             raise ValueError("Compose: a layer is conditional, use ConditionalCompose (or compose)")
         super().__init__(layers[-1].event_shape, layers[0].base_shape)
-        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
+        self._set_layers(layers)
 
 
 class ConditionalCompose(_Chain, ConditionalFlowTransform):
-    """:class:`Compose` in which at least one layer is conditional; all of them see one context."""
+    """:class:`Compose` with at least one conditional layer. All conditional layers see the same context.
+
+    :param layers: layers in generative order. The event shape of each is the base shape of the next.
+    :raises ValueError: if two neighbours do not fit, no layer is conditional, or two conditional layers
+        expect contexts of different lengths.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         check_chain(layers, "ConditionalCompose")
@@ -117,11 +139,18 @@ class ConditionalCompose(_Chain, ConditionalFlowTransform):
         if context_dim is None:
             raise ValueError("ConditionalCompose: no layer is conditional, use Compose (or compose)")
         super().__init__(layers[-1].event_shape, context_dim, layers[0].base_shape)
-        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
+        self._set_layers(layers)
 
 
+@overload
+def compose(layers: Sequence[FlowTransform]) -> Compose: ...
+@overload
+def compose(layers: Sequence[Layer]) -> Compose | ConditionalCompose: ...
 def compose(layers: Sequence[Layer]) -> Compose | ConditionalCompose:
-    """:class:`ConditionalCompose` if any layer is conditional, else :class:`Compose`."""
-    if common_context_dim(layers) is None:
-        return Compose(layers)  # type: ignore[arg-type]
-    return ConditionalCompose(layers)
+    """:class:`ConditionalCompose` if any layer is conditional, else :class:`Compose`.
+
+    :param layers: layers in generative order: the first is nearest the latent.
+    :raises ValueError: if two neighbours do not fit, or two conditional layers expect contexts of different
+        lengths.
+    """
+    return Compose(layers) if all_unconditional(layers) else ConditionalCompose(layers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,13 @@ __all__ = ["InvertibleConv1x1"]
 class InvertibleConv1x1(FlowTransform):
     r"""Invertible 1×1 convolution: :math:`z_{:ij} = W x_{:ij}` at every pixel.
 
-    Stated from data to latent, so that scoring is one convolution and sampling one solve. For
-    vectors it is an invertible linear layer.
+    The matrix is that of the direction from data to latent. Scoring is therefore one convolution, and
+    sampling is one solve. For vectors it is an invertible linear layer.
 
     :param event_shape: ``(D,)`` or ``(C, H, W)``; ``W`` is :math:`C \times C`.
     :param parameterization: ``"lu"``: :math:`W = P L (U + \mathrm{diag}(\sigma \odot e^{s}))` with
-        fixed permutation ``P`` and signs :math:`\sigma`, whose log-determinant is :math:`\sum s`;
-        ``"plain"``: an unconstrained ``W``, its determinant and inverse taken in float64.
+        fixed permutation ``P`` and signs :math:`\sigma`, so that :math:`\log|\det W| = \sum s`;
+        ``"plain"``: an unconstrained ``W``, whose determinant and inverse are computed in float64.
     :param init: ``"orthogonal"`` (a random rotation) or ``"identity"``.
 
     The log-determinant of the inverse direction is :math:`HW \log|\det W|` nats.
@@ -36,7 +37,7 @@ class InvertibleConv1x1(FlowTransform):
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         parameterization: Literal["lu", "plain"] = "lu",
         init: Literal["orthogonal", "identity"] = "orthogonal",
     ) -> None:
@@ -56,19 +57,20 @@ class InvertibleConv1x1(FlowTransform):
         permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
         self.register_buffer("permutation", permutation)
-        self.register_buffer("diagonal_sign", diagonal.sign())  # Transform reserves `sign`
+        self.register_buffer("diagonal_sign", diagonal.sign())  # Transform itself uses the name `sign`
         self.log_diagonal = nn.Parameter(diagonal.abs().log())
         self.lower = nn.Parameter(lower.tril(-1))
         self.upper = nn.Parameter(upper.triu(1))
 
     def _factors(self) -> tuple[Tensor, Tensor]:
+        """The triangular factors of ``W``: L with ones on its diagonal, and U with :math:`\\sigma e^s`."""
         lower = self.lower.tril(-1) + torch.eye(
             len(self.lower), dtype=self.lower.dtype, device=self.lower.device
         )
         return lower, self.upper.triu(1) + torch.diag(self.diagonal_sign * self.log_diagonal.exp())
 
     def _ladj(self, batch: torch.Size) -> Tensor:
-        """:math:`HW \\log|\\det W|`."""
+        """:math:`HW \\log|\\det W|` for every element of the batch."""
         if self.parameterization == "lu":
             log_det = self.log_diagonal.sum()
         else:
@@ -93,7 +95,8 @@ class InvertibleConv1x1(FlowTransform):
         x = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
         return torch.linalg.solve_triangular(upper, x, upper=True)
 
-    # Under autocast the nets may run in half precision; the flow's own arithmetic may not.
+    # Leave autocast for the flow's own arithmetic. Half precision is good enough for the networks inside
+    # couplings, but not for the latents and the log-determinant.
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         with no_autocast(x.device.type):
             z = self._multiply(self._matrix(), x)

@@ -1,12 +1,12 @@
 r"""Affine couplings: part of the event is shifted and scaled by a function of the rest.
 
-One convention throughout, stated from data to latent (shift, then scale):
+All couplings follow one convention, from data to latent: shift, then scale,
 
 .. math:: z_b = (x_b + t(x_a, c)) \odot S(x_a, c), \qquad z_a = x_a,
 
-with log-determinant :math:`\sum \log S` nats. The conditioner gives ``2 C_b`` channels, first the
-raw scale, then the shift; :mod:`pyro_scnf.transforms.scale` makes :math:`\log S` of the former. The
-context ``c`` is absent in unconditional couplings.
+with log-determinant :math:`\sum \log S` nats. The conditioner is a network with ``2 C_b`` output channels:
+the raw scale first, then the shift. :mod:`pyro_scnf.transforms.scale` maps the raw scale to :math:`\log S`.
+An unconditional coupling has no context ``c``.
 
 References: Dinh et al., *Real NVP*, 2017; Kingma and Dhariwal, *Glow*, 2018; Atanov et al.,
 *Semi-Conditional Normalizing Flows*, 2019, section 3.3 (conditional coupling).
@@ -14,12 +14,14 @@ References: Dinh et al., *Real NVP*, 2017; Kingma and Dhariwal, *Glow*, 2018; At
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
+from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.scale import make_scale
 
 __all__ = [
@@ -31,18 +33,24 @@ __all__ = [
 ]
 
 
-class _Coupling:
-    """What the split and the masked coupling share: asking the conditioner and summing up."""
+class _SetFromData(Protocol):
+    """A conditioner with data-dependent parameters, such as :class:`pyro_scnf.nn.Conditioner`."""
 
-    event_shape: torch.Size
+    def initialize(self, x: Tensor, *context: Tensor) -> None: ...
+
+
+class _Coupling(Bijection):
+    """What the split and the masked coupling share: the conditioner, its initialisation and the sum."""
+
     net: nn.Module
     scale: nn.Module
     changed: int
 
     def _conditioner(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        """log-scale and shift, in the precision of ``x`` whatever autocast made of the net."""
+        """Log-scale and shift, in the dtype of ``x``. Under autocast the network may return another dtype."""
         out, dim = self.net(x, *context).to(x.dtype), -len(self.event_shape)
-        if out.shape[dim] != 2 * self.changed:  # a narrower one would broadcast, and count once
+        # One channel of scale would broadcast over all channels, and the log-determinant would count it once.
+        if out.shape[dim] != 2 * self.changed:
             raise ValueError(f"net: gives {out.shape[dim]} channels, expected {2 * self.changed}")
         raw, shift = out.chunk(2, dim)
         return self.scale(raw), shift
@@ -52,15 +60,16 @@ class _Coupling:
 
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
         with torch.no_grad():
-            self.net.initialize(self._conditioning_part(x), *context)  # type: ignore[operator]
-            return self._inverse_ladj(x, *context)[0]  # type: ignore[attr-defined]
+            cast(_SetFromData, self.net).initialize(self._conditioning_part(x), *context)
+            return self._inverse_ladj(x, *context)[0]
 
     def _conditioning_part(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The part of an event that the network sees."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _conditioning_part")
 
 
 class _SplitCoupling(_Coupling):
-    """Channels split in two: one half conditions, the other changes."""
+    """The channels are split in two parts: one conditions, the other changes."""
 
     def _set_up(self, net: nn.Module, scale: str, flip: bool, split: int | None) -> None:
         channels = self.event_shape[0]
@@ -78,6 +87,7 @@ class _SplitCoupling(_Coupling):
         self.scale = make_scale(scale, self.changed, len(self.event_shape))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The channels that condition and those that change."""
         dim, rest = -len(self.event_shape), self.event_shape[0] - self.split
         if self.flip:
             changed, fixed = x.split([rest, self.split], dim)
@@ -89,6 +99,7 @@ class _SplitCoupling(_Coupling):
         return self._parts(x)[0]
 
     def _join(self, fixed: Tensor, changed: Tensor) -> Tensor:
+        """Undo :meth:`_parts`. ``fixed`` may lack batch dimensions that ``changed`` has from a context."""
         event_dim = len(self.event_shape)
         batch = changed.shape[: changed.dim() - event_dim]
         fixed = fixed.expand(batch + fixed.shape[fixed.dim() - event_dim :])
@@ -106,22 +117,22 @@ class _SplitCoupling(_Coupling):
 
 
 class AffineCoupling(_SplitCoupling, FlowTransform):
-    r"""Coupling of channel halves (of feature halves, for vectors).
+    r"""Coupling of two halves of the channels, or of the features of a vector.
 
     :param event_shape: ``(D,)`` or ``(C, H, W)``.
     :param net: conditioner from ``split`` channels to ``2 (C - split)``, see :mod:`pyro_scnf.nn`.
     :param scale: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
-    :param bool flip: change the leading channels and condition on the trailing ones, not vice versa.
-    :param int split: number of conditioning channels; half of them by default.
+    :param bool flip: condition on the trailing channels and change the leading ones, instead of the reverse.
+    :param int split: number of conditioning channels; half of all channels by default.
     :raises ValueError: for an odd number of channels without ``split``, or an unknown ``scale``.
 
-    The *double* coupling of the SCNF paper is two of these, the second flipped
-    (:func:`pyro_scnf.flows.glow` builds it).
+    The *double* coupling of the SCNF paper is two of these, the second one flipped.
+    :func:`pyro_scnf.flows.glow` builds it.
     """
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         net: nn.Module,
         *,
         scale: str = "sigmoid",
@@ -135,7 +146,7 @@ class AffineCoupling(_SplitCoupling, FlowTransform):
 class ConditionalAffineCoupling(_SplitCoupling, ConditionalFlowTransform):
     """:class:`AffineCoupling` whose conditioner also sees a context vector.
 
-    :param int context_dim: length of the context; ``net`` must have been built for it.
+    :param int context_dim: length of a context vector; ``net`` must take contexts of this length.
 
     See :class:`AffineCoupling` for the other parameters and :class:`ConditionalFlowTransform` for
     how batch shapes broadcast.
@@ -143,7 +154,7 @@ class ConditionalAffineCoupling(_SplitCoupling, ConditionalFlowTransform):
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         net: nn.Module,
         *,
         context_dim: int,
@@ -155,16 +166,19 @@ class ConditionalAffineCoupling(_SplitCoupling, ConditionalFlowTransform):
         self._set_up(net, scale, flip, split)
 
 
-def checkerboard_mask(event_shape: Any, invert: bool = False) -> Tensor:
-    """1 where the position sum is odd (the entries that condition), 0 where it is even.
+def checkerboard_mask(event_shape: Sequence[int], invert: bool = False) -> Tensor:
+    """The mask of a checkerboard: 1 where row plus column is odd, 0 where it is even.
 
-    For images the pattern is the same in every channel, ``(1, H, W)``; for vectors it is ``(D,)``.
-    ``invert`` gives the complement, the second phase.
+    Entries with mask 1 condition, those with mask 0 change.
+
+    :param event_shape: ``(D,)`` or ``(C, H, W)``; in a vector the index takes the place of row plus column.
+    :param bool invert: exchange ones and zeros.
+    :return: ``(D,)`` for vectors, ``(1, H, W)`` for images, whose channels share the pattern.
     """
     shape = torch.Size(event_shape)
     axes = shape[1:] if len(shape) == 3 else shape
     grids = torch.meshgrid(*(torch.arange(n) for n in axes), indexing="ij")
-    mask = (sum(grids) % 2).to(torch.get_default_dtype())  # type: ignore[union-attr]
+    mask = (torch.stack(grids).sum(0) % 2).to(torch.get_default_dtype())
     return (1 - mask if invert else mask).reshape((1,) * (len(shape) - len(axes)) + mask.shape)
 
 
@@ -187,8 +201,8 @@ class _MaskCoupling(_Coupling):
                 f"mask of shape {tuple(mask.shape)}: expected zeros and ones that broadcast to "
                 f"event_shape={tuple(self.event_shape)}"
             )
-        self.register_buffer("mask", mask, persistent=False)  # type: ignore[attr-defined]
-        self.register_buffer("free", 1 - mask, persistent=False)  # type: ignore[attr-defined]
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("free", 1 - mask, persistent=False)
         self.net = net
         self.changed = self.event_shape[0]
         self.scale = make_scale(scale, self.changed, len(self.event_shape))
@@ -210,20 +224,20 @@ class _MaskCoupling(_Coupling):
 
 
 class MaskedAffineCoupling(_MaskCoupling, FlowTransform):
-    r"""Coupling of two sets of positions, by default the colours of a checkerboard.
+    r"""Coupling of two sets of positions, by default the two colours of a checkerboard.
 
     :param event_shape: ``(D,)`` or ``(C, H, W)``.
-    :param net: conditioner from all ``C`` channels (changing entries zeroed) to ``2 C``.
+    :param net: conditioner from ``C`` channels to ``2 C``. It sees zeros in place of the entries that change.
     :param scale: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
-    :param mask: zeros (these change) and ones (these condition), broadcasting to ``event_shape``;
-        by default :func:`checkerboard_mask`, where the top-left entry changes.
-    :param bool invert: use the complement of the mask, the other phase.
+    :param mask: ones where entries condition and zeros where they change. It broadcasts to ``event_shape``.
+        By default it is :func:`checkerboard_mask`, where the top-left entry changes.
+    :param bool invert: exchange the ones and zeros of the mask.
     :raises ValueError: if the mask is not made of zeros and ones or does not broadcast.
     """
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         net: nn.Module,
         *,
         scale: str = "sigmoid",
@@ -237,12 +251,15 @@ class MaskedAffineCoupling(_MaskCoupling, FlowTransform):
 class ConditionalMaskedAffineCoupling(_MaskCoupling, ConditionalFlowTransform):
     """:class:`MaskedAffineCoupling` whose conditioner also sees a context vector.
 
-    :param int context_dim: length of the context; ``net`` must have been built for it.
+    :param int context_dim: length of a context vector; ``net`` must take contexts of this length.
+
+    See :class:`MaskedAffineCoupling` for the other parameters and :class:`ConditionalFlowTransform` for
+    how batch shapes broadcast.
     """
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         net: nn.Module,
         *,
         context_dim: int,

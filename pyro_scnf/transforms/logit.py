@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class Logit(FlowTransform):
     .. math:: z = \operatorname{logit}\bigl((1 - \alpha) x + \alpha / 2\bigr).
 
     Its inverse :math:`x = (\sigma(z) - \alpha/2) / (1 - \alpha)` undoes the contraction, so that
-    reconstructions are exact. The support is the image of the real line, the unit interval widened
-    by :math:`\alpha / 2(1-\alpha)` on both sides.
+    reconstructions are exact. The support on the data side is the unit interval, widened by
+    :math:`\alpha / 2(1-\alpha)` on both sides.
 
     :param event_shape: ``(D,)`` or ``(C, H, W)``.
     :param float alpha: the contraction, in [0, 1); 0.05 in the SCNF paper.
@@ -34,7 +34,7 @@ class Logit(FlowTransform):
     Reference: Dinh et al., *Real NVP*, 2017, section 4.1.
     """
 
-    def __init__(self, event_shape: Any, alpha: float = 0.05) -> None:
+    def __init__(self, event_shape: Sequence[int] | int, alpha: float = 0.05) -> None:
         super().__init__(event_shape)
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha={alpha}: expected 0 <= alpha < 1")

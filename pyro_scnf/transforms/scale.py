@@ -1,4 +1,4 @@
-"""Log-scale functions of affine couplings: what keeps a raw network output in bounds."""
+"""Log-scale functions of affine couplings. They keep the raw output of a network in bounds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SigmoidScale(nn.Module):
 
 
 class TanhScale(nn.Module):
-    r""":math:`\log S = w \odot \tanh \tilde s` with a learnable gain ``w`` a channel, initially 1.
+    r""":math:`\log S = w \odot \tanh \tilde s` with one learnable gain ``w`` per channel, initially 1.
 
     Reference: Dinh et al., *Real NVP*, 2017; Izmailov et al., *FlowGMM*, 2020.
     """
@@ -41,8 +41,9 @@ class TanhScale(nn.Module):
 
 
 class ClampScale(nn.Module):
-    r""":math:`\log S = c \tanh(\tilde s / c)`: the exponential of the papers, softly clamped to
-    :math:`(-c, c)`; nearly :math:`\tilde s` for small values.
+    r""":math:`\log S = c \tanh(\tilde s / c)`, which lies in :math:`(-c, c)`.
+
+    For small values it is nearly :math:`\tilde s`, the log-scale of the papers.
     """
 
     def __init__(self, channels: int, event_dim: int, bound: float = 3.0) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,13 +15,13 @@ __all__ = ["Flatten", "Flip", "Permute", "Squeeze"]
 
 
 class _Rearrange(FlowTransform):
-    """A bijection that only moves entries: log-determinant 0."""
+    """A bijection that only moves entries. Its log-determinant is 0."""
 
     def _to_data(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define _to_data")
 
     def _to_base(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define _to_base")
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         return self._to_data(z), z.new_zeros(z.shape[: z.dim() - len(self.base_shape)])
@@ -34,14 +35,15 @@ class Squeeze(_Rearrange):
 
     The latent side is ``(4C, H/2, W/2)``.
 
-    :param order: channel order. ``"space-major"``: index ``(2 dy + dx) C + c``, so that the first
-        half of the channels is the top row of each block (the SCNF code); ``"channel-major"``:
-        index ``4 c + 2 dy + dx`` (Real NVP, FlowGMM).
+    :param order: where channel ``c`` of the pixel at row ``dy`` and column ``dx`` of a block goes.
+        ``"space-major"``: to channel ``(2 dy + dx) C + c``, so that the first half of the channels is the top
+        row of each block, as in the SCNF code. ``"channel-major"``: to channel ``4 c + 2 dy + dx``, as in
+        Real NVP and FlowGMM.
     :raises ValueError: if the height or width is odd.
     """
 
     def __init__(
-        self, event_shape: Any, order: Literal["space-major", "channel-major"] = "space-major"
+        self, event_shape: Sequence[int], order: Literal["space-major", "channel-major"] = "space-major"
     ) -> None:
         shape = tuple(event_shape)
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
@@ -54,7 +56,7 @@ class Squeeze(_Rearrange):
     def _to_base(self, x: Tensor) -> Tensor:
         channels, height, width = self.event_shape
         blocks = x.reshape(x.shape[:-3] + (channels, height // 2, 2, width // 2, 2))
-        # (c, h, dy, w, dx) with the last three of these names moved in front of space
+        # The axes of `blocks` are (c, h, dy, w, dx). Bring them to (dy, dx, c, h, w) or (c, dy, dx, h, w).
         axes = (2, 4, 0, 1, 3) if self.order == "space-major" else (0, 2, 4, 1, 3)
         return self._move(blocks, axes).reshape(x.shape[:-3] + self.base_shape)
 
@@ -74,9 +76,9 @@ class Squeeze(_Rearrange):
 
 
 class Flatten(_Rearrange):
-    """An image ``(C, H, W)`` as a vector ``(C H W,)`` on the latent side, row-major."""
+    """An image ``(C, H, W)``, flattened row-major to a vector ``(C H W,)`` on the latent side."""
 
-    def __init__(self, event_shape: Any) -> None:
+    def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__(event_shape, torch.Size(event_shape).numel())
 
     def _to_base(self, x: Tensor) -> Tensor:
@@ -87,16 +89,15 @@ class Flatten(_Rearrange):
 
 
 class Permute(_Rearrange):
-    """Fixed permutation of the channels (of the features, for vectors): ``z[i] = x[permutation[i]]``.
+    """Fixed permutation of the channels, or of the features of a vector: ``z[i] = x[permutation[i]]``.
 
-    :param permutation: the order, a permutation of ``0 .. C-1``; a random one by default.
+    :param permutation: a permutation of ``0 .. C-1``; a random one by default.
     :raises ValueError: if it is not a permutation.
     """
 
     permutation: Tensor
-    inverse_permutation: Tensor
 
-    def __init__(self, event_shape: Any, permutation: Tensor | None = None) -> None:
+    def __init__(self, event_shape: Sequence[int] | int, permutation: Tensor | None = None) -> None:
         super().__init__(event_shape)
         channels = self.event_shape[0]
         if permutation is None:
@@ -106,21 +107,16 @@ class Permute(_Rearrange):
         ):
             raise ValueError(f"permutation: expected a permutation of 0..{channels - 1}, got {permutation}")
         self.register_buffer("permutation", permutation)
-        self.register_buffer("inverse_permutation", permutation.argsort(), persistent=False)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.inverse_permutation = self.permutation.argsort()
 
     def _to_base(self, x: Tensor) -> Tensor:
         return x.index_select(-len(self.event_shape), self.permutation)
 
     def _to_data(self, z: Tensor) -> Tensor:
-        return z.index_select(-len(self.event_shape), self.inverse_permutation)
+        return z.index_select(-len(self.event_shape), self.permutation.argsort())
 
 
 class Flip(Permute):
     """Reverse the order of the channels."""
 
-    def __init__(self, event_shape: Any) -> None:
+    def __init__(self, event_shape: Sequence[int] | int) -> None:
         super().__init__(event_shape, torch.arange(as_event_shape(event_shape)[0]).flip(0))

@@ -1,0 +1,109 @@
+"""What every layer shares: event shapes, the two one-pass methods and compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_scnf._shapes import as_event_shape, check_event
+
+__all__ = ["Bijection"]
+
+
+def _real(event_dim: int) -> constraints.Constraint:
+    return constraints.independent(constraints.real, event_dim)
+
+
+class Bijection(nn.Module):
+    """An invertible map with a fixed event shape on each side.
+
+    The forward direction goes from the *base* side (nearer the latent) to the *data* side, as in all
+    transforms of :mod:`pyro.distributions.transforms`. Scoring data runs the inverse.
+
+    :ivar torch.Size event_shape: shape of one datum, ``(D,)`` or ``(C, H, W)``.
+    :ivar torch.Size base_shape: shape of its image on the base side.
+    """
+
+    event_shape: torch.Size
+    base_shape: torch.Size
+    bijective = True
+
+    def _set_shapes(
+        self, event_shape: Sequence[int] | int, base_shape: Sequence[int] | int | None = None
+    ) -> None:
+        self.event_shape = as_event_shape(event_shape)
+        self.base_shape = as_event_shape(base_shape or event_shape, "base_shape")
+
+    @property
+    def latent_shape(self) -> torch.Size:
+        """Shape of the deepest latent :math:`z_f`: the whole base, unless the layer factors parts out."""
+        return self.base_shape
+
+    @property
+    def latent_dim(self) -> int:
+        """Number of components of :math:`z_f`."""
+        return self.latent_shape.numel()
+
+    @property
+    def aux_dim(self) -> int:
+        """Number of factored-out components :math:`z_{aux}`. They come first in the base vector."""
+        return self.base_shape.numel() - self.latent_dim
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return _real(len(self.base_shape))
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return _real(len(self.event_shape))
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self._swap(shape, self.base_shape, self.event_shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self._swap(shape, self.event_shape, self.base_shape)
+
+    def _swap(self, shape: torch.Size, old: torch.Size, new: torch.Size) -> torch.Size:
+        shape = torch.Size(shape)
+        if shape[len(shape) - len(old) :] != old:
+            raise ValueError(f"{type(self).__name__}: shape {tuple(shape)} does not end in {tuple(old)}")
+        return shape[: len(shape) - len(old)] + new
+
+    # -- what a layer defines ------------------------------------------------------------------
+    # ``context`` is empty in an unconditional layer and holds one tensor in a conditional one. Both
+    # kinds can therefore share the code of their maths.
+    def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} does not define _forward_ladj")
+
+    def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} does not define _inverse_ladj")
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
+        """Set data-dependent parameters from ``x``. Return the latents that ``x`` has afterwards."""
+        return self._inverse_ladj(x, *context)[0]
+
+    def _check_batch(self, x: Tensor) -> None:
+        """Raise unless ``x`` holds at least one batch dimension of events."""
+        if not check_event(x, self.event_shape, "x", type(self).__name__):
+            raise ValueError(f"{type(self).__name__}.initialize: x needs a batch dimension, got one event")
+
+    # -- compilation ---------------------------------------------------------------------------
+    _compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the direction that scores data, in place. Arguments go to :func:`torch.compile`.
+
+        The compiled part is a pure function of parameters and data, never the Pyro model around it. A copy
+        or a file of the layer holds the layer alone, without the compiled function.
+        """
+        self._compiled = torch.compile(self._inverse_ladj, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, object]:
+        state = dict(super().__getstate__())
+        state.pop("_compiled", None)
+        return state
