@@ -26,7 +26,8 @@ class ClassProbs(nn.Module):
     :param int num_classes: number of labels K.
     :param probs: ``"uniform"``, ``"learnable"`` (starting uniform), or a tensor ``(K,)`` of
         non-negative class weights, which is normalised.
-    :raises ValueError: for another word, or weights of the wrong shape or sign.
+    :raises ValueError: for another word, for weights of the wrong shape or sign, or for fewer than one
+        class.
 
     >>> ClassProbs(2, torch.tensor([1.0, 3.0]))().probs
     tensor([0.2500, 0.7500])
@@ -68,11 +69,12 @@ class ClassProbs(nn.Module):
 
 
 def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -> Tensor | float:
-    r""":math:`\log p(y)`, normalised, from whatever a user may give as class probabilities.
+    r""":math:`\log p(y)`, normalised, from any form that the argument ``class_probs`` may have.
 
     :param class_probs: a :class:`ClassProbs`, non-negative class weights ``(*batch, K)``, or ``None`` for
         the uniform distribution.
-    :return: ``(K,)`` or ``(*batch, K)`` in nats, or one number for the uniform distribution.
+    :return: ``(K,)`` or ``(*batch, K)`` in nats. For the uniform distribution, the one number
+        :math:`-\log K`.
     :raises ValueError: for the wrong number of classes, or for negative or non-finite weights.
     """
     if class_probs is None:

@@ -2,11 +2,13 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
@@ -21,9 +23,19 @@ from pyro_scnf.transforms.base import _OneShotLadj
 
 __all__ = ["SemiConditionalFlow"]
 
+if TYPE_CHECKING:
+    # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
+    class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
+        """``pyro.distributions.TransformedDistribution``."""
+else:
+    TransformedDistribution = dist.TransformedDistribution
+
 
 class _Decoder(_OneShotLadj, Transform):
-    """The flow of a :class:`SemiConditionalFlow` as its distributions see it: encodings are shared."""
+    """The bijection in the distributions that :meth:`SemiConditionalFlow.condition` returns.
+
+    It is the flow of ``owner``. Its inverse takes part in :func:`~pyro_scnf.share_encoding`.
+    """
 
     bijective = True
 
@@ -62,18 +74,18 @@ class SemiConditionalFlow(nn.Module):
         \qquad z_f \sim p(z_f \mid y)
 
     so that :math:`\log p(x \mid y) = \log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})
-    + \log p(z_f \mid y)`. The flow does not see the label: it is run **once per x**, however many
-    labels are asked about, and only the small prior is evaluated for each.
+    + \log p(z_f \mid y)`. The flow does not see the label. It runs **once per x** for all labels, and
+    only the small prior is evaluated for each of them.
 
     :param transform: unconditional bijection :math:`f_w`, from :mod:`pyro_scnf.flows` or your own
-        :class:`~pyro_scnf.transforms.FlowTransform`. Its ``latent_shape`` tells which components are
-        :math:`z_f`.
+        :class:`~pyro_scnf.transforms.FlowTransform`. Its ``latent_shape`` is the shape of :math:`z_f`.
     :param prior: :math:`p(z_f \mid y)`: a word such as ``"flow"`` or ``"gmm"``, a dict, a class or a
         module, see :func:`~pyro_scnf.priors.make_prior`.
-    :param int num_classes: number of labels K; may be left out if ``prior`` is a module.
+    :param int num_classes: number of labels K. It is optional if ``prior`` is a module.
     :param aux_scale: scale of :math:`z_{aux}`: ``"learnable"`` or ``"unit"``.
-    :param float init_aux_scale: its initial value.
-    :raises ValueError: if the prior's event shape is not the flow's latent shape.
+    :param float init_aux_scale: initial value of a learnable scale.
+    :raises ValueError: if ``transform`` is no ``FlowTransform``, if the prior's event shape is not the
+        flow's latent shape, or if ``num_classes`` is not the prior's.
 
     The class probabilities :math:`p(y)` belong to the model around the flow. Methods that need them take
     ``class_probs``, by default a uniform distribution.
@@ -136,23 +148,24 @@ class SemiConditionalFlow(nn.Module):
         parts = [prior] if self.aux is None else [self.aux((), temperature), prior]
         return ConcatDistribution(parts)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
-        r"""The distribution of x given ``y``, to be used as any other in ``pyro.sample``.
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TransformedDistribution:
+        r"""The distribution of x given ``y``, for use in ``pyro.sample``.
 
         :param y: integer labels ``(*batch,)``, or one-hot or relaxed class weights ``(*batch, K)``.
-            Under parallel enumeration Pyro hands in ``(K, 1, ...)``: nothing is asked of the user.
-        :param float temperature: factor on the scale of all noise, below 1 for cleaner samples.
+            Labels that Pyro enumerates in parallel have shape ``(K, 1, ...)`` and need no special
+            treatment.
+        :param float temperature: factor on the scale of all noise. Below 1, samples are cleaner.
         :return: a distribution with the batch shape of ``y`` and the event shape of x.
         :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
             a ``PyroSample``.
         """
         if any(getattr(module, "_pyro_samples", None) for module in self.transform.modules()):
-            # Scoring runs the flow after the model has ended: the draw would be no site, and another one
-            # each time.
+            # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
+            # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
-        return dist.TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
+        return TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
 
-    def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Any = ()) -> Tensor:
+    def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient."""
         with torch.no_grad():
             return self.condition(y, temperature).sample(torch.Size(sample_shape))
@@ -186,10 +199,11 @@ class SemiConditionalFlow(nn.Module):
         r"""Latents to data.
 
         :param z_f: ``(*batch, *latent_shape)``.
-        :param z_aux: the factored-out part ``(*batch, aux_dim)``, ``"zero"`` (its mode, as in the
-            paper's figures) or ``"sample"`` (drawn from its distribution).
+        :param z_aux: the factored-out part ``(*batch, aux_dim)``, ``"zero"`` (its mode, which the
+            paper's figures use) or ``"sample"`` (a draw from its distribution).
         :param float temperature: factor on the scale of a sampled ``z_aux``.
         :return: x ``(*batch, *event_shape)``.
+        :raises ValueError: for a wrong shape, or another word.
         """
         batch = check_event(z_f, self.latent_shape, "z_f", f"{type(self).__name__}.decode")
         if isinstance(z_aux, str):
@@ -208,7 +222,7 @@ class SemiConditionalFlow(nn.Module):
         """Set every data-dependent parameter of flow and prior from a batch, once, before training.
 
         :param x: ``(B, *event_shape)``.
-        :param y: labels ``(B,)``, -1 where unknown; all unknown by default.
+        :param y: labels ``(B,)``, -1 where unknown. By default all are unknown.
         """
         check_finite(x, "x", f"{type(self).__name__}.initialize")
         z = self.transform.initialize(x)
@@ -216,9 +230,10 @@ class SemiConditionalFlow(nn.Module):
         self.prior.initialize(z_f, x.new_full((len(x),), -1, dtype=torch.long) if y is None else y)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile what scoring spends its time in, the flow and the flow of the prior, if it is one.
+        """Compile the two slow parts of scoring: the flow, and the prior's own flow if it has one.
 
-        In place, on first use, once for each shape of batch; arguments go to :func:`torch.compile`.
+        Both are changed in place. :func:`torch.compile`, which receives the arguments, compiles them at
+        their first use, once for each shape of batch.
         """
         self.transform.compile(*args, **kwargs)
         inner = getattr(self.prior, "flow", None)
@@ -227,23 +242,24 @@ class SemiConditionalFlow(nn.Module):
 
     # -- densities over all labels -------------------------------------------------------------
     def class_log_prob(self, x: Tensor) -> Tensor:
-        r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats; one pass of the flow."""
+        r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""
         z_aux, z_f, ladj = self.encode(x)
         if self.aux is not None:
             ladj = ladj + self.aux().log_prob(z_aux)
         return ladj[..., None] + self.prior.class_log_prob(z_f)
 
     def log_prob(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> Tensor:
-        r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, nats.
+        r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, in nats.
 
-        :param class_probs: :math:`p(y)`: class weights ``(*batch, K)`` or ``(K,)``, which are normalised, or
-            a :class:`~pyro_scnf.ClassProbs`; uniform by default.
+        :param class_probs: :math:`p(y)`, as non-negative class weights ``(*batch, K)`` or ``(K,)``, which
+            need not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
         """
         return (self.class_log_prob(x) + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
 
     def posterior(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> dist.Categorical:
         r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         _, z_f, _ = self.encode(x)
-        # Terms common to all labels are left out: thousands of nats would cost float32 its digits.
+        # Leave out the terms that all labels share. They are thousands of nats, and adding them in
+        # float32 would round away the differences between labels.
         joint = self.prior.class_log_prob(z_f) + log_class_probs(class_probs, self.num_classes)
         return dist.Categorical(logits=joint.log_softmax(-1))

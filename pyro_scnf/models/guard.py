@@ -1,4 +1,7 @@
-"""Errors where Pyro would go on with a wrong loss. Only this module reads Pyro's private handler stack."""
+"""Errors for programs in which Pyro would silently compute a wrong loss.
+
+Only this module reads Pyro's private handler stack.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,17 @@ __all__ = ["guard_label_site"]
 
 
 def guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool) -> None:
-    """Raise where Pyro would go on with a wrong loss.
+    """Raise an error if the loss that Pyro is about to compute would be wrong for the label ``site``.
 
-    What a guide did is known from the replay handler that every ELBO puts around the model. Runs
-    under a block handler only look at the model's structure.
+    Every ELBO runs the model under a replay handler, which holds the guide's trace. The trace tells whether
+    the guide sampled the label. A run under a block handler only inspects the model and computes no loss, so
+    a label that nothing sums out is no error there.
+
+    :param bool observed: whether all labels are given.
+    :param bool scored: whether x is given.
+    :param bool weighted: whether the rows have weights.
+    :raises RuntimeError: if the guide samples an observed label, or nothing sums out an unobserved one.
+    :raises ValueError: for weights of rows whose label the model enumerates.
     """
     stack = list(_PYRO_STACK)
     replay = next((m.trace for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import pyro
 import pyro.distributions as dist
@@ -20,18 +21,18 @@ from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
 
-def exact_guide(*args: Any, **kwargs: Any) -> None:
-    """The empty guide: the model enumerates the label, and the loss is the exact marginal."""
+def exact_guide(*args: object, **kwargs: object) -> None:
+    """The empty guide. The model enumerates the label, and the loss is the exact marginal."""
 
 
 class _Average:
-    """``old <- decay * old + (1 - decay) * new``; a class, since a closure could not be pickled."""
+    """``old <- decay * old + (1 - decay) * new``. It is a class because a closure cannot be pickled."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     @torch.no_grad()
-    def __call__(self, old: Any, new: Any, count: Any) -> None:
+    def __call__(self, old: Sequence[Tensor], new: Sequence[Tensor], count: Tensor | int) -> None:
         for before, now in zip(old, new, strict=True):
             if before.is_floating_point():
                 before.lerp_(now.to(before.dtype), 1 - self.decay)
@@ -42,28 +43,28 @@ class _Average:
 class EMGuide(nn.Module):
     r"""EM-SGD: the label posterior :math:`q(y) \propto p(y \mid x, \theta_{old})^{1/T}` as a guide.
 
-    The E-step computes q without gradient, the M-step is one gradient step on
+    The E-step computes q without gradient. The M-step is one gradient step on
     :math:`-\mathbb E_q[\log p(x, y) - \log q(y)]`. With current parameters and ``estep="enumerate"``
-    the gradient **equals** that of :math:`-\log p(x)` (Fisher's identity), so this buys nothing over
-    the exact marginal. It is worth having for
+    the gradient **equals** that of :math:`-\log p(x)` (Fisher's identity). In this case the empty guide is
+    simpler. The other cases are
 
-    * ``estep="sample"``: one label drawn from q per row. Memory and backward cost do not grow with
-      the number of classes; unbiased while parameters are current.
+    * ``estep="sample"``: one label drawn from q per row. Memory and the cost of the backward pass do not
+      grow with the number of classes. The gradient is unbiased if :math:`\theta_{old}` is current.
     * ``decay``: :math:`\theta_{old}` lags behind, which stabilises the labels.
-    * ``weights`` of single rows, which model-side enumeration cannot have.
+    * ``weights`` of single rows. Pyro cannot weigh the rows of a label that the model enumerates.
     * ``temperature`` and ``estep="hard"``: annealed and hard assignment.
 
-    :param SemiSupervisedModel model: the model; the guide is called with its arguments.
-    :param estep: ``"enumerate"`` the labels under q, ``"sample"`` one, or take the most probable one
-        (``"hard"``).
-    :param decay: ``None`` keeps :math:`\theta_{old}` current; a number in [0, 1) makes it an
-        exponential moving average, advanced by :meth:`update`, which you call after each optimiser
-        step (0 copies the parameters at each call).
-    :param float temperature: T above.
+    :param SemiSupervisedModel model: the model. The guide takes the same arguments.
+    :param estep: ``"enumerate"`` sums over the labels under q, ``"sample"`` draws one, ``"hard"`` takes the
+        most probable one.
+    :param decay: with ``None``, :math:`\theta_{old}` is current. With a number in [0, 1), it is an
+        exponential moving average of the parameters. Call :meth:`update` after each optimiser step to
+        advance it. With 0, each call copies the parameters.
+    :param float temperature: T above, a positive number.
     :raises ValueError: for an unknown ``estep``, or a ``decay`` or ``temperature`` out of range.
 
-    Labelled rows are never sampled. Under :func:`pyro_scnf.elbo` (or :func:`share_encoding`) guide
-    and model together run the flow once, unless :math:`\theta_{old}` is another one.
+    Labelled rows are never sampled. Under :func:`pyro_scnf.elbo` (or :func:`share_encoding`) the flow runs
+    once for guide and model together, unless :math:`\theta_{old}` differs from the current parameters.
 
     Reference: Atanov et al., 2019, Appendix B.
     """
@@ -105,13 +106,15 @@ class EMGuide(nn.Module):
         pairs: Tensor | None = None,
         n: int | None = None,
     ) -> None:
-        """Sample the missing labels from q; the arguments are those of the model."""
+        """Sample the missing labels from q. The arguments are those of the model."""
         model = self.model
         y = model.check_batch(x, y, x_unlabelled, weights)
+        if x is None:
+            return
         if x_unlabelled is not None:
-            model.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
+            model.flow.encode_together(x, x_unlabelled)
             self._label("y_unlabelled", "unlabelled", model.num_unlabelled, x_unlabelled, None, weights)
-        elif x is not None and (y is None or bool((y == UNLABELLED).any())):
+        elif y is None or bool((y == UNLABELLED).any()):
             self._label("y", "data", model.num_data, x, y, weights)
 
     def _label(
@@ -124,7 +127,8 @@ class EMGuide(nn.Module):
         with data_plate(plate, size, len(x), x.device), ExitStack() as scales:
             weigh(scales, weights)
             if self.estep == "hard":
-                # Given its density, a Delta of integers takes the dtype of that: Pyro contracts terms of one.
+                # Give the log-density in the model's dtype. A Delta of integers would otherwise score in
+                # the default dtype, and Pyro cannot contract terms of different dtypes.
                 pyro.sample(site, dist.Delta(logits.argmax(-1), logits.new_zeros(len(x))))
             else:
                 infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
@@ -133,14 +137,15 @@ class EMGuide(nn.Module):
     def _log_posterior(self, x: Tensor) -> Tensor:
         r"""Normalised :math:`\log q`, ``(B, K)``, without gradient.
 
-        The encoding keeps its graph if it is the one that the model will share.
+        If the model shares the encoding, the encoding keeps its graph, because the model's loss needs it.
         """
         model = self.model if self.old is None else cast(SemiSupervisedModel, self.old.module)
         with torch.set_grad_enabled(self.old is None and torch.is_grad_enabled()):
             _, z_f, _ = model.flow.encode(x)
         with torch.no_grad():
             joint = model.flow.prior.class_log_prob(z_f.detach()) + model.class_probs.log_probs
-            # Normalised twice over: Categorical alone would leave float32 rounding of the raw size.
+            # Normalise before Categorical does so again. The joint is thousands of nats, and one
+            # normalisation in float32 would leave rounding errors of that size.
             return (joint.log_softmax(-1) / self.temperature).log_softmax(-1)
 
 
@@ -148,17 +153,21 @@ GUIDES = ("exact", "em", "em-sample", "em-hard", "em-ema")
 """Guides by name; ``em-ema`` is EM with a lagged posterior (decay 0.99)."""
 
 
-def make_guide(name: str, model: SemiSupervisedModel) -> Any:
-    """The guide that ``name``, one of :data:`GUIDES`, stands for.
+def make_guide(name: str, model: SemiSupervisedModel) -> EMGuide | Callable[..., None]:
+    """The guide called ``name``, for ``model``.
 
+    :param str name: one of :data:`GUIDES`.
+    :return: :func:`exact_guide` or an :class:`EMGuide`.
     :raises ValueError: for an unknown name.
     """
     if name == "exact":
         return exact_guide
     if name == "em":
         return EMGuide(model)
-    if name in ("em-sample", "em-hard"):
-        return EMGuide(model, name.removeprefix("em-"))  # type: ignore[arg-type]
+    if name == "em-sample":
+        return EMGuide(model, "sample")
+    if name == "em-hard":
+        return EMGuide(model, "hard")
     if name == "em-ema":
         return EMGuide(model, decay=0.99)
     raise ValueError(f"guide={name!r}: expected one of {', '.join(map(repr, GUIDES))}")

@@ -1,8 +1,9 @@
-"""The label summed inside one distribution."""
+"""The marginal distribution of x, with the label summed out inside it."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -19,11 +20,12 @@ __all__ = ["LabelMarginal"]
 class LabelMarginal(dist.TorchDistribution):
     r"""The marginal :math:`p(x) = \sum_k p(y = k)\, p(x \mid y = k)` as a distribution over x.
 
-    For programs that do not want a label site: plain ``Trace_ELBO``, importance sampling, likelihoods.
+    Use it where a label site would be in the way: with plain ``Trace_ELBO``, in importance sampling, or as a
+    likelihood.
 
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
-    :param class_probs: :math:`p(y)`: class weights ``(K,)`` or ``(*batch, K)``, which are normalised, or a
-        :class:`~pyro_scnf.ClassProbs`; uniform by default.
+    :param class_probs: :math:`p(y)`, as non-negative class weights ``(K,)`` or ``(*batch, K)``, which need
+        not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
 
     >>> flow = SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
     >>> LabelMarginal(flow).sample((5,)).shape
@@ -49,8 +51,8 @@ class LabelMarginal(dist.TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self.flow.transform.codomain
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> LabelMarginal:
-        new = self._get_checked_instance(LabelMarginal, _instance)
+    def expand(self, batch_shape: Sequence[int], _instance: LabelMarginal | None = None) -> LabelMarginal:
+        new: LabelMarginal = self._get_checked_instance(LabelMarginal, _instance)
         batch_shape = torch.Size(batch_shape)
         new.flow = self.flow
         new.log_class_probs = self.log_class_probs.expand(batch_shape + self.log_class_probs.shape[-1:])
@@ -59,16 +61,16 @@ class LabelMarginal(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """:math:`\\log p(x)` in nats."""
+        """:math:`\\log p(x)`, ``(*batch,)``, in nats."""
         return (self.flow.class_log_prob(value) + self.log_class_probs).logsumexp(-1)
 
     def posterior(self, value: Tensor) -> dist.Categorical:
-        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical``."""
+        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         _, z_f, _ = self.flow.encode(value)
         joint = self.flow.prior.class_log_prob(z_f) + self.log_class_probs
         return dist.Categorical(logits=joint.log_softmax(-1))
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         with torch.no_grad():
             y = dist.Categorical(logits=self.log_class_probs).sample(torch.Size(sample_shape))
             return self.flow.sample(y)

@@ -1,37 +1,48 @@
-"""Plates of data, weights of their rows, and what stands in them besides label and datum."""
+"""Plates of data, weights of their rows, partly known labels, and factors for training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 __all__ = ["PartlyKnown", "count_rows", "data_plate", "training_term", "weigh"]
 
 
-def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> Any:
-    """A plate of ``rows`` data, standing for ``size`` of them if given."""
+def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> pyro.plate:
+    """A plate of ``rows`` data. If ``size`` is given, it scales them up to a data set of that size.
+
+    :raises ValueError: for more rows than the data set has.
+    """
     if size is None or size == rows:
         return pyro.plate(name, rows)
     if rows > size:
-        raise ValueError(f"plate {name!r}: a batch of {rows} rows from a data set of {size}")
+        raise ValueError(
+            f"plate {name!r}: a batch of {rows} rows from a data set of {size}; expected at most {size} rows"
+        )
     return pyro.plate(name, size, subsample=torch.arange(rows, device=device))
 
 
 def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
-    """Weigh the rows of the sites to come; weight 0, which Pyro's scale refuses, leaves a row out."""
+    """Enter handlers that weigh the rows of the sites to come, if there are ``weights``.
+
+    A mask leaves out rows of weight 0, because Pyro's scale refuses that weight.
+    """
     if weights is not None:
-        keep: Any = weights > 0
+        keep = cast(torch.BoolTensor, weights > 0)
         handlers.enter_context(poutine.mask(mask=keep))
         handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
 
 
 def count_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
+    """Number of rows of a batch, or ``n`` if nothing is observed."""
     if x is not None:
         return len(x)
     if y is not None:
@@ -42,27 +53,37 @@ def count_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
 
 
 class PartlyKnown(dist.Categorical):
-    """A label of which some rows are known: these are drawn as they are, and scored like the others.
+    """A label that is known in some rows. Sampling returns the known labels and draws the others.
 
-    Enumeration does not draw; there, a factor rules the other labels out.
+    Scores are those of ``prior`` in all rows. Enumeration does not sample, so the model needs a factor that
+    rules out the other labels of known rows.
+
+    :param y: labels ``(B,)``.
+    :param known: which of them are known, ``(B,)``.
     """
 
-    def __init__(self, prior: Any, y: Tensor, known: Any) -> None:
+    def __init__(self, prior: dist.Categorical, y: Tensor, known: Tensor) -> None:
         self.labels, self.known = y, known
         batch = torch.broadcast_shapes(prior.batch_shape, y.shape)
         super().__init__(logits=prior.logits.expand(*batch, -1), validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = super().expand(batch_shape, self._get_checked_instance(PartlyKnown, _instance))
+    def expand(self, batch_shape: Sequence[int], _instance: PartlyKnown | None = None) -> PartlyKnown:
+        new: PartlyKnown = super().expand(batch_shape, self._get_checked_instance(PartlyKnown, _instance))
         new.labels, new.known = self.labels, self.known
         return new
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         return torch.where(self.known, self.labels, super().sample(sample_shape))
 
 
+class _TermInfer(InferDict):
+    """Pyro's options of a site, and the mark by which ``enumerate_labels`` recognises a training term."""
+
+    training_only: bool
+
+
 def training_term(name: str, log_factor: Tensor) -> None:
-    """A factor that is no part of the generative model: ``enumerate_labels`` leaves it out."""
+    """A factor for training that is no part of the generative model. ``enumerate_labels`` leaves it out."""
     term = dist.Unit(log_factor, has_rsample=False)
-    infer: Any = {"is_auxiliary": True, "training_only": True}
+    infer: _TermInfer = {"is_auxiliary": True, "training_only": True}
     pyro.sample(name, term, obs=term.sample(), infer=infer)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.reparam.reparam import Reparam
+from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
+from pyro.poutine.runtime import InferDict
+from torch.distributions import TransformedDistribution
 
 from pyro_scnf.distributions import ConcatDistribution
+from pyro_scnf.transforms.base import _OneShotLadj
 
 __all__ = ["FlowSitesReparam"]
 
@@ -17,10 +18,11 @@ __all__ = ["FlowSitesReparam"]
 class FlowSitesReparam(Reparam):
     r"""Rewrite a site ``x`` of a semi-conditional flow into the sites of its latents.
 
-    ``x ~ flow.condition(y)`` becomes ``x_aux`` (:math:`z_{aux}`, if the flow factors out), ``x_final``
-    (:math:`z_f`) and, if x is observed, a factor ``x_ladj``; x itself is a deterministic function of
-    them. The joint density is unchanged. Use it to put the deep latent into a bigger model, or with
-    :func:`pyro.poutine.reparam` to keep label-independent terms out of an enumerated sum.
+    ``x ~ flow.condition(y)`` becomes the sites ``x_aux`` (:math:`z_{aux}`, if the flow factors parts out) and
+    ``x_final`` (:math:`z_f`). An observed x adds the factor ``x_ladj``. The site x is then a deterministic
+    function of its latents, and the joint density is the same. Use it with :func:`pyro.poutine.reparam` to
+    make the deep latent a site of a bigger model, or to keep terms that all labels share out of the
+    enumerated sum.
 
     >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
     >>> model = pyro.poutine.reparam(pyro_scnf.SemiSupervisedModel(flow), {"x": FlowSitesReparam()})
@@ -29,35 +31,42 @@ class FlowSitesReparam(Reparam):
     ['x_final', 'x']
     """
 
-    def apply(self, msg: Any) -> Any:
+    def apply(self, msg: ReparamMessage) -> ReparamResult:
+        """Replace a site by the sites of its latents.
+
+        :raises ValueError: if its distribution is not one that :meth:`SemiConditionalFlow.condition` returns.
+        """
         name, fn, value = msg["name"], msg["fn"], msg["value"]
-        try:
-            (transform,), base = fn.transforms, fn.base_dist
-            assert isinstance(base, ConcatDistribution)
-        except (AttributeError, ValueError, AssertionError):
+        if not (
+            isinstance(fn, TransformedDistribution)
+            and isinstance(fn.base_dist, ConcatDistribution)
+            and len(fn.transforms) == 1
+            and isinstance(fn.transforms[0], _OneShotLadj)
+        ):
             raise ValueError(
                 f"FlowSitesReparam: site {name!r} is a {type(fn).__name__}, expected the distribution that "
                 "SemiConditionalFlow.condition returns"
-            ) from None
+            )
+        transform, base = fn.transforms[0], fn.base_dist
         suffixes = ["aux", "final"][-len(base.parts) :]
-        latents: list[Any] = [None] * len(base.parts)
+        given: list[torch.Tensor] | list[None] = [None] * len(base.parts)
         if value is not None:
             z, ladj = transform.inverse_and_ladj(value)
-            latents = base.split(z)
-        # A value that is not observed is an initial one (of an autoguide or a sampler).
-        infer: Any = {"is_observed": msg["is_observed"]}
+            given = base.split(z)
+        # An autoguide or a sampler may give an initial value, which is not observed.
+        infer: InferDict = {"is_observed": bool(msg["is_observed"])}
         latents = [
             pyro.sample(f"{name}_{suffix}", part, obs=latent, infer=infer)
-            for suffix, part, latent in zip(suffixes, base.parts, latents, strict=True)
+            for suffix, part, latent in zip(suffixes, base.parts, given, strict=True)
         ]
         if value is None:
             value, _ = transform.call_and_ladj(base.join(latents))
         elif msg["is_observed"]:
             pyro.factor(f"{name}_ladj", ladj, has_rsample=False)
-        # Masked by a tensor and not by False: the zeros are then of the dtype of x.
+        # Mask by a tensor. With mask=False, the zeros would not have the dtype of x.
         nothing = torch.zeros((), dtype=torch.bool, device=value.device)
         return {
-            "fn": dist.Delta(value, event_dim=fn.event_dim).mask(nothing),
+            "fn": dist.Delta(value, event_dim=len(fn.event_shape)).mask(nothing),
             "value": value,
             "is_observed": True,
         }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_at_least, check_finite, check_labels, validating
 from pyro_scnf._shapes import check_event, reference_tensor
@@ -26,44 +27,48 @@ __all__ = ["SemiSupervisedModel"]
 
 
 class SemiSupervisedModel(PyroModule):
-    r"""The generative model of data of which some are labelled.
+    r"""The generative model of partly labelled data.
 
     .. math:: y_n \sim p(y), \qquad x_n \sim p(x \mid y_n)
 
-    with :math:`y_n` observed, or summed out exactly by parallel enumeration. Call it with
+    where :math:`y_n` is observed, or summed out exactly by parallel enumeration. There are three ways to
+    call it:
 
-    * ``model(x, y)``: one batch in one plate ``data``, sites ``y`` and ``x``. Entries of -1 in ``y``
-      are unlabelled; ``y=None`` means all of them. Every row costs K evaluations of the prior
-      unless all are labelled.
-    * ``model(x, y, x_unlabelled)``: a labelled and an unlabelled batch in plates ``labelled`` and
-      ``unlabelled``, sites ``y``, ``x``, ``y_unlabelled`` and ``x_unlabelled``. The flow runs once
-      on both.
-    * ``model(n=5)``: nothing observed, five draws from the model.
+    * ``model(x, y)``: one batch in the plate ``data``, with the sites ``y`` and ``x``. An entry of -1 in
+      ``y`` marks an unlabelled row, and with ``y=None`` all rows are unlabelled. Unless all rows are
+      labelled, each of them costs K evaluations of the prior.
+    * ``model(x, y, x_unlabelled)``: a labelled and an unlabelled batch in the plates ``labelled`` and
+      ``unlabelled``, with the sites ``y``, ``x``, ``y_unlabelled`` and ``x_unlabelled``. The flow runs
+      once for both.
+    * ``model(n=5)``: nothing is observed, and the model draws five rows.
 
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
     :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, a tensor of class weights or a
         :class:`ClassProbs`.
-    :param int num_labelled: size of the labelled data set, if batches are parts of it: the plate
-        then scales the batch up to it.
+    :param int num_labelled: size of the labelled data set. Give it if a batch is only a part of the data
+        set: the plate then scales the batch up to that size.
     :param int num_unlabelled: likewise for the unlabelled data set.
     :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
     :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
         labelled rows, the classification loss of the SCNF paper.
     :param float agreement_weight: weight of an extra term for ``pairs`` of rows that probably share a
-        label, :func:`~pyro_scnf.terms.log_agreement`. It is scaled as unlabelled rows are.
-    :param float balance_weight: weight of a term that keeps unlabelled posteriors at :math:`p(y)` on
-        average, :func:`~pyro_scnf.terms.imbalance`, for every unlabelled row.
-    :param float purity: probability that a pair does share its label.
+        label, :func:`~pyro_scnf.terms.log_agreement`. It is scaled in the same way as unlabelled rows.
+    :param float balance_weight: weight, per unlabelled row, of an extra term that keeps the mean of the
+        unlabelled posteriors near :math:`p(y)`, :func:`~pyro_scnf.terms.imbalance`.
+    :param float purity: probability that the two rows of a pair share their label.
     :param float final_term_share: share of their weights that the three extra terms (classification,
-        agreement, balance) still have at the end of training. The weights fall along half a cosine, by the
-        progress that :meth:`set_progress` is told.
+        agreement, balance) have at the end of training. The weights fall to it along half a cosine, as
+        :meth:`set_progress` reports the progress of training.
+    :raises ValueError: for a weight, share or size out of range, or if ``class_probs`` and ``flow`` have
+        different numbers of classes.
 
-    Use it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``,
-    ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any model.
+    Train it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``. It
+    works with ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any other
+    Pyro model.
 
-    Two silent traps of Pyro raise ``RuntimeError`` here: an unobserved label that nothing sums out
-    (plain ``Trace_ELBO`` would draw it from the prior), and a guide that samples an observed label
-    (the loss would be off by the guide's entropy).
+    Pyro would compute a wrong loss without a warning in two cases, in which this model raises
+    ``RuntimeError``: if nothing sums out an unobserved label (plain ``Trace_ELBO`` would draw it from
+    :math:`p(y)`), and if a guide samples an observed label (the loss would be off by the guide's entropy).
     """
 
     def __init__(
@@ -92,12 +97,12 @@ class SemiSupervisedModel(PyroModule):
                 "expected two non-negative numbers and a probability"
             )
         if not 0 <= final_term_share <= 1:
-            raise ValueError(f"final_term_share={final_term_share}: expected a share of 1")
+            raise ValueError(f"final_term_share={final_term_share}: expected a share, 0 to 1")
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
         if not isinstance(class_probs, ClassProbs):
-            # Of the flow's dtype and device: Pyro contracts terms of one only.
+            # Give p(y) the flow's dtype and device, because Pyro cannot contract terms of different ones.
             class_probs = ClassProbs(flow.num_classes, class_probs).to(reference_tensor(flow))
         self.class_probs = class_probs
         if self.class_probs.num_classes != flow.num_classes:
@@ -111,9 +116,11 @@ class SemiSupervisedModel(PyroModule):
         self.purity, self.final_term_share = purity, final_term_share
         self._terms_scale = 1.0
 
-    def __getattr__(self, name: str) -> Any:
-        """As in every ``PyroModule``, reading a child module registers its parameters with Pyro; here at
-        the first access of a call only, since hundreds of parameters cost milliseconds each time."""
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """Register a child module's parameters with Pyro at its first access in a call of the model.
+
+        ``PyroModule`` does so at every access. With hundreds of parameters, each time costs milliseconds.
+        """
         child = self.__dict__.get("_modules", {}).get(name)
         if child is None or not self._pyro_context.active:
             return super().__getattr__(name)
@@ -132,29 +139,33 @@ class SemiSupervisedModel(PyroModule):
         weights: Tensor | None = None,
         pairs: Tensor | None = None,
         n: int | None = None,
-    ) -> Any:
-        r"""Run the model; see the class for the ways to call it.
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        r"""Run the model. The class describes the ways to call it.
 
         :param x: data ``(B, *event_shape)``.
         :param y: integer labels ``(B,)``, -1 where unknown.
         :param x_unlabelled: unlabelled data ``(B', *event_shape)`` for the two-plate form.
-        :param weights: weight of each unlabelled row (of each row, in the one-plate form). Pyro
-            cannot weigh rows of a label that the *model* enumerates: an
-            :class:`~pyro_scnf.EMGuide` is needed, given the same weights.
-        :param pairs: rows that probably share their label ``(P, 2)``, by their numbers in the two-plate
-            form, labelled rows first.
-        :param int n: number of rows to draw when nothing is observed.
-        :return: x (a pair, labelled and unlabelled, in the two-plate form).
+        :param weights: weight of each unlabelled row, ``(B',)``; in the one-plate form, of each row,
+            ``(B,)``. If the *model* enumerates the label, Pyro cannot weigh its rows one by one. Use an
+            :class:`~pyro_scnf.EMGuide` then, and give it the same weights.
+        :param pairs: pairs of rows that probably share their label, ``(P, 2)``, for the two-plate form only.
+            Rows are numbered from 0 through both batches, the labelled one first.
+        :param int n: number of rows to draw if nothing is observed.
+        :return: x; in the two-plate form, ``x`` and ``x_unlabelled``.
+        :raises ValueError: for arguments of a wrong shape or type, or arguments that do not go together.
+        :raises RuntimeError: if Pyro would compute a wrong loss, see above.
         """
         y = self.check_batch(x, y, x_unlabelled, weights)
         if x_unlabelled is None:
             if pairs is not None:
                 raise ValueError(f"{type(self).__name__}: pairs are for model(x, y, x_unlabelled)")
             return self._rows("", "data", self.num_data, x, y, weights, n)
+        assert x is not None  # check_batch raises otherwise
+        assert y is not None
         with share_encoding():
-            self.flow.encode_together(x, x_unlabelled)  # type: ignore[arg-type]
+            self.flow.encode_together(x, x_unlabelled)
             labelled = self._rows("", "labelled", self.num_labelled, x, y, None, None)
-            joined: tuple[Any, Any] | None = None
+            joined: tuple[Tensor, Tensor | None] | None = None
             if self.balance_weight or (self.agreement_weight and pairs is not None):
                 joined = y, pairs
                 if weights is not None:
@@ -162,7 +173,7 @@ class SemiSupervisedModel(PyroModule):
             size = self.num_unlabelled
             unlabelled = self._rows(
                 "_unlabelled", "unlabelled", size, x_unlabelled, None, weights, None, joined
-            )  # type: ignore[arg-type]
+            )
         return labelled, unlabelled
 
     def _rows(
@@ -174,56 +185,63 @@ class SemiSupervisedModel(PyroModule):
         y: Tensor | None,
         weights: Tensor | None,
         n: int | None,
-        joined: tuple[Any, Any] | None = None,
-    ) -> Any:
+        joined: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """The sites of one plate.
+
+        :param joined: labels of the labelled batch and pairs, for the terms that need both batches.
+        """
         known = None if y is None else y != UNLABELLED
         labelled = known is not None and bool(known.all())
         rows = count_rows(x, y, n)
         site = f"y{suffix}"
         guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
-        prior = self.class_probs()
+        prior: dist.Categorical = self.class_probs()
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
             weigh(scales, weights)
             if labelled:
                 if self.labelled_weight != 1.0:
                     scales.enter_context(poutine.scale(scale=self.labelled_weight))
                 label = pyro.sample(site, prior, obs=y)
-            else:
-                if y is not None:
-                    prior = PartlyKnown(prior, y, known)
+            elif y is None or known is None:
                 label = pyro.sample(site, prior, infer={"enumerate": "parallel"})
-                if y is not None:
-                    self._observe_some(site, label, y, known)
+            else:
+                label = pyro.sample(site, PartlyKnown(prior, y, known), infer={"enumerate": "parallel"})
+                self._observe_some(site, label, y, known)
             out = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
-            if self.classification_weight and y is not None and x is not None:
+            if self.classification_weight and x is not None and y is not None and known is not None:
                 self._classify(x, y, known)
-            if joined is not None:
-                self._join(x, *joined)  # type: ignore[arg-type]
+            if joined is not None and x is not None:
+                self._join(x, *joined)
         return out
 
-    def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Any) -> None:
+    def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Tensor) -> None:
+        """Rule out, by a factor, the labels that known rows do not have."""
         if self.labelled_weight != 1.0:
             raise ValueError(
                 "labelled_weight needs the labelled rows in a batch of their own: model(x, y, x_unlabelled)"
             )
-        zero = self.class_probs.logits.new_zeros(())  # of the model's dtype: Pyro contracts terms of one
+        # Take the model's dtype, because Pyro cannot contract terms of different dtypes.
+        zero = self.class_probs.logits.new_zeros(())
         ruled_out = torch.where(known & (label != y), zero + LOG_ZERO, zero)
         pyro.factor(f"{site}_observed", ruled_out, has_rsample=False)
 
-    def _classify(self, x: Tensor, y: Tensor, known: Any) -> None:
+    def _classify(self, x: Tensor, y: Tensor, known: Tensor) -> None:
+        """The classification term of the known rows."""
         posterior = self.flow.posterior(x, self.class_probs)
         log_prob = posterior.log_prob(y.clamp(min=0)) * known
-        # Its weight stands beside that of log p(x, y), not under it.
+        # If all rows are labelled, labelled_weight scales every term in the plate. Undo that for this one.
         weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
         training_term("classification", self._terms_scale * weight * log_prob)
 
     def _join(self, x_unlabelled: Tensor, y: Tensor, pairs: Tensor | None) -> None:
-        """What rows say of each other's labels: part of the unlabelled plate, and scaled with it."""
+        """The balance and agreement terms. They are part of the unlabelled plate and scaled with it."""
         rows = len(x_unlabelled)
         log_prior = self.class_probs.log_probs
         log_posterior = self.flow.posterior(x_unlabelled, self.class_probs).logits
         if self.balance_weight:
-            # A learned p(y) is not to follow the posteriors: one label for all would suit it.
+            # Detach p(y). A learned p(y) would follow the posteriors, and the term would then be small even
+            # if all rows had one label.
             balance = imbalance(log_posterior, log_prior.detach())
             training_term("balance", (-self._terms_scale * self.balance_weight * balance).expand(rows))
         if pairs is not None and self.agreement_weight:
@@ -233,11 +251,12 @@ class SemiSupervisedModel(PyroModule):
             training_term("agreement", (self._terms_scale * self.agreement_weight * agreement).expand(rows))
 
     def set_progress(self, progress: float) -> None:
-        """Say how much of training is done, 0 to 1, for the extra terms that fall with it.
+        """Report how much of training is done. The weights of the extra terms depend on it.
 
-        :func:`pyro_scnf.training.fit` does at every step, and says 0 when it is done. At 0, where a new
-        model is, they count fully.
+        :func:`pyro_scnf.training.fit` calls this at every step, and with 0 at the end. At 0, as in a new
+        model, the extra terms have their full weights.
 
+        :param float progress: share of training that is done, 0 to 1.
         :raises ValueError: for a number out of range.
         """
         if not 0 <= progress <= 1:
@@ -250,7 +269,7 @@ class SemiSupervisedModel(PyroModule):
     def check_batch(
         self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None, weights: Tensor | None
     ) -> Tensor | None:
-        """Raise for a batch this model cannot take; return the labels as int64."""
+        """Raise ``ValueError`` for a batch that this model cannot take. Return the labels as int64."""
         owner = type(self).__name__
         for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
             if value is not None:
@@ -295,9 +314,9 @@ class SemiSupervisedModel(PyroModule):
         self.flow.initialize(x, y)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, nats."""
+        r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, in nats."""
         return self.flow.log_prob(x, self.class_probs)
 
-    def posterior(self, x: Tensor) -> Any:
+    def posterior(self, x: Tensor) -> dist.Categorical:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
         return self.flow.posterior(x, self.class_probs)

@@ -145,7 +145,7 @@ def _sum_other_labels(joint: Tensor, sites: Mapping[str, Site], label: Site, nes
         if _plate_names(site) != _plate_names(label):
             raise ValueError(
                 f"site {site['name']!r} is enumerated in other plates than {label['name']!r}: "
-                "data share it, and none has a log-probability of its own"
+                "data share it, so no datum has a log-probability of its own"
             )
         joint = joint.logsumexp(dim, keepdim=True)
     return joint
