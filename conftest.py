@@ -1,4 +1,4 @@
-"""Doctests of the package: a fixed seed, an empty parameter store, and the names a reader has imported."""
+"""Setup of the doctests: a fixed seed, an empty parameter store, and the imports that examples leave out."""
 
 from __future__ import annotations
 

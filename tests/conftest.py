@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a fixed seed, an empty parameter store, validation on."""
+"""Setup of every test: one thread, a fixed seed, an empty parameter store, validation on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-# Time limits per example say more about the machine than about the code.
+# No time limit per example: on a slow or busy machine it would fail without a fault of the code.
 settings.register_profile("suite", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True)
 def fresh_pyro(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Seed from the test's own name, so that a test gives the same figures alone and in the suite."""
+    """Seed by the test's name, so that a test draws the same numbers alone and within the suite."""
     dtype = torch.get_default_dtype()
     pyro.clear_param_store()
     pyro.enable_validation(True)

@@ -1,6 +1,6 @@
-"""The data sets: sizes, splits by seed, labels that are really hidden, images and how they are changed.
+"""The data sets: their sizes, splits by seed, hidden labels, image files and augmentation.
 
-Image files are made here, in the formats of the real ones, and read by the real torchvision classes.
+The tests write image files in the formats of the real ones. The real torchvision classes read them.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def test_hidden_labels_are_a_subset_of_the_true_ones():
 
 
 def check_kept(kept: Tensor, y: Tensor, labels: int) -> None:
-    """``labels`` true labels are kept, one of each class at least."""
+    """Exactly ``labels`` labels are kept. They are true, and every class has at least one."""
     known = kept != UNLABELLED
     assert known.sum() == labels
     assert torch.equal(kept[known], y[known])
@@ -160,7 +160,7 @@ def test_stratified_labels_are_as_many_a_class_as_scikit_learn_keeps(sizes, labe
     check_kept(kept, y, labels)
     counts = counts_of(kept, len(sizes))
     assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))
-    if len({labels * size % sum(sizes) for size in sizes}) == len(sizes):  # it breaks ties at random
+    if len({labels * size % sum(sizes) for size in sizes}) == len(sizes):  # scikit-learn draws among ties
         theirs, _ = train_test_split(y.numpy(), train_size=labels, stratify=y.numpy(), random_state=0)
         assert counts == np.bincount(theirs, minlength=len(sizes)).tolist()
 
@@ -246,7 +246,7 @@ TRAIN_COUNTS = [20, 18, 16, 16, 15, 15, 14, 14, 12, 10]
 
 
 def made(name: str, part: str) -> tuple[Tensor, Tensor]:
-    """Random images ``(N, C, H, W)``, no two the same, and their labels."""
+    """Random images ``(N, C, H, W)``, all different, and their labels."""
     generator = torch.Generator().manual_seed(len(part))
     x = torch.randint(256, (SIZES[part], *IMAGES[name].shape), generator=generator, dtype=torch.uint8)
     return x, labels_of(TRAIN_COUNTS, seed=1) if part == "train" else torch.arange(SIZES[part]) % 10
@@ -258,7 +258,10 @@ def one_row_of_each_class(name: str) -> Tensor:
 
 
 def idx(values: Tensor) -> bytes:
-    """The format of MNIST: a magic number that ends in the number of dimensions, sizes, bytes."""
+    """``values`` in the format of MNIST.
+
+    A magic number, whose last byte is the number of dimensions, comes first. Sizes and bytes follow.
+    """
     header = np.array([0x0800 + values.dim(), *values.shape], dtype=">i4")
     return header.tobytes() + values.to(torch.uint8).numpy().tobytes()
 
@@ -311,7 +314,7 @@ WRITERS = {"mnist": write_idx, "fashion-mnist": write_idx, "svhn": write_svhn, "
 
 @pytest.fixture
 def root(request, tmp_path, monkeypatch) -> Path:
-    """A folder with the files of the data set that the test's parameter ``name`` says, or of MNIST."""
+    """A folder with the files of the data set ``name``, a parameter of the test. By default it is MNIST."""
     callspec = getattr(request.node, "callspec", None)
     name = callspec.params.get("name", "mnist") if callspec else "mnist"
     (tmp_path / IMAGES[name].folder).mkdir(parents=True, exist_ok=True)
@@ -437,7 +440,7 @@ def test_torchvision_is_imported_only_where_it_is_used():
 
 # -- augmentation ------------------------------------------------------------------------------
 def crops(image: Tensor, pixels: int) -> dict[tuple[int, int], Tensor]:
-    """What ``RandomCrop(size, padding=pixels)`` may make of an image ``(C, H, W)``, by shift."""
+    """All results that ``RandomCrop(size, padding=pixels)`` can have for an image ``(C, H, W)``, by shift."""
     height, width = image.shape[-2:]
     padded = F.pad(image, (pixels,) * 4)
     return {
@@ -471,7 +474,7 @@ def test_shifts_are_uniform_and_of_each_image_its_own():
     known = {crop.numpy().tobytes(): shift for shift, crop in crops(image, 1).items()}
     counts = Counter(known[after.contiguous().numpy().tobytes()] for after in drawn)
     assert set(counts) == {(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
-    # Of 3000, each has 333 with standard deviation 17.
+    # Of 3000 draws, about 333 are of each shift, with standard deviation 17.2.
     assert all(abs(count - 3000 / 9) < 5 * 17.3 for count in counts.values())
 
 
@@ -530,7 +533,7 @@ def test_jitter_is_reflected_into_the_unit_interval(jitter):
     free = free + jitter * torch.randn_like(free)
     assert free.min() < 0
     assert free.max() > 1
-    for _ in range(30):  # at one end, then at the other, until all are inside
+    for _ in range(30):  # reflect at one end, then at the other, until all values are inside
         free = torch.where(free < 0, -free, free)
         free = torch.where(free > 1, 2 - free, free)
     assert torch.allclose(jittered, free, atol=1e-5)

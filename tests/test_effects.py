@@ -87,7 +87,7 @@ def test_predictive_draws_labels_and_data(parallel):
     assert draws["x"].shape == (40, 25, 2)
     shares = torch.nn.functional.one_hot(draws["y"], 3).double().mean((0, 1))
     assert (shares - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 4 * 0.5 / math.sqrt(1000)
-    # The draws of x are those of their labels.
+    # Each x was drawn given its own label.
     log_prob = model.flow.condition(draws["y"]).log_prob(draws["x"])
     assert (log_prob > model.flow.log_prob(draws["x"]) - 20).all()
 
@@ -129,7 +129,7 @@ def test_condition_on_data_equals_giving_it(model, x):
 
     conditioned = poutine.condition(users, {"x": x})
     assert scnf.elbo(conditioned)().item() == pytest.approx(-model.log_prob(x).sum().item(), rel=1e-12)
-    # An intervention, in contrast, tells nothing about the label.
+    # An intervention on x, in contrast, is no evidence about the label.
     intervened = poutine.trace(poutine.do(users, {"x": x})).get_trace()
     assert torch.equal(intervened.nodes["_RETURN"]["value"], x)
     assert not any(node["is_observed"] for node in intervened.nodes.values() if node["type"] == "sample")
@@ -147,7 +147,7 @@ def test_mask(model, x):
 
 
 def test_labels_masked_by_pyro(model, x):
-    """``obs_mask``: exact with ``config_enumerate`` on the model."""
+    """With ``obs_mask``, the loss is exact if ``config_enumerate`` is applied to the model."""
     y, known = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True, False, True, False, False, False])
 
     @config_enumerate
@@ -161,7 +161,7 @@ def test_labels_masked_by_pyro(model, x):
 
 
 def test_noisy_labels(model, x):
-    """A label seen through a confusion matrix; with the identity it is the label itself."""
+    """A label observed through a confusion matrix. The identity matrix shows the label itself."""
     y = torch.tensor([0, 1, 2, 0, 1, 2])
 
     @config_enumerate
@@ -181,7 +181,7 @@ def test_noisy_labels(model, x):
 # -- the latents as sites ---------------------------------------------------------------------
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 class TestFlowSitesReparam:
-    """With an auxiliary part (images here) and without (the plane)."""
+    """For a flow that factors out an auxiliary part (images) and one that does not (the plane)."""
 
     def build(self, make):
         flow = make("flow", dtype=F64)
@@ -239,14 +239,14 @@ class TestFlowSitesReparam:
         model, rewritten, _ = self.build(make)
         draws = Predictive(rewritten, num_samples=3)(n=4)
         assert draws["x_final"].shape == (3, 4) + tuple(model.flow.latent_shape)
-        # x is a function of its latents
+        # x is a function of its latents.
         latents = [draws["x_aux"]] if make is image_flow else []
         x = model.flow.decode(draws["x_final"], *latents)
         assert relative(draws["x"], x) < 1e-9
 
 
 def test_the_deep_latent_in_a_bigger_model():
-    """A regression on z_f: the latent is a site, so other sites may depend on it."""
+    """A regression on z_f, which is a site of the rewritten model."""
     flow = toy_flow("flow", dtype=F64)
 
     def model(x, w):
@@ -262,12 +262,12 @@ def test_the_deep_latent_in_a_bigger_model():
     with counting(flow.transform, "inverse_and_ladj") as counter:
         for form in (model, rewritten):
             assert scnf.elbo(form)(x, w).item() == pytest.approx(expected.item(), rel=1e-11)
-    assert counter.calls == 2  # one for each form: model and site share theirs
+    assert counter.calls == 2  # one for each form: the model and the loss share an encoding
 
 
 # -- members of bigger modules -------------------------------------------------------------------
 class Bigger(PyroModule):
-    """A flow, a label and a Bayesian regression of an outcome on the label."""
+    """A flow, a label, and a Bayesian regression of an outcome on the label."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -368,7 +368,7 @@ def test_autoguide_over_class_prevalence():
 
 
 def test_nuts_over_a_deep_latent():
-    """The site ``x_final`` of the rewritten model, sampled given an outcome that depends on x."""
+    """NUTS samples the site ``x_final`` of the rewritten model, given an outcome that depends on x."""
     flow = toy_flow("gmm", num_classes=1, dtype=F64, make=scnf.flows.realnvp, couplings=2, net=mlp)
     flow.requires_grad_(False).eval()
     target = torch.tensor([0.5, -0.5], dtype=F64)

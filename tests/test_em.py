@@ -1,4 +1,4 @@
-"""EM-SGD: when it equals the exact marginal, and what it is when it does not."""
+"""EM-SGD: when its gradient equals that of the exact marginal, and what it computes otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyro_scnf as scnf
 
 @pytest.fixture
 def problem():
-    """A model with learnt class probabilities, labelled and unlabelled rows."""
+    """A model with learnable class probabilities, a labelled batch, and an unlabelled one."""
     flow = toy_flow("flow", dtype=F64)
     model = scnf.SemiSupervisedModel(flow, "learnable")
     perturb(model.class_probs, 0.5)
@@ -67,9 +67,9 @@ def test_gradient_equality_with_labels(problem, form):
 
 
 def test_posterior_adds_up_to_one_at_any_size_of_the_logits():
-    """A ``Categorical`` of raw float32 logits of tens of thousands of nats is off by a percent."""
+    """With raw float32 logits of tens of thousands of nats, a ``Categorical`` errs by one percent."""
     flow = toy_flow("gmm:covariance=shared,scale=0.002")
-    with torch.no_grad():  # means so close that no label has it all
+    with torch.no_grad():  # means so close that no label has probability 1
         flow.prior.loc.copy_(5e-6 * torch.randn(3, 2))
     x = torch.randn(64, 2)
     assert flow.class_log_prob(x).abs().mean() > 5e4
@@ -97,7 +97,7 @@ def q_by_hand(model, x, temperature=1.0):
 
 @pytest.mark.parametrize("form", ["unlabelled", "two plates"])
 def test_lagged_em_has_the_gradient_of_q(problem, form):
-    """-Q(theta, theta_old) - H(q), with q of the old parameters; never below -log p(x)."""
+    """The loss is -Q(theta, theta_old) - H(q), with q from the old parameters. It exceeds -log p(x)."""
     model, x, y, other = problem
     guide = scnf.EMGuide(model, decay=0.9)
     log_q = q_by_hand(model, other)
@@ -145,7 +145,7 @@ def test_tempered_posterior(problem, temperature):
 
 # -- sampled and hard assignment ---------------------------------------------------------
 def test_sampled_estep_is_unbiased(problem):
-    """The loss is -log p(x) whatever is drawn; the gradient is right on average."""
+    """The loss is -log p(x) for every drawn label. The gradient is right on average."""
     model, _, _, other = problem
     exact = scnf.elbo(model)(other)
     target = torch.cat([g.flatten() for g in gradients(model, exact).values()])
@@ -156,7 +156,7 @@ def test_sampled_estep_is_unbiased(problem):
         draws.append(torch.cat([g.flatten() for g in gradients(model, loss).values()]))
     draws = torch.stack(draws)
     spread = draws.std(0).norm() / math.sqrt(len(draws))
-    assert draws.std(0).norm() > 0.01 * target.norm()  # it is an estimate
+    assert draws.std(0).norm() > 0.01 * target.norm()  # the gradient does vary between draws
     assert (draws.mean(0) - target).norm() < 4 * spread
 
 
@@ -175,7 +175,7 @@ def test_sampled_estep_with_labels(problem, form):
 def test_memory_of_the_sampled_estep_does_not_grow_with_the_number_of_classes():
     def saved(estep, classes):
         flow = toy_flow("flow", classes)
-        # One-hot embeddings grow with K by themselves; a fixed length keeps the networks equal.
+        # The length of one-hot embeddings is K. Fix it, so that the networks have the same size.
         prior = {"name": "flow", "steps": 1, "width": 6, "blocks": 1, "embedding_dim": 4}
         model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(flow.transform, prior, classes))
         guide = scnf.exact_guide if estep is None else scnf.EMGuide(model, estep)
@@ -197,7 +197,7 @@ def test_memory_of_the_sampled_estep_does_not_grow_with_the_number_of_classes():
 
 
 def test_hard_assignment(problem):
-    """One label, the most probable; its loss is -max_k log p(x, y = k)."""
+    """Each row takes its most probable label, so the loss is -max_k log p(x, y = k)."""
     model, x, y, other = problem
     best = joint(model, other).max(-1).values.sum()
     loss = scnf.elbo(model, scnf.EMGuide(model, "hard"))(other)

@@ -1,4 +1,4 @@
-"""``enumerate_labels`` and ``sample_labels``: all hypotheses of all draws in one run."""
+"""``enumerate_labels`` and ``sample_labels``: all label hypotheses of all posterior draws, in one run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_posterior_draws_against_a_loop(flow, x, count):
 
 @given(count=st.integers(1, 4), rows=st.integers(1, 4), classes=st.integers(1, 4))
 def test_any_sizes_even_equal_ones(count, rows, classes):
-    """Draws, rows and classes are told apart by place, not by size."""
+    """The dimensions of draws, rows and classes are recognised by their position, not by their size."""
     flow = toy_flow("gmm", classes, dtype=F64)
     x = torch.randn(rows, 2, dtype=F64)
     logits = torch.randn(count, classes, dtype=F64)
@@ -107,7 +107,7 @@ def test_partly_labelled_rows_keep_their_labels(flow, x):
 
 
 def test_two_plates(flow, x):
-    """Rows of the other plate are no terms of this label."""
+    """The rows of one plate do not count for the label of the other."""
     model = scnf.SemiSupervisedModel(flow, num_labelled=20, num_unlabelled=40, labelled_weight=3.0)
     args = (x[:2], torch.tensor([0, 1]), x[2:])
     unlabelled = scnf.enumerate_labels(model, args, site="y_unlabelled")
@@ -119,7 +119,7 @@ def test_two_plates(flow, x):
 
 
 def test_scales_do_not_count_and_masks_do(flow, x):
-    """A likelihood is what it is, however it is weighted in training; what is masked was not seen."""
+    """Scales are weights for training and do not change a likelihood. Masked data count as not observed."""
     shares, keep = draws(5), torch.tensor([True, False, True, True, False, True])
     plain = scnf.enumerate_labels(lambda x: prevalence(flow, x), (x,), {"shares": shares})
     scaled = scnf.enumerate_labels(

@@ -1,4 +1,4 @@
-"""The literature's models at their published sizes."""
+"""The models of the literature, at their published sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def preset() -> scnf.SemiConditionalFlow:
 
 
 def test_parameters_of_the_published_model(preset):
-    """Counted from the released code: f_w, the conditional flow with its embedding, and base scales."""
+    """Parameters of f_w, of the conditional flow with its embedding, and of the base scales.
+
+    The numbers were counted in the released code.
+    """
     h = size(preset.prior.flow) + size(preset.prior.embedding)
     assert size(preset.transform) == 6_299_987
     assert h == 9_574_676
@@ -42,7 +45,7 @@ def test_parameters_of_single_parts(preset):
 
 
 def conditional_flow_size(latent_dim: int, width: int, num_classes: int = 10) -> int:
-    """The same by arithmetic: two levels of four steps, double couplings, four residual blocks."""
+    """Number of parameters of two levels with four steps each, double couplings and four residual blocks."""
     total, channels = num_classes * num_classes, latent_dim
     for _ in range(2):
         half = channels // 2
@@ -75,7 +78,7 @@ def test_the_width_of_the_papers_text(preset):
 
 
 def test_shapes_through_the_published_flow(preset):
-    """Squeeze and factor-out as released: 392 numbers out, then 196, then 196 are left."""
+    """As in the released code, the flow factors out 392 numbers, then 196, and keeps 196."""
     scales = preset.transform.layers[0]
     assert [tuple(stage.event_shape) for stage in scales.stages] == [(4, 7, 7), (2, 14, 14), (1, 28, 28)]
     assert [tuple(stage.base_shape) for stage in scales.stages] == [(4, 7, 7), (8, 7, 7), (4, 14, 14)]
@@ -87,7 +90,10 @@ def test_shapes_through_the_published_flow(preset):
 
 
 def test_order_of_a_step(preset):
-    """From the data: 1×1 convolution, coupling, actnorm; the prior: actnorm, convolution, coupling."""
+    """From the data on, a step of f_w is 1×1 convolution, coupling, actnorm.
+
+    A step of the prior is actnorm, convolution, two couplings.
+    """
     names = [type(m).__name__ for m in preset.transform.layers[0].stages[-1].layers][::-1]
     step = ["InvertibleConv1x1", "MaskedAffineCoupling", "ActNorm"]
     double = ["InvertibleConv1x1", "AffineCoupling", "AffineCoupling", "ActNorm"]
@@ -116,7 +122,7 @@ def test_it_runs(preset):
         assert relative(preset.decode(z_f, z_aux), x) < 1e-4
         log_prob = preset.class_log_prob(x)
     assert log_prob.shape == (2, 10)
-    # Couplings ignore labels at first: all classes are equally likely.
+    # New couplings ignore the label, so all classes are equally likely.
     assert relative(log_prob, log_prob[:, :1].expand(2, 10)) < 1e-5
     bits = scnf.bits_per_dim(preset.log_prob(x), (1, 28, 28))
     assert (bits > 0).all()

@@ -1,4 +1,4 @@
-"""Where plain Pyro would go on with a wrong loss, the ready model raises."""
+"""``SemiSupervisedModel`` raises an error in cases where Pyro would silently compute a wrong loss."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ forms = pytest.mark.parametrize("form", FORMS)
 @forms
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
 def test_a_latent_label_that_nothing_sums_out(model, x, form, elbo):
-    """Plain ELBOs ignore ``enumerate`` and would draw the label from p(y)."""
+    """Plain ELBOs ignore ``enumerate``. They would draw the label from p(y)."""
     args = FORMS[form](x)
     with pytest.raises(RuntimeError, match=r"neither enumerated nor in the guide.*TraceEnum_ELBO"):
         elbo().loss(model, scnf.exact_guide, *args)
@@ -73,7 +73,7 @@ def test_a_guide_that_samples_an_observed_label(model, x, plate, form):
 
 
 def test_a_guide_that_samples_a_label_conditioned_upon(model, x):
-    """Given by a handler rather than as an argument, the label is observed all the same."""
+    """A label that a handler gives is observed like one given as an argument."""
     conditioned = poutine.condition(model, {"y": Y})
     with pytest.raises(RuntimeError, match="which is observed"):
         scnf.elbo(conditioned, labelling_guide("data"))(x)
@@ -97,7 +97,7 @@ def test_labelled_weight_in_a_partly_labelled_batch(x):
 
 # -- what must not raise ------------------------------------------------------------------------------
 def test_structure_is_looked_at_without_complaint(model, x):
-    """Traces, prior draws, rendering and initialisation of guides are no losses."""
+    """Traces, draws from the prior, rendering, and the setup of guides compute no loss."""
     poutine.trace(model).get_trace(x)
     poutine.trace(model).get_trace(x, torch.tensor([0, -1, 2, -1]))
     Predictive(model, num_samples=2)(n=3)
@@ -126,7 +126,7 @@ def test_config_enumerate_on_the_ready_model(model, x, handler):
 
 
 def test_importance_sampling_from_the_guide(model, x):
-    """The exact posterior as proposal: every weight is log p(x)."""
+    """The guide is the exact posterior, so the log-weight of every proposal is log p(x)."""
     posterior = pyro.infer.Importance(model, scnf.EMGuide(model, "sample"), num_samples=3)
     posterior.run(x)
     weights = torch.stack([torch.as_tensor(w) for w in posterior.log_weights])
