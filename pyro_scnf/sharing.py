@@ -83,7 +83,7 @@ def _address(t: Tensor) -> int:
     """Where the values of a tensor lie. Assigning to ``t.data`` changes this, but not ``t._version``."""
     try:
         return t.data_ptr()
-    except RuntimeError:  # a wrapper of torch.func has no storage; its identity tells it from others
+    except RuntimeError:  # a tensor inside torch.func has no address; its id alone tells it apart
         return 0
 
 

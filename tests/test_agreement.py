@@ -1,4 +1,4 @@
-"""Pairs that probably share a label: against sums by hand, in the model, in batches, in training."""
+"""Pairs that probably share a label: their terms by hand, in the model, in batches and in training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_agreement_is_the_sum_over_both_labels(classes, purity, seed):
 
 
 def test_pairs_that_say_nothing_have_no_gradient():
-    """With a purity of 1/K the partner's label is as likely as not."""
+    """With a purity of 1/K the label of one partner says nothing about the other."""
     logits = torch.randn(4, 5, dtype=F64, requires_grad=True)
     value = log_agreement(logits.log_softmax(-1), torch.tensor([[0, 1], [2, 3]]), purity=0.2)
     assert torch.allclose(value, torch.tensor(0.2, dtype=F64).log())
@@ -76,7 +76,8 @@ def test_balance_does_not_teach_the_class_probabilities():
         model.balance_weight = weight
         scnf.elbo(model)(*batch).backward()
         gradients.append(model.class_probs.logits.grad.clone())
-    # Posteriors depend on p(y) as well, so some of it arrives; what must not is the pull on p(y) itself.
+    # The gradient through the posteriors, which depend on p(y), must arrive. The one through p(y) in the
+    # divergence itself must not.
     log_prior = model.class_probs.logits.detach().log_softmax(-1).requires_grad_()
     posterior = (model.flow.class_log_prob(batch[2]) + log_prior).log_softmax(-1)
     imbalance(posterior, log_prior.detach()).backward()
@@ -91,10 +92,10 @@ def problem(**options):
 
 
 def test_weight_one_gives_the_exact_likelihood_of_pairs():
-    """Labels of a pair are joined by p(k, l) = A_kl / K, everything else is as without pairs."""
+    """The labels of a pair have the joint probability A_kl / K. Everything else is as without pairs."""
     flow, model, batch = problem(agreement_weight=1.0, purity=0.9)
     x, y, unlabelled = batch
-    pairs = torch.tensor([[0, 5], [6, 7], [8, 9]])  # a labelled row with an unlabelled one, then two of these
+    pairs = torch.tensor([[0, 5], [6, 7], [8, 9]])  # labelled and unlabelled, then twice two unlabelled rows
     loss = scnf.elbo(model)(*batch, pairs=pairs)
     joint = (torch.full((3, 3), 1 / 3, dtype=F64) * agreement_matrix(3, 0.9)).log()
     labelled = flow.class_log_prob(x).gather(1, y[:, None])[:, 0] - math.log(3)
@@ -103,7 +104,7 @@ def test_weight_one_gives_the_exact_likelihood_of_pairs():
     twos = [(joint + p[i][:, None] + p[j]).flatten().logsumexp(-1) for i, j in ((2, 3), (4, 5))]
     alone = (p[0] - math.log(3)).logsumexp(-1)
     expected = labelled[1:].sum() + mixed + sum(twos) + alone
-    # Each pair is scored less log K.
+    # The score of each pair leaves a constant log K out.
     assert relative(loss, -(expected - 3 * math.log(3))) < 1e-10
 
 
@@ -236,7 +237,7 @@ def test_neighbours_that_cannot_be_had():
 
 
 def linked(labelled: int = 4, unlabelled: int = 20) -> SemiSupervisedData:
-    """Rows that are their own numbers; the neighbours of n are n + 1 and n + 2."""
+    """Row n holds the number n. Its neighbours are the rows n + 1 and n + 2, modulo the number of rows."""
     total = labelled + unlabelled
     x = torch.arange(total).float()[:, None]
     y = torch.where(x[:, 0] < labelled, x[:, 0] % 2, -1.0).long()

@@ -1,4 +1,4 @@
-"""Batches are functions of the step; schedules are their closed forms."""
+"""Batches depend on the step alone. Learning rates follow the closed form of their schedule."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pyro_scnf.training.batches import derive_seed
 
 
 def numbered(labelled: int, unlabelled: int) -> SemiSupervisedData:
-    """Rows that are their own numbers, the labelled ones first; labels are their parity."""
+    """Row n holds the number n. Labelled rows come first, and their label is the parity of n."""
     x = torch.arange(labelled + unlabelled).float()[:, None]
     y = torch.where(x[:, 0] < labelled, x[:, 0] % 2, -1.0).long()
     return SemiSupervisedData(x, y, x[:0], y[:0], 2)
 
 
 def rows(batch):
-    """Numbers of the labelled and of the unlabelled rows."""
+    """The numbers of the labelled rows and those of the unlabelled rows of a batch."""
     return [[] if x is None else x[:, 0].int().tolist() for x in (batch.x, batch.x_unlabelled)]
 
 
@@ -145,7 +145,7 @@ def test_constant_and_warm_up():
 
 def test_one_cycle_rises_to_the_rate_and_falls():
     used = rates("one-cycle", 100)
-    assert used.index(max(used)) == 9  # a tenth
+    assert used.index(max(used)) == 9  # the rise takes a tenth of the steps
     assert max(used) == pytest.approx(0.5)
     assert used[0] == pytest.approx(0.5 / 25)
     assert used[-1] == pytest.approx(0.5 / 25 / 1e4)

@@ -1,4 +1,4 @@
-"""Two processes train as one does."""
+"""Training with two processes gives the same result as with one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What one process found, and two: one launch for all cases, since starting takes the time."""
+    """Folders with the results of one process and of two. All cases share a launch, which is slow."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     here = Path(__file__).parent
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -43,7 +43,7 @@ def found(folder, name, rank=0):
 def test_two_processes_end_where_one_does(folders, name):
     one, two = (found(folder, name) for folder in folders)
     for key, value in one["weights"].items():
-        # Adam divides by gradients that may be tiny; rounding at 1e-16 grows with that.
+        # Adam divides by the size of the gradient. Where that is tiny, rounding errors of 1e-16 grow.
         torch.testing.assert_close(two["weights"][key], value, rtol=1e-7, atol=1e-9, msg=key)
     assert (two["steps"], two["best_step"]) == (one["steps"], one["best_step"])
     assert one["finished"]

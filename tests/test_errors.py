@@ -1,4 +1,4 @@
-"""Bad input raises an error that names the argument, what came and what was expected."""
+"""Bad input raises an error that names the argument, the value given and the value expected."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_checks_of_values_may_be_turned_off():
     flow, x = toy_flow(), torch.full((2, 2), NAN)
     with pyro.validation_enabled(False):
         assert torch.isnan(flow.log_prob(x)).all()
-        with raises("x has shape"):  # shapes cost nothing and stay
+        with raises("x has shape"):  # checks of shapes cost nothing and stay on
             flow.encode(torch.randn(2, 3))
 
 

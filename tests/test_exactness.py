@@ -1,4 +1,4 @@
-"""Enumeration in Pyro against sums by hand, values and gradients, in both precisions."""
+"""Enumeration in Pyro agrees with sums by hand, in values and gradients and in both precisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e
 
 
 def flow_with(prior: str, dtype: torch.dtype) -> scnf.SemiConditionalFlow:
-    """A random flow under the prior ``prior`` of the table, factoring out where the event is an image."""
+    """A random flow with the prior ``prior`` of the table. For image events it factors channels out."""
     case = PRIORS[prior]
     if len(case.event_shape) == 1:
         flow = scnf.flows.glow(case.event_shape, steps=1, width=6, blocks=1)
@@ -47,7 +47,7 @@ def joint_by_hand(flow, x, logits):
 
 
 def check(module, loss, expected, tolerance):
-    """The same value and the same gradients."""
+    """Assert that ``loss`` and ``expected`` have the same value and the same gradients."""
     assert loss.dtype == expected.dtype
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     assert gradient_error(gradients(module, loss), gradients(module, expected)) < tolerance
@@ -132,7 +132,7 @@ def test_plates_scale_batches_up_to_their_data_sets(problem):
     labelled = (flow.condition(y).log_prob(x) - math.log(3)).sum()
     expected = -10 * labelled - 100 * flow.log_prob(other).sum()
     check(model, scnf.elbo(model)(x, y, other), expected, 1e-12)
-    # One plate stands for both data sets together.
+    # The one plate stands for both data sets together.
     mixed = torch.tensor([0, -1, 2, -1])
     plain = scnf.elbo(scnf.SemiSupervisedModel(flow))(x, mixed)
     check(model, scnf.elbo(model)(x, mixed), 160 * plain, 1e-12)
@@ -224,7 +224,7 @@ def test_config_enumerate_on_a_users_own_model(make, expand):
     x, _ = batch(flow, 5, F64)
     expected = -flow.log_prob(x, logits.softmax(-1)).sum()
     check(flow, scnf.elbo(model)(x), expected, 1e-11)
-    guessed = TraceEnum_ELBO(strict_enumeration_warning=False)  # finds the depth of plates by itself
+    guessed = TraceEnum_ELBO(strict_enumeration_warning=False)  # finds out by itself how deep the plates are
     assert guessed.loss(model, scnf.exact_guide, x) == pytest.approx(expected.item(), rel=1e-11)
 
 
@@ -257,7 +257,7 @@ def test_jit_and_vectorised_particles():
 
 
 def test_two_enumerated_labels():
-    """A second discrete site, coupled to the first: 3 x 2 hypotheses in one run."""
+    """A second discrete site depends on the first: 3 x 2 hypotheses in one run."""
     flow, other = toy_flow("flow", dtype=F64), toy_flow("gmm", num_classes=2, dtype=F64)
     table = torch.randn(3, 2, dtype=F64)
 
@@ -300,7 +300,7 @@ def test_a_second_modality_on_the_same_label():
 
 
 def bags(flow, logits, x):
-    """A label a group, shared by its members: plates two deep."""
+    """One label per group, shared by its members, so plates are two deep."""
     with pyro.plate("group", x.shape[1], dim=-1):
         y = pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
         with pyro.plate("member", x.shape[0], dim=-2):
@@ -309,7 +309,7 @@ def bags(flow, logits, x):
 
 def test_nested_plates():
     flow, logits = toy_flow("flow", dtype=F64), torch.randn(3, dtype=F64)
-    x = torch.randn(5, 4, 2, dtype=F64)  # five members of four groups
+    x = torch.randn(5, 4, 2, dtype=F64)  # five members in each of four groups
     expected = -(flow.class_log_prob(x).sum(0) + logits.log_softmax(-1)).logsumexp(-1).sum()
     loss = scnf.elbo(lambda x: bags(flow, logits, x), max_plate_nesting=2)(x)
     check(flow, loss, expected, 1e-11)

@@ -26,7 +26,7 @@ PLANE = {name: case for name, case in PRIORS.items() if len(case.event_shape) ==
 
 
 def plane_flow(prior: str, seed: int = 0) -> scnf.SemiConditionalFlow:
-    """A random flow over the plane; z_f is all of it, or one of its two numbers."""
+    """A random flow over the plane, with nothing factored out."""
     torch.manual_seed(seed)
     specs = {
         "flow": {"name": "flow", "steps": 2, "width": 6, "blocks": 1},
@@ -42,7 +42,7 @@ def plane_flow(prior: str, seed: int = 0) -> scnf.SemiConditionalFlow:
 
 
 def split_flow(seed: int = 0) -> scnf.SemiConditionalFlow:
-    """One number is factored out: the density has an auxiliary part."""
+    """A random flow over the plane with one number factored out, so the density has an auxiliary part."""
     torch.manual_seed(seed)
     flow = scnf.flows.glow((2,), levels=1, steps=2, width=6, blocks=1, latent_dim=1)
     return perturb(scnf.SemiConditionalFlow(flow, "gmm", 3)).double().requires_grad_(False)
@@ -59,7 +59,7 @@ densities = pytest.mark.parametrize("name", FLOWS)
 
 
 class Quadrature:
-    """A grid over the plane, fine in the middle and reaching far out (sinh spacing)."""
+    """A grid over the plane with sinh spacing: fine in the middle and wide at the edges."""
 
     def __init__(self, samples: torch.Tensor, points: int = 350, reach: float = 5.0) -> None:
         u = torch.linspace(-reach, reach, points, dtype=F64)
@@ -95,7 +95,7 @@ def test_every_density_integrates_to_one(name):
 
 @densities
 def test_samples_match_the_density(name):
-    """Entropy and mean by quadrature against those of draws; E[q / p] = 1."""
+    """Entropy, mean and a share of the mass agree between quadrature and draws."""
     flow = FLOWS[name]()
     n = 20_000
     for k in range(3):
@@ -132,7 +132,7 @@ def test_samples_of_the_marginal_are_of_every_class():
 
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 def test_log_prob_is_the_formula(make):
-    """log|det| of f_w by autograd, plus the normal of z_aux, plus the prior of z_f."""
+    """log p(x | y) is log|det| of f_w, taken by autograd, plus the normal of z_aux and the prior of z_f."""
     flow = make("gmm", dtype=F64)
     x = torch.randn((3,) + tuple(flow.event_shape), dtype=F64)
     z_aux, z_f, ladj = flow.encode(x)
@@ -169,7 +169,7 @@ def test_batch_and_event_shapes(make, batch):
 
 
 def test_draws_of_one_batch_are_independent():
-    """The base has the batch shape of the label: rows never share their noise."""
+    """The base distribution has the batch shape of the label, so rows do not share their noise."""
     x = toy_flow("flow").sample(torch.zeros(6, dtype=torch.long))
     assert len({tuple(row.tolist()) for row in x}) == 6
     enumerated = toy_flow().sample(torch.arange(3)[:, None].expand(3, 4))
@@ -260,7 +260,7 @@ def test_scale_of_the_auxiliary_part(scale, init):
 # -- labels ----------------------------------------------------------
 @pytest.mark.parametrize("name", PLANE)
 def test_labels_summed_by_hand(name):
-    """class_log_prob, log_prob, posterior and LabelMarginal against a loop and Bayes' rule."""
+    """class_log_prob, log_prob, posterior and LabelMarginal agree with a loop over labels and Bayes' rule."""
     case = PLANE[name]
     flow = scnf.flows.realnvp(case.event_shape, couplings=2, width=6, blocks=1)
     flow = perturb(scnf.SemiConditionalFlow(flow, case.build())).double()
@@ -288,12 +288,12 @@ def test_labels_summed_by_hand(name):
 
 
 def test_posterior_keeps_its_digits_under_large_log_determinants():
-    """Terms common to all labels are thousands of nats; the posterior does not see them."""
+    """A term of thousands of nats that all labels share does not round the posterior."""
     torch.manual_seed(0)
     prior = scnf.priors.GaussianMixturePrior((2,), 3)
 
     class Shifted(T.FlowTransform):
-        """The identity with a huge constant log-determinant claimed."""
+        """The identity, which claims a huge constant log-determinant."""
 
         def _inverse_ladj(self, x, *context):
             return x, x.new_full(x.shape[:-1], -7e6)
@@ -304,7 +304,7 @@ def test_posterior_keeps_its_digits_under_large_log_determinants():
 
 
 def test_gradients_of_drawn_data():
-    """log_prob of a draw of one's own has a gradient (cached transforms give none)."""
+    """log_prob of a distribution's own draw has the full gradient. With cached transforms it has none."""
     flow = toy_flow("flow", dtype=F64)
     d = flow.condition(torch.tensor([0, 1]))
     x = d.sample()
@@ -371,7 +371,7 @@ class TestLabelMarginal:
         assert counter.calls == 1
 
     def test_plain_elbo_takes_it(self):
-        """For programs without a label site: plain Trace_ELBO gives the exact marginal."""
+        """A program without a label site gets the exact marginal from plain Trace_ELBO."""
         flow, x = toy_flow("flow"), torch.randn(7, 2)
 
         def model(x):
@@ -400,7 +400,7 @@ class TestLabelMarginal:
 @pytest.mark.parametrize("make", [toy_flow, image_flow])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_compiled_flow_and_prior_give_the_same_and_leave_copies_alone(make):
-    """``fullgraph``: no part of the two passes may fall back to Python."""
+    """With ``fullgraph`` neither pass may fall back to Python."""
     flow = make("flow")
     x = torch.randn(5, *flow.event_shape)
     plain = flow.class_log_prob(x)

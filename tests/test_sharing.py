@@ -1,4 +1,4 @@
-"""How often f_w runs, and that sharing an encoding never gives a stale one."""
+"""How often f_w runs, and that a shared encoding is never stale."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ F64 = torch.float64
 
 
 def count(flow: scnf.SemiConditionalFlow, action) -> Counter:
-    """Passes of f_w from data to latent while ``action()`` runs."""
+    """Count the passes of f_w from data to latent while ``action()`` runs."""
     with counting(flow.transform, "inverse_and_ladj") as counter:
         action()
     return counter
@@ -58,7 +58,7 @@ class TestPasses:
     )
     @pytest.mark.parametrize("form", ["unlabelled", "partly", "two plates"])
     def test_of_a_training_step(self, guide, passes, form):
-        """Model and guide together, whatever the labels; a lagged guide has a flow of its own."""
+        """Model and guide together run f_w once, whichever rows have labels. A lagged guide has its own."""
         model = scnf.SemiSupervisedModel(toy_flow("flow"), classification_weight=0.1)
         guide = scnf.make_guide(guide, model)
         y = torch.tensor([0, 2, -1, -1, 1, -1])
@@ -229,7 +229,7 @@ class TestNeverStale:
         assert calls == [1]
 
     def test_training_over_several_steps_inside_one_block(self):
-        """The whole loop in one block gives what it gives without."""
+        """A training loop ends with the same loss inside one block as outside."""
         losses = []
         for shared in (False, True):
             torch.manual_seed(0)
@@ -266,7 +266,7 @@ def test_encoding_together_gives_the_same_as_apart():
 
 
 def test_a_users_own_model_and_guide_share_under_elbo():
-    """``elbo`` opens the block by itself, for any model with a label site."""
+    """``elbo`` opens a block by itself, for any model with a label site."""
     flow, x = toy_flow("flow"), torch.randn(5, 2)
 
     def model(x):

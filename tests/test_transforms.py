@@ -1,4 +1,4 @@
-"""What single layers do, beyond being bijections: conventions, orders, initial values."""
+"""Properties of single layers besides being bijections: conventions, orders, initial values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_actnorm_is_the_identity_until_initialised():
 
 
 class Recorder:
-    """What every :class:`ActNorm` of a module gives, seen from the data side."""
+    """Records the output of every normalisation layer of a module, from data to latent."""
 
     def __init__(self, module: nn.Module) -> None:
         self.seen: list[tuple[torch.Tensor, int]] = []
@@ -59,7 +59,7 @@ class Recorder:
         assert self.seen
         for value, event_dim in self.seen:
             mean, std = channel_statistics(value, event_dim)
-            dead = std < 1e-3  # a channel that is constant has no spread to normalise
+            dead = std < 1e-3  # a constant channel has no spread to normalise
             assert mean.abs().max() < 1e-6
             assert relative(std[~dead], torch.ones_like(std[~dead])) < 1e-3
 
@@ -159,7 +159,7 @@ def test_only_the_triangles_of_lu_are_read():
 
 # -- couplings -----------------------------------------------------------------
 class Constant(nn.Module):
-    """A conditioner that always gives the same, and remembers what it was asked."""
+    """A conditioner with a constant output. It remembers its last input."""
 
     def __init__(self, *value: float) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_the_gain_of_tanh_is_learnt_per_channel():
 
 
 def test_a_new_coupling_shrinks_by_a_constant_only():
-    """The last layer of a conditioner starts at zero."""
+    """The last layer of a conditioner starts at zero, so scale and shift do not depend on the input."""
     x = torch.randn(5, 4)
     for scale, factor in (("sigmoid", torch.sigmoid(torch.tensor(2.0))), ("tanh", 1.0), ("clamp", 1.0)):
         layer = T.AffineCoupling((4,), mlp(2, 4), scale=scale)
@@ -253,7 +253,7 @@ def test_masks_of_other_dtypes():
 
 def test_double_coupling_changes_both_halves_the_second_given_the_first():
     build = scnf.flows.builder.CouplingBuilder(6, 1, "sigmoid")
-    first, second = build.double(torch.Size((4,)))[::-1]  # from the data on
+    first, second = build.double(torch.Size((4,)))[::-1]  # in the order from data to latent
     assert (first.flip, second.flip) == (True, False)
     odd = build.double(torch.Size((5,)))
     assert {layer.split for layer in odd} == {2, 3}
@@ -300,7 +300,8 @@ class TestConditioners:
                 wide, torch.cat([net.first.weight, net.context.weight], 1), net.first.bias
             )
         else:
-            # Padded by reflection, constant channels stay constant: all of their kernel's weight counts.
+            # A constant channel stays constant when padded by reflection, so its whole weight may sit in the
+            # centre of the kernel.
             side = net.first.kernel_size[0]
             kernel = torch.zeros(net.context.weight.shape + (side, side))
             kernel[:, :, side // 2, side // 2] = net.context.weight.detach()
@@ -325,7 +326,7 @@ def test_norms_of_a_residual_net_are_really_attached():
 
 # -- rearrangements ------------------------------------------------------------
 def test_squeeze_orders():
-    """Channel c of pixel (2i + dy, 2j + dx) goes where the documentation says."""
+    """Channel c of pixel (2i + dy, 2j + dx) goes to the channel that the documentation states."""
     x = torch.arange(3 * 4 * 2, dtype=F64).reshape(3, 4, 2)
     for order, index in (
         ("space-major", lambda c, dy, dx: (2 * dy + dx) * 3 + c),
@@ -380,7 +381,7 @@ def test_factor_out_sends_the_first_channels_out_and_keeps_the_deepest_last():
         T.Permute((4, 1, 2), torch.arange(4)),
         T.Permute((8, 1, 2), torch.arange(8)),
     ]
-    # (8, 1, 2) keeps 4 channels, (4, 1, 2) keeps 2.
+    # Of (8, 1, 2) 4 channels are kept, of (4, 1, 2) 2.
     flow = T.MultiScale(stages)
     x = torch.arange(16.0).reshape(8, 1, 2)
     assert torch.equal(flow.inv(x), x.flatten())
@@ -388,8 +389,8 @@ def test_factor_out_sends_the_first_channels_out_and_keeps_the_deepest_last():
     assert flow.aux_dim == 12
     mixed = T.MultiScale([T.Flip((4, 1, 2)), T.Flip((8, 1, 2))])
     z = mixed.inv(x).reshape(8, 1, 2)
-    assert z[:4].flatten(1)[:, 0].tolist() == [14, 12, 10, 8]  # out: first channels after the flip
-    assert z[4:].flatten(1)[:, 0].tolist() == [0, 2, 4, 6]  # flipped once more
+    assert z[:4].flatten(1)[:, 0].tolist() == [14, 12, 10, 8]  # sent out: the first channels after the flip
+    assert z[4:].flatten(1)[:, 0].tolist() == [0, 2, 4, 6]  # kept, and flipped once more
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_logit_is_its_formula(alpha):
 
 
 def test_logit_is_exact_at_both_ends_of_the_unit_interval():
-    """0 and 1 are pixels like any other once there is a contraction."""
+    """With a contraction the latents of the pixels 0 and 1 are finite."""
     x = torch.tensor([[0.0, 1.0, 0.5]])
     layer = T.Logit((3,), 0.05)
     z = layer.inv(x)
@@ -479,12 +480,12 @@ def test_bits_per_dim():
     shape = (1, 28, 28)
     assert scnf.bits_per_dim(torch.zeros(3), shape).tolist() == [8.0, 8.0, 8.0]
     assert scnf.bits_per_dim(torch.zeros(()), (2, 4, 4), bins=16) == 4
-    # One nat more likely a dimension is 1 / ln 2 bits less.
+    # One nat more per dimension is 1 / ln 2 bits less.
     assert scnf.bits_per_dim(torch.tensor(784.0), shape) == pytest.approx(8 - 1 / math.log(2))
 
 
 def test_bits_per_dim_of_a_uniform_density_through_a_logit():
-    """Logistic noise through the logit *is* the uniform: the Jacobian of preprocessing is counted."""
+    """A logistic base under the logit is the uniform density only if the Jacobian of the logit counts."""
     layer = T.Logit((1, 2, 2), alpha=0.0)
     x = scnf.transforms.dequantize(torch.randint(256, (6, 1, 2, 2))).double().clamp(1e-6, 1 - 1e-6)
     z, ladj = layer.inverse_and_ladj(x)
@@ -510,7 +511,7 @@ def test_default_levels_of_glow(shape, levels):
     ("coupling", "flips"), [("alternate", [False, True, False]), ("double", 3 * [True, False])]
 )
 def test_couplings_of_glow(coupling, flips):
-    """From the data on: one half in turns, or both halves in every step."""
+    """From data to latent, the halves take turns, or both change in every step."""
     flow = scnf.flows.glow((4,), steps=3, width=4, blocks=1, coupling=coupling)
     layers = [m for m in flow.modules() if isinstance(m, T.AffineCoupling)][::-1]
     assert [layer.flip for layer in layers] == flips
