@@ -68,7 +68,7 @@ def sum_ladjs(ladjs: list[Tensor]) -> Tensor:
 
 
 class _Chain(Bijection):
-    """Running the layers, for the unconditional and the conditional chain."""
+    """Runs the layers of a chain, with or without a context."""
 
     layers: Sequence[Layer]  # an ``nn.ModuleList``
 

@@ -38,7 +38,7 @@ def kept_channels(channels: int) -> int:
 
 
 class _Scales(Bijection):
-    """Running the stages, for the unconditional and the conditional form."""
+    """Runs the stages, with or without a context."""
 
     stages: Sequence[Layer]  # an ``nn.ModuleList``
 
