@@ -10,16 +10,16 @@ import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import constraints
 
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
-from pyro_scnf.priors import ClassConditionalPrior, PriorSpec, make_prior
+from pyro_scnf.priors import PriorSpec, make_prior
 from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
-from pyro_scnf.transforms.base import _OneShotLadj
+from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["SemiConditionalFlow"]
 
@@ -31,7 +31,7 @@ else:
     TransformedDistribution = dist.TransformedDistribution
 
 
-class _Decoder(_OneShotLadj, Transform):
+class _Decoder(_OneShotLadj):
     """The bijection in the distributions that :meth:`SemiConditionalFlow.condition` returns.
 
     It is the flow of ``owner``. Its inverse takes part in :func:`~pyro_scnf.share_encoding`.
@@ -101,7 +101,7 @@ class SemiConditionalFlow(nn.Module):
 
     def __init__(
         self,
-        transform: FlowTransform,
+        transform: Layer,
         prior: PriorSpec = "flow",
         num_classes: int | None = None,
         *,
@@ -114,7 +114,7 @@ class SemiConditionalFlow(nn.Module):
                 f"transform: expected a FlowTransform (unconditional), got {type(transform).__name__}"
             )
         self.transform = transform if len(transform.base_shape) == 1 else MultiScale([transform])
-        self.prior = cast(ClassConditionalPrior, make_prior(prior, self.transform.latent_shape, num_classes))
+        self.prior = make_prior(prior, self.transform.latent_shape, num_classes)
         if self.prior.event_shape != self.transform.latent_shape:
             raise ValueError(
                 f"prior: its event_shape {tuple(self.prior.event_shape)} is not the flow's latent_shape "

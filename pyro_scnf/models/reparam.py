@@ -10,7 +10,7 @@ from pyro.poutine.runtime import InferDict
 from torch.distributions import TransformedDistribution
 
 from pyro_scnf.distributions import ConcatDistribution
-from pyro_scnf.transforms.base import _OneShotLadj
+from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["FlowSitesReparam"]
 
