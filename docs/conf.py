@@ -27,10 +27,10 @@ default_role = "code"
 html_theme = "furo"
 html_title = "pyro-scnf"
 
-# Formulas must render without a network, so MathJax is copied from an installed package. The build with
-# SVG output is one file and needs no fonts.
-html_static_path = [str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js")]
-mathjax_path = "tex-svg.js"
+# Formulas must render without a network, so MathJax is copied from an installed package. This build of it is
+# one file: it draws formulas as SVG, which needs no fonts, and has all extensions, so it loads nothing.
+html_static_path = [str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg-full.js")]
+mathjax_path = "tex-svg-full.js"
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "no-value": True}
