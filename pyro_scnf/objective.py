@@ -63,7 +63,8 @@ def elbo(
     :param int max_plate_nesting: how deep the plates of the model are nested.
     :return: a module. Called with the arguments of the model, it returns the loss, a scalar.
 
-    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
+    >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
+    >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
     >>> loss = elbo(pyro_scnf.SemiSupervisedModel(flow))
     >>> x = torch.randn(8, 2)
     >>> bool((loss(x) + flow.log_prob(x).sum()).abs() < 1e-3)

@@ -37,7 +37,8 @@ def share_encoding() -> Iterator[None]:
     encoded anew. The block keeps the encodings and their graph in memory until it ends. As with any shared
     graph, call ``backward`` once per block, or keep the flow frozen.
 
-    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
+    >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
+    >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
     >>> x = torch.randn(5, 2)
     >>> with share_encoding():
     ...     first, second = flow.encode(x)[1], flow.encode(x)[1]

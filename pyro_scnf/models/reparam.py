@@ -24,8 +24,10 @@ class FlowSitesReparam(Reparam):
     make the deep latent a site of a bigger model, or to keep terms that all labels share out of the
     enumerated sum.
 
-    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
-    >>> model = pyro.poutine.reparam(pyro_scnf.SemiSupervisedModel(flow), {"x": FlowSitesReparam()})
+    >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
+    >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
+    >>> model = pyro_scnf.SemiSupervisedModel(flow)
+    >>> model = pyro.poutine.reparam(model, {"x": FlowSitesReparam()})
     >>> trace = pyro.poutine.trace(model).get_trace(n=4)
     >>> [name for name in trace.nodes if name.startswith("x")]
     ['x_final', 'x']
