@@ -1,11 +1,8 @@
-"""What a call of the model does once only, and that nothing is lost by it; the figures of the benchmarks."""
+"""A call of the model visits each parameter once, and sharing stays valid all the same."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pyro
 import pytest
@@ -25,7 +22,7 @@ X, Y = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.aran
 
 
 class ParamSites(Messenger):
-    """How often each parameter's site came by."""
+    """Counts how often the site of each parameter is visited."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +38,7 @@ def learnable(prior: str = "gmm", **options) -> scnf.SemiSupervisedModel:
 
 # -- parameter sites --------------------------------------------------------------
 class Outer(PyroModule):
-    """A bigger model with ours in it."""
+    """A larger model that contains ours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +82,7 @@ def test_svi_with_pyros_optimiser_moves_every_parameter():
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     svi = SVI(model, scnf.exact_guide, Adam({"lr": 0.01}), elbo)
-    for _ in range(3):  # zero-initialised last layers stop gradients at first
+    for _ in range(3):  # in the first step, last layers of zeros stop the gradients
         svi.step(X, Y, X + 1)
     unmoved = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     assert unmoved == []
@@ -116,41 +113,3 @@ def test_a_changed_prior_leaves_the_encoding_valid():
     assert counter.calls == 1
     assert torch.equal(after, flow.log_prob(X))
     assert not torch.allclose(before, after)
-
-
-# -- the benchmarks' arithmetic ---------------------------------------------------
-@pytest.fixture(scope="module")
-def timing():
-    path = Path(__file__).parents[1] / "benchmarks" / "_timing.py"
-    spec = importlib.util.spec_from_file_location("_timing", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["_timing"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["_timing"]
-
-
-def test_ratio_is_of_the_least_disturbed_times(timing):
-    found = timing.ratio([2.0, 3.0, 8.0], [1.0, 2.0, 2.0])
-    assert (found.value, found.median) == (2.0, 2.0)
-    assert (found.low, found.high) == (1.75, 3.0)
-
-
-def test_ratio_of_a_single_round(timing):
-    found = timing.ratio([3.0], [2.0])
-    assert (found.value, found.median, found.low, found.high) == (1.5,) * 4
-
-
-def test_interleaved_steps_all_run_in_every_round(timing):
-    calls: list[str] = []
-    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
-    seconds = timing.interleave(steps, 3, warmup=1)
-    assert "".join(calls) == "abcbcacababc"  # each round starts one further on
-    assert {len(column) for column in seconds.values()} == {3}
-
-
-def test_a_missed_bound_is_an_error(timing, capsys):
-    assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.2, 1.2)}) == 0
-    assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.3, 1.2)}) == 1
-    assert timing.report_bounds({"a": (float("nan"), 1.2)}) == 1
-    assert "MISSED" in capsys.readouterr().out

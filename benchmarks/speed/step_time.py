@@ -1,20 +1,20 @@
-"""Seconds per training step of the SCNF paper's MNIST model, beside its own convolutions alone.
+"""Seconds per training step of the MNIST model of Atanov et al. (2019), beside its convolutions alone.
 
 A step is the forward and backward pass of the exact marginal loss, ``elbo(model)(x)``, on the flow of
-15.9 million parameters. The floor is every convolution and linear map that the conditioner networks
-call in such a step, on inputs of the same shapes, channels-last, forward and backward, with nothing
-in between. Steps and floors are interleaved in one process, for each batch size and precision::
+15.9 million parameters. The floor is every convolution and linear map that the conditioner networks call
+in such a step: on inputs of the same shapes, channels-last, forward and backward, and nothing else.
+Steps and floors are interleaved in one process, for each batch size and precision::
 
-    python benchmarks/step_time.py --json step_time.json
-    python benchmarks/step_time.py --device cuda --batch-sizes 32 256 --compile --json step_time.json
+    python -m benchmarks.speed.step_time --json step_time.json
+    python -m benchmarks.speed.step_time --device cuda --batch-sizes 32 256 --compile --json step_time.json
 
-Bounds, at the first batch size: step / floor 1.20 in float32; float32 / bf16-mixed 1.6 where the
-processor computes in bfloat16. Exit status 1 if one is missed.
+Two bounds hold at the first batch size. A step in float32 takes at most 1.20 times as long as its floor.
+Where the processor computes in bfloat16, a step in float32 takes at least 1.6 times as long as one in
+mixed precision. The exit status is 1 if a bound is missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,11 +23,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from _timing import add_common_arguments, environment, interleave, ratio, report_bounds, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyro_scnf as scnf
+from benchmarks.tools.machine import environment
+from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.records import write_json
+from benchmarks.tools.timing import interleave, ratio, report_bounds
 from pyro_scnf.nn import Conditioner
 
 FLOOR_BOUND, BF16_BOUND = 1.20, 1.6
@@ -35,7 +38,7 @@ PRECISIONS = {"32": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the processor multiplies in bfloat16 itself."""
+    """Whether the device has instructions that multiply in bfloat16."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -45,6 +48,18 @@ def autocast(device: str, precision: str) -> Any:
     if precision == "32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def build_model(prior_width: int | None, device: str, seed: int) -> scnf.SemiSupervisedModel:
+    """The paper's model, or a Glow of width 8 on images of the same size if ``prior_width`` is ``None``."""
+    torch.manual_seed(seed)
+    if prior_width is None:
+        flow = scnf.SemiConditionalFlow(scnf.flows.glow((1, 28, 28), levels=2, width=8), "flow", 10)
+    else:
+        flow = scnf.presets.scnf_mnist(prior_width=prior_width)
+    model = scnf.SemiSupervisedModel(flow).to(device)
+    model.initialize(torch.rand(64, 1, 28, 28, device=device))
+    return model
 
 
 def training_step(model: nn.Module, x: Tensor, precision: str) -> Callable[[], float]:
@@ -61,7 +76,7 @@ def training_step(model: nn.Module, x: Tensor, precision: str) -> Callable[[], f
 
 
 def record_calls(model: nn.Module, step: Callable[[], Any]) -> list[tuple[nn.Module, torch.Size]]:
-    """Every layer that the conditioners call in one step, with the shape of what it is given."""
+    """Every layer that the conditioners call in one step, with the shape of its input."""
     calls: list[tuple[nn.Module, torch.Size]] = []
     layers = {
         layer
@@ -81,12 +96,14 @@ def record_calls(model: nn.Module, step: Callable[[], Any]) -> list[tuple[nn.Mod
 
 def floor_of(calls: list[tuple[nn.Module, torch.Size]], dtype: torch.dtype) -> Callable[[], None]:
     """The same convolutions and linear maps, one after the other, on random inputs."""
-    bare = []
+    bare: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = []
     for layer, shape in calls:
         like: dict[str, Any] = {"dtype": dtype, "device": layer.weight.device}
         weights = [p.detach().to(dtype).requires_grad_() for p in layer.parameters()]
         if isinstance(layer, nn.Conv2d):
-            margin = layer.kernel_size[0] - 1  # the padding, which is none of the convolution's work
+            # Give the convolution an input of the padded size. The layer pads by itself in the model, and
+            # the padding is not part of the floor.
+            margin = layer.kernel_size[0] - 1
             x = torch.randn(*shape[:2], shape[2] + margin, shape[3] + margin, **like)
             bare.append((F.conv2d, x.to(memory_format=torch.channels_last).requires_grad_(), weights))
         else:
@@ -101,33 +118,22 @@ def floor_of(calls: list[tuple[nn.Module, torch.Size]], dtype: torch.dtype) -> C
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_common_arguments(parser, batch_size=32, repeats=7)
+    parser = make_parser(__doc__)
+    add_timing_options(parser, batch_size=32, repeats=7)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="several, instead of --batch-size")
     parser.add_argument("--prior-width", type=int, default=256, help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="time the compiled model as well")
-    parser.add_argument("--smoke-test", action="store_true", help="a Glow of width 8, to see that it runs")
     args = parser.parse_args()
+    if args.smoke_test:
+        args.batch_sizes, args.repeats, args.threads = [2], 1, 1
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
     sizes = args.batch_sizes or [args.batch_size]
     precisions = list(PRECISIONS) if has_bf16(args.device) else ["32"]
 
-    def make() -> scnf.SemiSupervisedModel:
-        torch.manual_seed(args.seed)
-        if args.smoke_test:
-            flow = scnf.SemiConditionalFlow(scnf.flows.glow((1, 28, 28), levels=2, width=8), "flow", 10)
-        else:
-            flow = scnf.presets.scnf_mnist(prior_width=args.prior_width)
-        model = scnf.SemiSupervisedModel(flow).to(args.device)
-        model.initialize(torch.rand(64, 1, 28, 28, device=args.device))
-        return model
-
-    models = {"eager": make()}
+    width = None if args.smoke_test else args.prior_width
+    models = {"eager": build_model(width, args.device, args.seed)}
     if args.compile:
-        models["compiled"] = make()
+        models["compiled"] = build_model(width, args.device, args.seed)
         models["compiled"].flow.compile()
 
     machine = environment(args.device)
@@ -177,13 +183,12 @@ def main() -> int:
             "benchmark": "step_time",
             "environment": machine,
             "settings": {
-                "model": "glow, width 8"
-                if args.smoke_test
-                else f"scnf_mnist, prior width {args.prior_width}",
+                "model": f"scnf_mnist, prior width {width}" if width else "glow, width 8",
                 "parameters": sum(p.numel() for p in models["eager"].parameters()),
                 "batch_sizes": sizes,
                 "repeats": args.repeats,
                 "seed": args.seed,
+                "smoke_test": args.smoke_test,
             },
             "seconds": seconds,
             "loss_nats_per_row": losses,

@@ -1,0 +1,1 @@
+"""Errors and likelihoods, beside those that papers report."""

@@ -1,0 +1,235 @@
+"""The benchmarks' own arithmetic, and how ``benchmarks.all`` decides what to run and what to write."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import all as runner
+from benchmarks.tools import timing
+from benchmarks.tools.code_version import code_version
+from benchmarks.tools.neighbours import neighbours
+from benchmarks.tools.records import write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+# -- ratios and bounds -------------------------------------------------------------
+def test_ratio_is_of_the_least_disturbed_times():
+    found = timing.ratio([2.0, 3.0, 8.0], [1.0, 2.0, 2.0])
+    assert (found.value, found.median) == (2.0, 2.0)
+    assert (found.low, found.high) == (1.75, 3.0)
+
+
+def test_ratio_of_a_single_round():
+    found = timing.ratio([3.0], [2.0])
+    assert (found.value, found.median, found.low, found.high) == (1.5,) * 4
+
+
+def test_interleaved_steps_all_run_in_every_round():
+    calls: list[str] = []
+    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = timing.interleave(steps, 3, warmup=1)
+    assert "".join(calls) == "abcbcacababc"  # each round starts one further on
+    assert {len(column) for column in seconds.values()} == {3}
+
+
+def test_a_missed_bound_is_an_error(capsys):
+    assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.2, 1.2)}) == 0
+    assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.3, 1.2)}) == 1
+    assert timing.report_bounds({"a": (float("nan"), 1.2)}) == 1
+    assert "MISSED" in capsys.readouterr().out
+
+
+# -- neighbours --------------------------------------------------------------------
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_neighbours_end_with_the_block_also_by_an_error():
+    started: list[subprocess.Popen] = []
+
+    def fail() -> None:
+        with neighbours(2, 0.1) as processes:
+            started.extend(processes)
+            assert all(running(process.pid) for process in started)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert len(started) == 2
+    assert not any(running(process.pid) for process in started)
+
+
+def test_a_neighbour_that_ends_early_is_an_error():
+    def end_one() -> None:
+        with neighbours(2, 0.1) as processes:
+            processes[0].kill()
+            processes[0].wait()
+
+    with pytest.raises(RuntimeError, match="1 of 2 neighbours ended early"):
+        end_one()
+
+
+def test_a_neighbour_ends_when_its_parent_is_killed():
+    code = (
+        "import time\n"
+        "from benchmarks.tools.neighbours import neighbours\n"
+        "with neighbours(1, 0.1) as processes:\n"
+        "    print(processes[0].pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    neighbour = int(parent.stdout.readline())
+    assert running(neighbour)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 20
+    while running(neighbour) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(neighbour)
+
+
+# -- the version of the code -------------------------------------------------------
+def test_code_version_sees_code_and_options_but_no_comments(tmp_path):
+    path = tmp_path / "code.py"
+
+    def version(text: str, options: tuple[str, ...] = ()) -> str:
+        path.write_text(text)
+        return code_version([path], tmp_path, options)
+
+    plain = version("def f(x):\n    return x + 1\n")
+    assert version('def f(x):\n    """Words."""\n    return (x +  # why\n            1)\n') == plain
+    assert version("def f(x):\n    return x + 2\n") != plain
+    assert version("def f(x):\n    return x + 1\n", ("--table", "2")) != plain
+
+
+# -- what is run, and what is written ----------------------------------------------
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run ``benchmarks.all`` on one benchmark, a script that stands in for a real one."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name in ("pyro_scnf", "benchmarks/tools", "examples"):
+        (tmp_path / name).mkdir()
+    (folder / "__init__.py").touch()
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+
+    def call(script: str, *options: str, resumes: bool = False, **settings) -> tuple[int, dict, str]:
+        (folder / "one.py").write_text(f"import json, pathlib, sys, time\nargv = sys.argv\n{script}\n")
+        benchmark = runner.Benchmark("one", "cpu", "one", 0.001, resumes=resumes, **settings)
+        monkeypatch.setattr(runner, "BENCHMARKS", (benchmark,))
+        out, work = tmp_path / "results", tmp_path / "work"
+        folders = [] if "--dry-run" in options else ["--work", str(work)]
+        monkeypatch.setattr(sys, "argv", ["all", "--out", str(out), *folders, *options])
+        status = runner.main()
+        result = out / "one_cpu.json"
+        return status, json.loads(result.read_text()) if result.exists() else {}, capsys.readouterr().out
+
+    return call
+
+
+def write(record: str) -> str:
+    return f"pathlib.Path(argv[argv.index('--json') + 1]).write_text(json.dumps({record}))"
+
+
+def test_a_complete_result_is_not_measured_again_until_the_code_changes(call):
+    status, record, _ = call(write("{'value': 1}"))
+    assert (status, record["value"], record["complete"]) == (0, 1, True)
+    stamp = record["run"]
+    _, record, printed = call(write("{'value': 1}") + "  # another comment")
+    assert record["run"] == stamp
+    assert "in an earlier call" in printed
+    _, record, _ = call(write("{'value': 2}"))
+    assert record["value"] == 2
+    assert record["run"]["version"] != stamp["version"]
+
+
+def test_a_failure_is_reported_and_leaves_the_result_and_the_log(call, tmp_path):
+    call(write("{'value': 1}"))
+    status, record, printed = call("raise ValueError('it broke')")
+    assert (status, record["value"]) == (1, 1)
+    assert "failed" in printed
+    assert "it broke" in printed
+    assert "it broke" in (tmp_path / "work" / "logs" / "one_cpu.txt").read_text()
+
+
+def test_a_script_that_writes_nothing_has_failed(call):
+    status, record, printed = call("")
+    assert (status, record) == (1, {})
+    assert "wrote no result" in printed
+
+
+def test_a_missed_bound_is_reported_each_time(call):
+    script = write("{'kept': False}") + "; sys.exit(1)"
+    for _ in range(2):
+        status, record, printed = call(script)
+        assert (status, record["kept"]) == (1, False)
+        assert "bound missed" in printed
+
+
+def test_a_partial_result_goes_on_and_never_replaces_a_complete_one(call):
+    partial = write("{'value': 2, 'complete': False}")
+    status, record, printed = call(partial, resumes=True)
+    assert (status, record["value"], record["complete"]) == (0, 2, False)
+    assert "goes on" in printed
+    _, record, _ = call(write("{'value': 3}"), resumes=True)
+    assert (record["value"], record["complete"]) == (3, True)
+    _, record, _ = call(partial, resumes=True)
+    assert record["value"] == 3
+
+
+def test_a_benchmark_is_killed_at_the_deadline_or_not_started(call, tmp_path):
+    begun = time.monotonic()
+    status, record, printed = call("time.sleep(60)", "--minutes", "0.02")
+    assert time.monotonic() - begun < 30
+    assert (status, record) == (0, {})
+    assert "cut off" in printed
+    status, record, printed = call(write("{}"), "--minutes", "0")
+    assert (status, record) == (0, {})
+    assert "not started" in printed
+
+
+def test_a_dry_run_smoke_tests_and_never_skips(call):
+    for _ in range(2):
+        status, record, _ = call(write("{'smoke': '--smoke-test' in argv}"), "--dry-run")
+        assert (status, record["smoke"]) == (0, True)
+
+
+def test_what_is_missing_is_said(call):
+    _, record, printed = call(write("{}"), packages=("no_such_package",))
+    assert record == {}
+    assert "needs no_such_package" in printed
+    _, record, printed = call(write("{}"), mnist=True)
+    assert record == {}
+    assert "needs --data-root" in printed
+
+
+def test_every_benchmark_has_a_line_in_the_readme():
+    readme = (ROOT / "benchmarks" / "README.md").read_text()
+    for benchmark in runner.BENCHMARKS:
+        assert f"{benchmark.name}_" in readme
+        assert f"{benchmark.module.replace('.', '/')}.py" in readme
+        assert (ROOT / "benchmarks" / f"{benchmark.module.replace('.', '/')}.py").exists()
+    for result in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert result.name in readme
+
+
+def test_results_are_whole_or_absent(tmp_path):
+    path = tmp_path / "folder" / "result.json"
+    write_json(path, {"value": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"value": object()})
+    assert json.loads(path.read_text()) == {"value": 1}
+    assert list(path.parent.iterdir()) == [path]
