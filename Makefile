@@ -34,9 +34,7 @@ smoke:
 	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits
 	$(PYTHON) examples/mnist.py --smoke-test --preset cpu --precision bf16-mixed --out $(OUT)/mnist
 	$(PYTHON) examples/mnist.py --smoke-test --preset fast --out $(OUT)/mnist_fast
-	$(PYTHON) benchmarks/mnist_tables.py --smoke-test --seeds 1 --table 2 --only 'GMM, EM-SGD, L_clf' --out $(OUT)/tables
-	$(PYTHON) benchmarks/mnist_tables.py --smoke-test --seeds 1 --table 3 --only 98 --out $(OUT)/tables
-	$(PYTHON) benchmarks/step_time.py --smoke-test --repeats 1
+	$(PYTHON) -m benchmarks.all --device cpu --dry-run
 
 clean:
 	rm -rf docs/_build $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
