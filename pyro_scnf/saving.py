@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import torch
@@ -106,10 +108,19 @@ def load(
     return model.to(device)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
+    data = BytesIO(path.read_bytes())  # a file that is not there, or may not be read, is another error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, ValueError, KeyError) as error:
+        content: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        BadZipFile,
+        pickle.UnpicklingError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise ValueError(f"{path}: it is damaged, or not a file that scnf.save wrote: {error}") from error
     if not isinstance(content, dict) or not {"format", "model", "state_dict"} <= content.keys():
         raise ValueError(
@@ -120,7 +131,7 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _build(description: dict) -> SemiSupervisedModel:
+def _build(description: dict[str, Any]) -> SemiSupervisedModel:
     transform = dict(description["transform"])
     name = transform.pop("name")
     flow = SemiConditionalFlow(
@@ -129,5 +140,5 @@ def _build(description: dict) -> SemiSupervisedModel:
         description["num_classes"],
         aux_scale=description["aux_scale"],
     )
-    probs = "learnable" if description["learn_class_probs"] else "uniform"
+    probs: Literal["learnable", "uniform"] = "learnable" if description["learn_class_probs"] else "uniform"
     return SemiSupervisedModel(flow, probs, **description["options"])

@@ -19,6 +19,7 @@ from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
 from pyro_scnf.priors import PriorSpec, make_prior
 from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
+from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["SemiConditionalFlow"]
@@ -90,7 +91,8 @@ class SemiConditionalFlow(nn.Module):
     The class probabilities :math:`p(y)` belong to the model around the flow. Methods that need them take
     ``class_probs``, by default a uniform distribution.
 
-    >>> flow = SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=2, width=16), "gmm", num_classes=3)
+    >>> f_w = pyro_scnf.flows.glow((2,), steps=2, width=16)
+    >>> flow = SemiConditionalFlow(f_w, "gmm", num_classes=3)
     >>> x = flow.condition(torch.tensor([0, 2])).sample()
     >>> x.shape, flow.class_log_prob(x).shape, flow.posterior(x).probs.shape
     (torch.Size([2, 2]), torch.Size([2, 3]), torch.Size([2, 3]))

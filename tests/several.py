@@ -1,4 +1,4 @@
-"""Training runs for one process or for several, as ``torchrun several.py FOLDER`` starts them."""
+"""Training runs for one process or several. ``torchrun several.py FOLDER`` starts several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainee import PAIRED, make_data, make_model
+from trainee import PAIRED, grouped, make_data, make_model
 
 from pyro_scnf.training import fit
 
@@ -32,12 +32,12 @@ def train(
     linked: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """What a run of eleven steps ends with, on this process."""
+    """The weights and the result of a run of eleven steps, on this process."""
     data = make_data(validated=True, linked=linked)
     known = {"num_labelled": len(data.labelled[0]), "num_unlabelled": len(data.unlabelled)} if sizes else {}
     model = make_model(data, prior, class_probs="learnable", **known, **(PAIRED if linked else {}))
     options = {"out": folder, "log": "csv", "batch_size": 16, **options}
-    with torch.no_grad():  # ranks begin apart; that of rank 0 is to count
+    with torch.no_grad():  # ranks begin with different weights; those of rank 0 must win
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
     result = None
@@ -45,19 +45,18 @@ def train(
         result = fit(
             model,
             data,
-            devices=devices,
             steps=11,
             labelled_batch_size=6,
             validate_every=4,
             progress=False,
             resume="minutes" in options,
-            **options,
+            **grouped(devices=devices, **options),
         )
     return {"weights": model.state_dict(), **vars(result)}
 
 
 def main(folder: Path, devices: int, rank: int = 0) -> None:
-    # In double precision the order of sums is no excuse.
+    # In double precision a different order of sums makes no visible difference.
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     for name, options in CASES.items():

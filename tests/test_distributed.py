@@ -14,7 +14,7 @@ import several
 import torch
 from trainee import make_data, make_model
 
-from pyro_scnf.training import fit
+from pyro_scnf.training import Machine, fit
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -85,6 +85,6 @@ def test_a_launch_of_other_size_is_refused(monkeypatch, tmp_path):
 def test_each_process_needs_rows_to_validate_on():
     data = replace(make_data(validated=True), x_val=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="x_val: 1 rows for 2 processes"):
-        fit(make_model(data), data, devices=2)
+        fit(make_model(data), data, machine=Machine(devices=2))
     with pytest.raises(ValueError, match="num_nodes=2: give `out`, a folder that all of them see"):
-        fit(make_model(data), data, num_nodes=2)
+        fit(make_model(data), data, machine=Machine(num_nodes=2))

@@ -1,4 +1,4 @@
-"""A run that was killed, or stopped, and goes on is the run that was not, bit for bit."""
+"""A run that was killed or stopped, and then resumed, ends with the same bits as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trainee import EVERY, STEPS, jitter, killed, make_data, make_model, train
+from trainee import EVERY, STEPS, grouped, jitter, killed, make_data, make_model, train
 
 from pyro_scnf.training import AtomicCheckpointIO, FitResult, fit
 
@@ -36,7 +36,7 @@ def assert_as_uninterrupted(resumed: tuple[dict[str, Any], FitResult], **options
         assert getattr(result, name) == getattr(whole, name), name
 
 
-# Steps so large that it only gets worse.
+# With steps this large, every validation is worse than the first.
 WORSENING: dict[str, Any] = {
     "validated": True,
     "learning_rate": 1.0,
@@ -44,18 +44,20 @@ WORSENING: dict[str, Any] = {
     "ema_decay": None,
     "gradient_clip": None,
 }
-# With validation a checkpoint of the best comes before each of the last, without only the last.
+# With validation every sixth step may write a checkpoint of the best, then writes one of the last step.
+# Without validation it writes one of the last step only. The numbers below count steps for "in a step", and
+# these files for the other moments.
 MOMENTS = [
-    ("in a step", 3, {"validated": True}),  # before there is any checkpoint
+    ("in a step", 3, {"validated": True}),  # there is no checkpoint yet
     ("in a step", 15, {"validated": True}),
     ("half written", 4, {"validated": True}),
     ("not yet moved", 3, {"validated": True}),
-    ("just moved", 3, {"validated": True}),  # the best of step 12 beside the last of step 6
+    ("just moved", 3, {"validated": True}),  # leaves the best of step 12 and the last of step 6
     ("just moved", 4, {"validated": True}),
     ("in a step", 15, {}),
     ("half written", 2, {}),
     ("just moved", 2, {}),
-    ("just moved", 4, {}),  # of the last step: nothing is left to do
+    ("just moved", 4, {}),  # the file of the final step: nothing is left to do
     ("in a step", 15, {"guide": "em-ema"}),
     ("in a step", 15, {"guide": "em-ema", "ema_decay": None, "validated": True}),
     ("in a step", 15, {"ema_decay": None}),
@@ -71,7 +73,7 @@ MOMENTS = [
 def test_killed_and_resumed_equals_uninterrupted(moment, number, options, tmp_path):
     killed(moment, number, tmp_path, **options)
     assert_as_uninterrupted(train(tmp_path, resume=True, **options), **options)
-    assert not list(tmp_path.glob(".*"))  # what it left half written is gone
+    assert not list(tmp_path.glob(".*"))  # the half-written file is gone
 
 
 def test_killed_from_outside_at_any_moment(tmp_path):
@@ -93,7 +95,7 @@ def test_the_best_of_before_the_kill_is_kept(tmp_path):
 
 
 def test_patience_that_ran_out_before_the_kill_is_at_its_end(tmp_path):
-    # Nothing changes, nothing gets better: best and last of step 6, then the last of step 12.
+    # No parameter changes, so nothing improves. The files are best and last of step 6, then last of step 12.
     options = {"validated": True, "learning_rate": 0.0, "patience": 1}
     killed("just moved", 3, tmp_path, **options)
     _, result = resumed = train(tmp_path, resume=True, **options)
@@ -108,7 +110,7 @@ def test_a_run_in_pieces_of_limited_time_equals_one(options, tmp_path):
         resumed = train(tmp_path, minutes=1e-9, resume=True, **options)
         stops.append(resumed[1].steps)
         finished = resumed[1].finished
-    # With validation a run stops where a whole one would validate, without at any step.
+    # With validation a run can stop only where it validates. Without validation it can stop after any step.
     assert stops == list(range(EVERY, STEPS + 1, EVERY) if options else range(1, STEPS + 1))
     assert_as_uninterrupted(resumed, **options)
 
@@ -136,7 +138,7 @@ def test_a_checkpoint_is_plain_and_complete(tmp_path):
     for name in ("last.ckpt", "best.ckpt"):
         found = torch.load(tmp_path / name, weights_only=True)
         assert found["global_step"] == STEPS or name == "best.ckpt"
-        assert found["settings"]["learning_rate"] == 3e-3
+        assert found["settings"]["optimisation"]["learning_rate"] == 3e-3
         assert len(found["optimizer_states"]) == len(found["lr_schedulers"]) == 1
         current, average = found["current_model_state"], found["state_dict"]
         assert current.keys() == average.keys()
@@ -207,8 +209,8 @@ def test_another_runs_checkpoint_is_refused_and_the_model_left_alone(stopped, na
     model = make_model(data)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, name: new}
-    with pytest.raises(ValueError, match=rf"another run: {name} {old!r} -> {new!r}\. "):
-        fit(model, data, augment=jitter, out=stopped, resume=True, **options)
+    with pytest.raises(ValueError, match=rf"another run: (\w+\.)?{name} {old!r} -> {new!r}\. "):
+        fit(model, data, augment=jitter, out=stopped, resume=True, **grouped(**options))
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 

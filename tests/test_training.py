@@ -12,11 +12,11 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, TraceEnum_ELBO
-from trainee import jitter, make_data, make_model, train
+from trainee import grouped, jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import toy
-from pyro_scnf.training import StepBatches, fit
+from pyro_scnf.datasets import Augment, toy
+from pyro_scnf.training import Machine, Optimisation, StepBatches, fit
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_validation_likelihood_improves_under_every_guide(data, guide, preci
         model,
         data,
         guide=guide,
-        precision=precision,
+        machine=Machine(precision=precision),
         steps=60,
         batch_size=64,
         validate_every=20,
@@ -76,12 +76,14 @@ def test_until_averaging_begins_the_weights_are_those_of_the_step(data):
     runs = [build(data), build(data)]
     for model, decay in zip(runs, (None, 0.995), strict=True):
         # The schedule is that of 40 steps, a tenth of which is not averaged.
-        fit(model, data, steps=40, validate_every=4, minutes=1e-9, ema_decay=decay, progress=False)
+        optimisation = Optimisation(ema_decay=decay)
+        fit(model, data, optimisation=optimisation, steps=40, validate_every=4, minutes=1e-9, progress=False)
     assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in runs), strict=True))
 
 
 def test_patience_ends_the_run(data):
-    result = fit(build(data), data, steps=40, validate_every=5, learning_rate=0.0, patience=2, progress=False)
+    options = grouped(steps=40, validate_every=5, learning_rate=0.0, patience=2, progress=False)
+    result = fit(build(data), data, **options)
     assert (result.steps, result.finished, result.best_step) == (15, True, 5)
 
 
@@ -91,13 +93,13 @@ def test_everything_labelled_and_nothing_labelled():
         some = replace(data, y=y)
         model = make_model(some)
         before = nll(model, data.x)
-        fit(model, some, steps=30, batch_size=32, ema_decay=None, progress=False)
+        fit(model, some, **grouped(steps=30, batch_size=32, ema_decay=None, progress=False))
         assert nll(model, data.x) < before
 
 
 def test_data_kept_elsewhere_give_the_same_weights(tmp_path):
     here, _ = train(tmp_path / "here", validated=True)
-    there, _ = train(tmp_path / "there", validated=True, resident=False, num_workers=1)
+    there, _ = train(tmp_path / "there", validated=True, data_on_device=False, num_workers=1)
     assert all(torch.equal(value, there[name]) for name, value in here.items())
 
 
@@ -122,7 +124,7 @@ def test_data_kept_elsewhere_give_the_same_weights(tmp_path):
 def test_options_out_of_range_are_refused(options, message):
     data = make_data()
     with pytest.raises(ValueError, match=message):
-        fit(make_model(data), data, **{"progress": False, **options})
+        fit(make_model(data), data, **grouped(**{"progress": False, **options}))
 
 
 # -- what is not finite ----------------------------------------------------------------------------
@@ -218,7 +220,11 @@ def rows_of(folder, column, version=0):
 
 
 def test_logs_are_readable_and_a_resumed_run_writes_another(tmp_path):
-    options = {"validated": True, "steps": 40, "validate_every": 20, "log": "csv", "bins": 256}
+
+    class Levels(Augment):
+        bins = 256
+
+    options = {"validated": True, "steps": 40, "validate_every": 20, "log": "csv", "augment": Levels()}
     train(tmp_path, minutes=1e-9, **options)
     first = (tmp_path / "log/version_0/metrics.csv").read_text()
     train(tmp_path, resume=True, **options)

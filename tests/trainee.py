@@ -1,4 +1,4 @@
-"""A small training run, in this process or in one that dies at a chosen moment."""
+"""A small training run, in this process or in another that is killed at a chosen moment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,24 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData, link_neighbours, toy
-from pyro_scnf.training import FitResult, fit
+from pyro_scnf.training import FitResult, Machine, Optimisation, fit
 
 STEPS, EVERY = 24, 6
 
 
 def jitter(x: Tensor) -> Tensor:
     return x + 0.05 * torch.randn_like(x)
+
+
+def grouped(**options: Any) -> dict[str, Any]:
+    """Options of ``fit``, those of the optimisation and of the machine in their objects."""
+    kinds = {"optimisation": Optimisation, "machine": Machine}
+    for name, kind in kinds.items():
+        known = {field.name for field in fields(kind) if field.init}
+        given = {key: options.pop(key) for key in known & options.keys()}
+        if given:
+            options[name] = kind(**given)
+    return options
 
 
 def make_data(validated: bool = False, linked: bool = False) -> SemiSupervisedData:
@@ -48,11 +60,11 @@ def train(
     augment: Callable[[Tensor], Tensor] = jitter,
     **options: Any,
 ) -> tuple[dict[str, Tensor], FitResult]:
-    """The weights that ``fit`` ends with, and what it returns."""
+    """The final weights of a run, and the result of ``fit``."""
     data = make_data(validated, linked)
     model = make_model(data, **(PAIRED if linked else {}))
     options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, **options}
-    result = fit(model, data, augment=augment, out=out, **options)
+    result = fit(model, data, augment=augment, out=out, **grouped(**options))
     return {name: value.clone() for name, value in model.state_dict().items()}, result
 
 
@@ -73,7 +85,7 @@ def _replace_and_die(self: Path, target: Path) -> None:
 
 
 class _At:
-    """``usual`` until the call of the given number, then ``last``."""
+    """Calls ``usual``, but ``last`` at the call with the given number."""
 
     def __init__(self, number: int, usual: Callable[..., Any], last: Callable[..., Any]) -> None:
         self.left, self.usual, self.last = number, usual, last
@@ -83,13 +95,13 @@ class _At:
         return (self.last if self.left == 0 else self.usual)(*args, **kwargs)
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
-        return self if owner is None else partial(self, owner)  # a method, where it stands for one
+        return self if owner is None else partial(self, owner)  # as a class attribute it acts as a method
 
 
 def _train_and_die(moment: str, number: int, out: Path, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     augment = jitter
-    if moment == "in a step":  # which augments twice
+    if moment == "in a step":  # each step augments two batches
         augment = _At(2 * number, jitter, _die)
     elif moment == "half written":
         torch.save = _At(number, torch.serialization.save, _save_half)
@@ -101,9 +113,9 @@ def _train_and_die(moment: str, number: int, out: Path, options: dict[str, Any])
 
 
 def killed(moment: str, number: int, out: Path, **options: Any) -> None:
-    """Train in a process that SIGKILL ends at the ``number``-th ``moment``."""
+    """Train in another process, which SIGKILL ends at the moment of this name with this number."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning.pytorch", "pyro_scnf.training"])  # once for all
+    context.set_forkserver_preload(["lightning.pytorch", "pyro_scnf.training"])  # imported once for all runs
     process = context.Process(target=_train_and_die, args=(moment, number, out, options))
     process.start()
     process.join()

@@ -20,7 +20,7 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
     )
     if not parts:
         raise FileNotFoundError(
-            f"{Path(out) / 'log'}: no log; train with fit(..., out={str(out)!r}, log='csv')"
+            f"{Path(out) / 'log'}: there is no log; train with fit(..., out={str(out)!r}, log='csv')"
         )
     curves: dict[str, dict[int, float]] = {}
     for part in parts:

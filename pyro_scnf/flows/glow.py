@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import torch
 
@@ -82,10 +82,13 @@ def glow(
         raise ValueError(
             f"levels={levels}, steps={steps}: expected at least 1 of each, and steps for each level"
         )
-    nets = list(net) if isinstance(net, list | tuple) else [net] * levels
+    one = net is None or isinstance(net, str | Mapping) or callable(net)
+    nets = [net] * levels if one else list(cast("Sequence[NetSpec]", net))
     if len(nets) != levels:
         raise ValueError(f"net: a list of {len(nets)} networks for {levels} levels, expected one for each")
-    builders = [CouplingBuilder(width, blocks, scale, context_dim, each_net) for each_net in nets]
+    builders = [
+        CouplingBuilder(width, blocks, scale, context_dim, cast("NetSpec | None", each)) for each in nets
+    ]
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = [] if logit is None else [Logit(shape, logit)]
 

@@ -25,13 +25,13 @@ def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
     :raises ImportError: without matplotlib.
     """
     colours = require("matplotlib", "plots").colormaps[COLOURS].colors
+    others, (x, y) = data.unlabelled, data.labelled
     figure, (regions, density) = new_figure(2, (10, 4.2))
     mixed = torch.einsum("hwk,kc->hwc", plane.probs.float(), torch.tensor(colours[: plane.probs.shape[-1]]))
     extent = (plane.low[0].item(), plane.high[0].item(), plane.low[1].item(), plane.high[1].item())
     regions.imshow(mixed, origin="lower", extent=extent, alpha=0.35, aspect="auto")
-    regions.scatter(*data.unlabelled.T, s=3, c="0.45", linewidths=0, label="unlabelled")
-    x, y = data.labelled
-    regions.scatter(*x.T, s=70, c=[colours[k] for k in y], edgecolors="k", label="labelled")
+    regions.scatter(others[:, 0], others[:, 1], s=3, c="0.45", linewidths=0, label="unlabelled")
+    regions.scatter(x[:, 0], x[:, 1], s=70, c=[colours[k] for k in y], edgecolors="k", label="labelled")
     regions.set_title("p(y | x) and the training points")
     regions.legend(loc="upper right", fontsize=8)
     image = density.imshow(plane.density, origin="lower", extent=extent, cmap="magma", aspect="auto")

@@ -27,7 +27,9 @@ def labelled_points(sets: Mapping[str, tuple[Tensor, Tensor]], *, margin: float 
         raise ValueError("sets is empty, expected points and labels by title")
     figure, panels = new_figure(len(sets), (4.5 * len(sets), 4.2), shared=True)
     for panel, (title, (x, y)) in zip(panels, sets.items(), strict=True):
-        panel.scatter(*x.cpu().T, s=6, c=y.cpu(), cmap=COLOURS, vmin=0, vmax=9, linewidths=0)
+        panel.scatter(
+            x[:, 0].cpu(), x[:, 1].cpu(), s=6, c=y.cpu(), cmap=COLOURS, vmin=0, vmax=9, linewidths=0
+        )
         panel.set_title(title)
     first = next(iter(sets.values()))[0].cpu()
     low, high = first.amin(0) - margin, first.amax(0) + margin

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 from torch import nn
 
@@ -46,7 +47,7 @@ def make_prior(
     'full'
     """
     if isinstance(spec, nn.Module):
-        return spec
+        return cast(ClassConditionalPrior, spec)
     if num_classes is None:
         raise ValueError(f"num_classes: needed to build the prior {spec!r}")
     named = read_spec(spec, PRIORS, "prior")

@@ -1,0 +1,213 @@
+"""Numbers of a trained model against sums by hand, and the figures made of them."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from helpers import image_flow, relative, toy_flow
+
+import pyro_scnf as scnf
+from pyro_scnf import analysis, plots
+from pyro_scnf.datasets import SemiSupervisedData, toy
+from pyro_scnf.transforms import dequantize
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+def test_error_likelihood_and_calibration_by_hand():
+    model = scnf.SemiSupervisedModel(toy_flow("gmm"), torch.tensor([0.2, 0.3, 0.5]))
+    x, y = torch.randn(50, 2), torch.randint(3, (50,))
+    found = analysis.evaluate(model, x, y, batch_size=7)
+    posterior = model.posterior(x).probs
+    confidence, label = posterior.max(-1)
+    right = label == y
+    assert found["test_error_pct"] == pytest.approx(100 * (1 - right.float().mean().item()), abs=1e-3)
+    assert found["test_nll"] == pytest.approx(-model.log_prob(x).mean().item(), rel=1e-5)
+    bins = (confidence * 15).ceil().clamp(min=1)
+    gaps = [
+        (right[bins == b].float().mean() - confidence[bins == b].mean()).abs() * (bins == b).float().mean()
+        for b in bins.unique()
+    ]
+    assert found["test_ece"] == pytest.approx(sum(gaps).item(), abs=1e-5)
+    assert found.keys() == {"test_error_pct", "test_nll", "test_ece"}
+
+
+@pytest.mark.parametrize("average", ["density", "posterior"])
+def test_several_dequantisations(average):
+    model = scnf.SemiSupervisedModel(image_flow("gmm"))
+    x, y = torch.randint(9, (20, 1, 4, 4)), torch.randint(3, (20,))
+    torch.manual_seed(0)
+    found = analysis.evaluate(model, x, y, bins=9, draws=3, average=average)
+    torch.manual_seed(0)
+    joint = torch.stack([model.flow.class_log_prob(dequantize(x, 9)) for _ in range(3)]) - math.log(3)
+    probs = joint.logsumexp(0) if average == "density" else joint.softmax(-1).mean(0)
+    error = (probs.argmax(-1) != y).float().mean().item()
+    nll = -joint.logsumexp(-1).mean().item()
+    assert found["test_error_pct"] == pytest.approx(100 * error, abs=1e-3)
+    assert found["test_nll"] == pytest.approx(nll, rel=1e-5)
+    assert found["test_bits_per_dim"] == pytest.approx(nll / 16 / math.log(2) + math.log2(9), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"average": "mode"}, "average='mode': expected 'density' or 'posterior'"),
+        ({"draws": 0, "bins": 5}, "draws=0: expected at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected at least 1"),
+        ({"draws": 4}, "draws=4: without bins nothing is drawn"),
+        ({"y": torch.tensor([0, 1, -1])}, "the label of every row"),
+        ({"y": torch.tensor([0, 1])}, r"y has shape \(2,\), expected \(3,\)"),
+        ({"y": torch.tensor([0, 1, 3])}, "y holds labels 0..3"),
+        ({"x": torch.zeros(0, 2), "y": torch.zeros(0, dtype=torch.long)}, "at least one row"),
+    ],
+)
+def test_what_cannot_be_evaluated(options, message):
+    model = scnf.SemiSupervisedModel(toy_flow("gmm"))
+    with pytest.raises(ValueError, match=message):
+        analysis.evaluate(model, **{"x": torch.zeros(3, 2), "y": torch.tensor([0, 1, 2]), **options})
+
+
+# -- latents ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("keep_aux", [True, False])
+def test_a_swap_to_the_own_label_is_the_datum_itself(keep_aux):
+    flow = image_flow("flow")
+    x, y = torch.randn(5, 1, 4, 4), torch.tensor([0, 2, 1, 1, 0])
+    swaps = analysis.swap_labels(flow, x, y, keep_aux=keep_aux)
+    assert swaps.shape == (5, 4, 1, 4, 4)
+    assert torch.equal(swaps[:, 0], x)
+    own = swaps[torch.arange(5), 1 + y]
+    z_aux, z_f, _ = flow.encode(x)
+    expected = x if keep_aux else flow.decode(z_f, torch.zeros_like(z_aux))
+    assert relative(own, expected) < 1e-4
+    assert (swaps[:, 1] - swaps[:, 2]).abs().max() > 1e-3
+
+
+def test_swaps_need_a_prior_that_can():
+    with pytest.raises(ValueError, match="its prior is a GaussianMixturePrior, expected one that can encode"):
+        analysis.swap_labels(image_flow("gmm"), torch.randn(1, 1, 4, 4), torch.tensor([0]))
+
+
+def test_reconstructions_keep_the_deepest_components():
+    flow = image_flow("gmm")
+    x = torch.randn(3, 1, 4, 4)
+    none, half, everything = analysis.reconstruct(flow, x, (0, 8, 16))
+    z_aux, z_f, _ = flow.encode(x)
+    assert relative(everything, x) < 1e-4
+    assert relative(half, flow.decode(z_f, torch.zeros_like(z_aux))) < 1e-5  # 8 of 16 components are z_f
+    assert relative(none, flow.decode(torch.zeros_like(z_f), torch.zeros_like(z_aux))) < 1e-5
+    for wrong in ((17,), (-1,), ()):
+        with pytest.raises(ValueError, match=r"kept=.*expected numbers of components from 0 to 16"):
+            analysis.reconstruct(flow, x, wrong)
+
+
+# -- the plane -------------------------------------------------------------------------------------
+def test_a_plane_is_the_model_on_a_grid():
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=torch.float64))
+    x = torch.tensor([[0.0, 1.0], [2.0, 5.0]], dtype=torch.float64)
+    plane = analysis.evaluate_plane(model, x, points=5, margin=1.0)
+    assert plane.low.tolist() == [-1.0, 0.0]
+    assert plane.high.tolist() == [3.0, 6.0]
+    corner = torch.tensor([3.0, 0.0], dtype=torch.float64)  # right and down
+    assert relative(plane.density[0, -1], model.log_prob(corner).exp()) < 1e-10
+    assert relative(plane.probs[0, -1], model.posterior(corner).probs) < 1e-10
+    with pytest.raises(ValueError, match=r"event_shape is \(1, 4, 4\), expected \(2,\)"):
+        analysis.evaluate_plane(scnf.SemiSupervisedModel(image_flow()), x)
+
+
+# -- logs ------------------------------------------------------------------------------------------
+def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
+    for part, steps in ((0, (9, 19)), (1, (29,)), (10, (39,))):
+        folder = tmp_path / f"log/version_{part}"
+        folder.mkdir(parents=True)
+        rows = "".join(f"0,{step},{step / 10},\n" for step in steps)
+        (folder / "metrics.csv").write_text(f"epoch,step,loss,val_nll\n{rows}0,{steps[-1]},,{part}\n")
+    curves = analysis.read_log(tmp_path)
+    assert curves == {
+        "loss": {9: 0.9, 19: 1.9, 29: 2.9, 39: 3.9},
+        "val_nll": {19: 0.0, 29: 1.0, 39: 10.0},
+    }
+    assert list(curves["loss"]) == [9, 19, 29, 39]
+    with pytest.raises(FileNotFoundError, match="there is no log; train with"):
+        analysis.read_log(tmp_path / "elsewhere")
+
+
+# -- figures ---------------------------------------------------------------------------------------
+def pixels(figure):
+    """What the figure looks like, ``(H, W, 4)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba()).copy())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_image_in_its_place(channels):
+    images = torch.zeros(2, 3, channels, 4, 4)
+    images[1, 2] = 1.0
+    drawn = plots.image_grid(images, rows="r", columns="c").axes[0].images[0].get_array()
+    ink = torch.as_tensor(drawn.data) if channels == 3 else 1 - torch.as_tensor(drawn.data)
+    assert ink.shape[:2] == (12, 18)
+    assert ink[7:11, 13:17].min() == 1
+    assert ink[1:5, 1:5].max() == 0
+    with pytest.raises(ValueError, match=r"images has shape \(2, 3, 4\)"):
+        plots.image_grid(torch.zeros(2, 3, 4))
+
+
+def test_curves_are_drawn_as_logged():
+    figure = plots.learning_curves({"loss": {1: 3.0, 2: 2.0}, "other": {1: 1.0}})
+    (panel,) = figure.axes
+    assert panel.get_title() == "loss"
+    assert panel.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
+    with pytest.raises(ValueError, match=r"none of them was logged; there are \['other'\]"):
+        plots.learning_curves({"other": {1: 1.0}})
+
+
+def test_boundary_and_points():
+    data = toy("moons", num_train=60, num_test=20)
+    plane = analysis.evaluate_plane(scnf.SemiSupervisedModel(toy_flow("gmm", 2)), data.x, points=20)
+    boundary = plots.decision_boundary(plane, data)
+    assert [len(c.get_offsets()) for c in boundary.axes[0].collections] == [50, 10]
+    assert pixels(boundary).float().std() > 10
+    points = plots.labelled_points({"a": (data.x_test, data.y_test), "b": (data.x, data.y)})
+    assert [panel.get_title() for panel in points.axes] == ["a", "b"]
+    assert points.axes[0].get_xlim() == points.axes[1].get_xlim()
+    with pytest.raises(ValueError, match="sets is empty"):
+        plots.labelled_points({})
+
+
+def test_figures_leave_pyplot_alone(monkeypatch):
+    backend = matplotlib.rcParams["backend"]
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    plots.image_grid(torch.zeros(1, 1, 1, 4, 4))
+    assert "matplotlib.pyplot" not in sys.modules
+    assert matplotlib.rcParams["backend"] == backend
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("matplotlib.figure", "plots", lambda model: plots.image_grid(torch.zeros(1, 1, 1, 4, 4))),
+        (
+            "torchmetrics.functional.classification",
+            "analysis",
+            lambda model: analysis.evaluate(model, torch.zeros(1, 2), torch.tensor([0])),
+        ),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(module, extra, use, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"pip install 'pyro-scnf\[{extra}\]'"):
+        use(scnf.SemiSupervisedModel(toy_flow("gmm")))
+
+
+def test_one_test_row_of_each_class():
+    y = torch.tensor([2, 0, 2, 1, 0])
+    x = torch.arange(5.0)[:, None]
+    examples, labels = SemiSupervisedData(x[:0], y[:0], x, y, 3).test_examples()
+    assert labels.tolist() == [0, 1, 2]
+    assert examples[:, 0].tolist() == [1.0, 3.0, 0.0]

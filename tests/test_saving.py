@@ -1,0 +1,208 @@
+"""Models in files: every preset and prior comes back from the file alone, and nothing else is read."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import perturb
+from torch import nn
+
+import pyro_scnf as scnf
+from pyro_scnf.datasets import digits, enlarged_digits, toy
+from pyro_scnf.presets import PRESETS
+
+F64 = torch.float64
+
+
+def round_trip(model, path, **options):
+    """The model read back, after checks that it is the same model."""
+    scnf.save(model, path)
+    loaded = scnf.load(path, **options)
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(before[name].dtype == after[name].dtype for name in before)
+    x = torch.rand(4, *model.flow.event_shape, dtype=next(model.parameters()).dtype)
+    assert torch.equal(loaded.log_prob(x), model.log_prob(x))
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert [name for name, p in loaded.named_parameters() if p.requires_grad] == trainable
+    return loaded
+
+
+def small_model(prior="gmm", shape=(2,), **options):
+    transform = scnf.flows.glow(shape, steps=1, width=6, blocks=1)
+    return scnf.SemiSupervisedModel(perturb(scnf.SemiConditionalFlow(transform, prior, 3)), **options)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset(name, tmp_path):
+    data = {"toy": lambda: toy("pinwheel"), "digits": digits}.get(name, enlarged_digits)()
+    preset = PRESETS[name]
+    model = preset.make_model(data)
+    loaded = round_trip(model, tmp_path / "model.pt")
+    assert (loaded.num_labelled, loaded.labelled_weight) == (model.num_labelled, model.labelled_weight)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        *scnf.PRIORS,
+        "gmm:covariance=full,means=latents",
+        "student-t:df=3.0,learn_df=True",
+        {"name": "flow", "steps": 1, "net": {"name": "mlp", "hidden": (6,), "activation": "tanh"}},
+        {"name": "flow", "steps": 1, "width": 6, "embedding_dim": 2},
+    ],
+)
+@pytest.mark.parametrize("probs", ["uniform", "learnable", torch.tensor([0.2, 0.3, 0.5])])
+def test_every_prior_and_kind_of_class_probabilities(prior, probs, tmp_path):
+    options = {"num_labelled": 7, "num_unlabelled": 90, "labelled_weight": 0.5, "classification_weight": 2.0}
+    loaded = round_trip(small_model(prior, class_probs=probs, **options), tmp_path / "model.pt")
+    assert {name: getattr(loaded, name) for name in options} == options
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda: scnf.flows.realnvp((5,), couplings=2, net="mlp:hidden=(4, 4)"),
+        lambda: scnf.flows.glow((1, 4, 4), levels=2, steps=(1, 2), net=["conv:width=4", "residual-conv"]),
+        lambda: scnf.flows.glow(event_shape=torch.Size((2, 4, 4)), logit=0.05, latent_dim=5, width=4),
+    ],
+)
+def test_every_flow(transform, tmp_path):
+    flow = scnf.SemiConditionalFlow(transform(), "gmm", 2, aux_scale="unit")
+    round_trip(scnf.SemiSupervisedModel(perturb(flow)), tmp_path / "model.pt")
+
+
+def test_precision_and_default_dtype_do_not_matter(tmp_path):
+    model = small_model("flow").double()
+    round_trip(model, tmp_path / "double.pt")
+    single = small_model("flow")
+    torch.set_default_dtype(F64)
+    round_trip(single, tmp_path / "single.pt")
+
+
+def test_loading_draws_nothing_from_the_generator(tmp_path):
+    scnf.save(small_model(), tmp_path / "model.pt")
+    state = torch.get_rng_state()
+    scnf.load(tmp_path / "model.pt")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_trained_and_copied_model_is_saved_as_well(tmp_path):
+    import copy
+
+    model = small_model("flow")
+    scnf.elbo(model)(torch.randn(5, 2)).backward()
+    round_trip(copy.deepcopy(model), tmp_path / "model.pt")
+
+
+def test_it_replaces_the_old_file_only_when_it_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "folder" / "model.pt"
+    scnf.save(small_model(), path)
+    before = path.read_bytes()
+
+    def broken(content, file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="no space left"):
+        scnf.save(small_model(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt"]
+
+
+# -- what cannot be saved --------------------------------------------------------------------------
+def own_net(inputs, outputs, context_dim=0):
+    return scnf.nn.MLP(inputs, outputs, (4,), context_dim=context_dim)
+
+
+@pytest.mark.parametrize(
+    ("flow", "name"),
+    [
+        (lambda: scnf.SemiConditionalFlow(scnf.transforms.ActNorm((2,)), "gmm", 2), "flow.transform"),
+        (
+            lambda: scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, net=own_net), "gmm", 2),
+            "flow.transform",
+        ),
+        (
+            lambda: scnf.SemiConditionalFlow(
+                scnf.flows.glow((2,), steps=1, width=4), scnf.priors.GaussianMixturePrior, 2
+            ),
+            "flow.prior",
+        ),
+    ],
+)
+def test_parts_of_unknown_origin_are_named(flow, name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}: how it was built is not known"):
+        scnf.save(scnf.SemiSupervisedModel(flow()), tmp_path / "model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_models_are_saved(tmp_path):
+    with pytest.raises(ValueError, match="model: expected a SemiSupervisedModel, got SemiConditionalFlow"):
+        scnf.save(small_model().flow, tmp_path / "model.pt")
+
+
+# -- what is not read ------------------------------------------------------------------------------
+@pytest.fixture
+def own_package(monkeypatch):
+    """An importable module with a prior of one's own."""
+    module = ModuleType("their_package")
+
+    class TheirPrior(scnf.priors.GaussianMixturePrior):
+        pass
+
+    module.TheirPrior = TheirPrior
+    monkeypatch.setitem(sys.modules, "their_package", module)
+    return module
+
+
+def test_a_class_of_ones_own_is_built_only_if_trusted(own_package, tmp_path, monkeypatch):
+    model = small_model("their_package.TheirPrior:scale=0.5")
+    path = tmp_path / "model.pt"
+    loaded = round_trip(model, path, trust=["their_package.TheirPrior"])
+    assert type(loaded.flow.prior) is own_package.TheirPrior
+    monkeypatch.setitem(sys.modules, "their_package", None)  # importing it now would be an error
+    with pytest.raises(ValueError, match=r"names 'their_package.TheirPrior', which is not part of pyro_scnf"):
+        scnf.load(path)
+
+
+def change(path, **changes):
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, **changes}, path)
+
+
+def test_files_that_are_no_models(tmp_path):
+    path = tmp_path / "model.pt"
+    with pytest.raises(FileNotFoundError):
+        scnf.load(path)
+    scnf.save(small_model(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
+        scnf.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
+        scnf.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ValueError, match="does not say how its model was built"):
+        scnf.load(path)
+    torch.save({"a": nn.Linear(1, 1)}, path)
+    with pytest.raises(ValueError, match=r"model.pt: it is damaged, or not a file"):
+        scnf.load(path)
+
+
+def test_files_of_other_versions_or_models(tmp_path):
+    path = tmp_path / "model.pt"
+    scnf.save(small_model(), path)
+    change(path, format=99)
+    with pytest.raises(ValueError, match="it has format 99, this version reads format 1"):
+        scnf.load(path)
+    scnf.save(small_model(), path)
+    change(path, state_dict=small_model("student-t").state_dict())
+    with pytest.raises(ValueError, match="parameters do not fit the model"):
+        scnf.load(path)
