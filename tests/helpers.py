@@ -2,71 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
-from cases import Case
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_scnf as scnf
+from pyro_scnf.testing import Case, Check, applicable
+from pyro_scnf.testing.case import AnyCase, perturb
+from pyro_scnf.testing.compare import gradient_error, gradients, relative
 
-BATCHES = [(), (3,), (2, 3)]
+__all__ = [
+    "Counter",
+    "build",
+    "context",
+    "counting",
+    "data",
+    "each",
+    "gradient_error",
+    "gradients",
+    "image_flow",
+    "perturb",
+    "relative",
+    "toy_flow",
+]
 
-
-def perturb(module: nn.Module, size: float = 0.1) -> Any:
-    """Move every parameter, so that zero-initialised layers take part."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn_like(parameter))
-    return module
-
-
-def build(case: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A fresh object of ``case`` with random parameters."""
-    return perturb(case.build()).to(dtype)
-
-
-def data(case: Case, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Values on the data side: normal, or well inside the unit interval."""
-    shape = batch + case.event_shape
-    if case.unit_interval:
-        return 0.05 + 0.9 * torch.rand(shape, dtype=dtype)
-    return torch.randn(shape, dtype=dtype)
+build, data, context = Case.member, Case.values, Case.contexts
 
 
-def context(
-    case: Case, batch: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, ...]:
-    """Contexts for a conditional case, nothing for an unconditional one."""
-    return (torch.randn(batch + (case.context_dim,), dtype=dtype),) if case.context_dim else ()
-
-
-def bind(layer: Any, contexts: tuple[Tensor, ...]) -> Any:
-    """The plain transform: the layer itself, or it conditioned on its context."""
-    return layer.condition(*contexts) if contexts else layer
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference, against the size of ``b`` where that is above 1."""
-    return float(((a - b).abs() / b.abs().clamp(min=1.0)).detach().max())
-
-
-def gradients(module: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """Gradients of every parameter by name, zero where the loss does not depend on it."""
-    named = dict(module.named_parameters())
-    grads = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
-    return {
-        name: torch.zeros_like(parameter) if grad is None else grad
-        for (name, parameter), grad in zip(named.items(), grads, strict=True)
-    }
-
-
-def gradient_error(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Norm of the difference of two gradients, relative to that of the second."""
-    difference = sum((a[name] - b[name]).square().sum() for name in b)
-    return float((difference / sum(grad.square().sum() for grad in b.values())).sqrt())
+def each(checks: Mapping[str, Check], cases: Mapping[str, AnyCase]) -> pytest.MarkDecorator:
+    """Run a test for every case and every check that applies to it, by their names."""
+    pairs = [(name, check) for name, case in cases.items() for check in applicable(checks, case)]
+    return pytest.mark.parametrize(("name", "check"), pairs)
 
 
 class Counter:

@@ -1,0 +1,59 @@
+"""Members as a third party writes them: the examples of ``docs/own_layer.rst`` and ``docs/own_prior.rst``."""
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+import pyro_scnf as scnf
+
+
+class Tails(scnf.transforms.FlowTransform):
+    r"""Elementwise :math:`z = s \operatorname{asinh}(x / s)`, s per channel."""
+
+    def __init__(self, event_shape):
+        super().__init__(event_shape)
+        channels, *space = self.event_shape
+        self.log_scale = nn.Parameter(torch.zeros(channels, *(1 for _ in space)))
+
+    def _sum(self, each):
+        return each.flatten(-len(self.event_shape)).sum(-1)
+
+    def _inverse_ladj(self, x, *context):
+        scale = self.log_scale.exp()
+        u = x / scale
+        return scale * u.asinh(), -self._sum(u.square().log1p() / 2)
+
+    def _forward_ladj(self, z, *context):
+        scale = self.log_scale.exp()
+        u = (z / scale).sinh()
+        return scale * u, self._sum(u.square().log1p() / 2)
+
+
+class ContextShift(scnf.transforms.ConditionalFlowTransform):
+    r""":math:`z = (x - t(c))\, e^{-s(c)}` with linear t and s, for vectors."""
+
+    def __init__(self, event_shape, context_dim):
+        super().__init__(event_shape, context_dim)
+        self.net = nn.Linear(context_dim, 2 * self.event_shape[0])
+
+    def _inverse_ladj(self, x, context):
+        log_scale, shift = self.net(context).chunk(2, -1)
+        return (x - shift) * (-log_scale).exp(), -log_scale.sum(-1)
+
+    def _forward_ladj(self, z, context):
+        log_scale, shift = self.net(context).chunk(2, -1)
+        return z * log_scale.exp() + shift, log_scale.sum(-1)
+
+
+class LaplacePrior(scnf.priors.ClassConditionalPrior):
+    """Independent Laplace components, with locations and scales for each class."""
+
+    def __init__(self, event_shape, num_classes, spread=1.0):
+        super().__init__(event_shape, num_classes)
+        table = (num_classes, *self.event_shape)
+        self.loc = nn.Parameter(spread * torch.randn(table))
+        self.log_scale = nn.Parameter(torch.zeros(table))
+
+    def condition(self, y, temperature=1.0):
+        scale = temperature * self.log_scale[y].exp()
+        return dist.Laplace(self.loc[y], scale).to_event(len(self.event_shape))
