@@ -82,20 +82,20 @@ TABLE_3 = ("--table", "3", "--", "--precision", "bf16-mixed", "--compile")
 
 # The most valuable first, for each device.
 BENCHMARKS = (
-    Benchmark("busy_machine", "cpu", "speed.busy_machine", 1, resumes=True),
+    Benchmark("busy_machine", "cpu", "speed.busy_machine", 2, resumes=True),
     Benchmark("step_time", "cpu", "speed.step_time", 2),
     Benchmark("semi_conditional", "cpu", "speed.semi_conditional", 2),
     Benchmark("peers", "cpu", "speed.peers", 1, packages=PEERS),
-    Benchmark("accuracy", "cpu", "papers.accuracy", 3, resumes=True, smoke=("--runs-of", "toy --data moons")),
-    Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 3, MNIST_CPU, resumes=True, mnist=True),
-    Benchmark("threads", "cpu", "speed.threads", 1, resumes=True),
-    Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 3, ("--runs-of", *GMM), resumes=True),
+    Benchmark("accuracy", "cpu", "papers.accuracy", 4, resumes=True, smoke=("--runs-of", "toy --data moons")),
+    Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 4, MNIST_CPU, resumes=True, mnist=True),
+    Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
+    Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),
     Benchmark("overhead", "cpu", "speed.overhead", 1),
     Benchmark("step_time", "cuda", "speed.step_time", 4, ("--batch-sizes", "256", "1024", "--compile")),
     Benchmark("semi_conditional", "cuda", "speed.semi_conditional", 1, ("--batch-size", "256")),
     Benchmark("overhead", "cuda", "speed.overhead", 1),
     Benchmark("peers", "cuda", "speed.peers", 1, packages=PEERS),
-    Benchmark("accuracy_mnist", "cuda", "papers.accuracy", 3, MNIST_CUDA, resumes=True, mnist=True),
+    Benchmark("accuracy_mnist", "cuda", "papers.accuracy", 4, MNIST_CUDA, resumes=True, mnist=True),
     Benchmark(
         "atanov2019_table2",
         "cuda",

@@ -115,12 +115,17 @@ def metrics_of(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def record(outcomes: Mapping[str, Sequence[Outcome]], args: argparse.Namespace) -> dict[str, object]:
     """What the result file holds."""
     finished = {command: metrics_of(found) for command, found in outcomes.items()}
+    done = {command: metrics for command, metrics in finished.items() if metrics}
+    threads = {
+        command: [each["settings"]["threads"] for each in metrics] for command, metrics in done.items()
+    }
     return {
         "benchmark": "accuracy",
         "environment": environment(args.device, PACKAGES),
         "settings": {"seeds": args.seeds, "smoke_test": args.smoke_test},
         "parallel": args.parallel,
-        "results": {command: summarise(metrics) for command, metrics in finished.items() if metrics},
+        "threads": threads,
+        "results": {command: summarise(metrics) for command, metrics in done.items()},
         "complete": all(outcome.finished for found in outcomes.values() for outcome in found),
     }
 

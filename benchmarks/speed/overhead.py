@@ -97,7 +97,7 @@ def main() -> int:
         name: ratio(column, seconds[f"{name.partition(',')[0]}, by hand"]) for name, column in seconds.items()
     }
 
-    machine = environment(args.device)
+    machine = environment(args.device, threads=args.threads)
     tensors = len(list(model.parameters()))
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(

@@ -236,7 +236,7 @@ def main() -> int:
     seconds = interleave(steps, args.repeats, warmup=3, device=args.device)
     ratios = {name: ratio(column, seconds["networks alone"]) for name, column in seconds.items()}
 
-    machine = environment(args.device, PACKAGES)
+    machine = environment(args.device, PACKAGES, args.threads)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"RealNVP, D = {DIM}, {COUPLINGS} couplings, nets {HIDDEN}, {args.batch_size} rows, {x.dtype}")
     print(f"{'':16}{'parameters':>11}{'min ms':>9}{'median ms':>11}  times the networks alone")

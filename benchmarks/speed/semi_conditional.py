@@ -119,7 +119,7 @@ def main() -> int:
         "exact step / marginal": ratio(seconds[EXACT], seconds[MARGINAL]),
     }
 
-    machine = environment(args.device)
+    machine = environment(args.device, threads=args.threads)
     parameters = {
         "f_w": sum(p.numel() for p in flow.transform.parameters()),
         "all": sum(p.numel() for p in flow.parameters()),

@@ -136,7 +136,7 @@ def main() -> int:
         models["compiled"] = build_model(width, args.device, args.seed)
         models["compiled"].flow.compile()
 
-    machine = environment(args.device)
+    machine = environment(args.device, threads=args.threads)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     seconds: dict[str, dict[str, list[float]]] = {}
     ratios: dict[str, dict[str, Any]] = {}

@@ -20,12 +20,18 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
 """Environment variables that set threads. Unset them to measure what the code chooses by itself."""
 
 
-def environment(device: str = "cpu", packages: Sequence[str] = ()) -> dict[str, object]:
-    """The machine and the versions that a figure belongs to."""
+def environment(
+    device: str = "cpu", packages: Sequence[str] = (), threads: int | None = None
+) -> dict[str, object]:
+    """The machine and the versions that a figure belongs to.
+
+    :param packages: whose versions matter besides those of torch and Pyro.
+    :param threads: of torch, if all that was measured ran with the same number.
+    """
     record: dict[str, object] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        **({} if threads is None else {"threads": threads}),
         "device": str(device),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "pyro-ppl", *packages)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ __all__ = ["ROOT", "SMOKE", "Outcome", "find", "run_example", "train"]
 
 ROOT = Path(__file__).parents[2]
 RESERVE = 1.5  # minutes that a run needs besides training: start, evaluation, figures
-SHORTEST = 0.5  # minutes of training that are worth a start
+SHORTEST = 1.5  # minutes of training that are worth a start
 SMOKE = ("--smoke-test", "--threads", "1")
 """Options of an example that only has to show that it runs, on a machine that may be busy."""
 STOPPABLE = ("mnist",)  # the examples that take --minutes and go on with --resume
@@ -41,9 +42,8 @@ def run_example(
     :param unset: environment variables that the process does not get.
     """
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
-        os.pathsep
-    )
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), *options, "--out", str(out)]
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def train(
             options += ["--minutes", f"{left - RESERVE:.2f}"]
     code, _ = run_example(example, options, out, minutes=left)
     if code:
-        print(f"{example} {' '.join(options)}: failed with exit status {code}, see {out / 'output.txt'}")
+        print(f"{example} {shlex.join(options)}: failed with exit status {code}, see {out / 'output.txt'}")
         return Outcome(found.metrics, finished=False, failed=True)
     return find(out)
 
