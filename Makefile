@@ -1,4 +1,4 @@
-# What CI runs, by name. `make install` once; PYTHON=... to use an environment of your own.
+# The checks that CI runs. Run `make install` once, or give PYTHON=... to use another environment.
 PYTHON ?= .venv/bin/python
 OUT ?= out/smoke
 
@@ -14,6 +14,7 @@ lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	PATH="$(dir $(PYTHON)):$$PATH" lint-imports --no-logo
 
 format:
 	$(PYTHON) -m ruff check --fix .
@@ -37,4 +38,4 @@ smoke:
 	$(PYTHON) -m benchmarks.all --device cpu --dry-run
 
 clean:
-	rm -rf docs/_build $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

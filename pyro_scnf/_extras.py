@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 __all__ = ["require"]
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, extra: str) -> ModuleType:
     """Import ``module``, or say which extra of this package brings it.
 
-    :raises ImportError: if it is not installed.
+    :param module: its full name, such as ``"lightning.pytorch"``.
+    :param extra: one of the extras that ``pyproject.toml`` lists.
+    :raises ImportError: if the module is not installed.
     """
     try:
         return importlib.import_module(module)
