@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
         EOFError,
         OSError,
         BadZipFile,
-        pickle.UnpicklingError,
+        UnpicklingError,
         ValueError,
         KeyError,
     ) as error:
