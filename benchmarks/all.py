@@ -142,8 +142,8 @@ def run(benchmark: Benchmark, args: argparse.Namespace, deadline: Deadline) -> R
     record = read_json(fresh)
     if record and (_complete(record) or not _complete(before)):
         earlier = before["run"]["minutes"] if _version(before) == version else 0.0
-        options = ["python", "-m", f"benchmarks.{benchmark.module}", *benchmark.options]
-        stamp = {"command": shlex.join(options), "version": version, "minutes": round(earlier + minutes, 2)}
+        made_by = ["python", "-m", f"benchmarks.{benchmark.module}", *_options(benchmark, args)]
+        stamp = {"command": shlex.join(made_by), "version": version, "minutes": round(earlier + minutes, 2)}
         write_json(result, {**record, "complete": _complete(record), "run": stamp})
     if record.get("kept") is False:
         return Report("bound missed", minutes, f"see {log}")
@@ -194,9 +194,11 @@ def _command(benchmark: Benchmark, args: argparse.Namespace, deadline: Deadline,
             command += ["--minutes", f"{left - MARGIN:.2f}"]
     if benchmark.mnist and args.data_root is not None:
         command += ["--data-root", str(args.data_root)]
-    if args.dry_run:
-        return [*command, "--smoke-test", *benchmark.smoke]
-    return [*command, *benchmark.options]
+    return [*command, *_options(benchmark, args)]
+
+
+def _options(benchmark: Benchmark, args: argparse.Namespace) -> tuple[str, ...]:
+    return ("--smoke-test", *benchmark.smoke) if args.dry_run else benchmark.options
 
 
 def _execute(command: Sequence[str], log: Path, deadline: Deadline) -> int | None:

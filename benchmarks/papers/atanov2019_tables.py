@@ -12,6 +12,7 @@ repeated. A run that was cut off goes on from its last checkpoint. So give the s
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def record(rows: list[Row], outcomes: Outcomes, args: argparse.Namespace) -> dic
         "benchmark": "atanov2019_tables",
         "table": args.table,
         "preset": args.preset,
-        "options": {row.name: [*row.options, *args.options] for row in rows},
+        "options": {row.name: shlex.join([*row.options, *args.options]) for row in rows},
         "settings": {"seeds": args.seeds, "smoke_test": args.smoke_test},
         "environment": environment(args.device, ("lightning",)),
         "paper": {row.name: {"error_pct": row.error, "bits_per_dim": row.bits} for row in rows},
