@@ -5,6 +5,8 @@ Sphinx itself checks that the pages build and that their examples run.
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
 import inspect
 import io
@@ -87,9 +89,14 @@ def test_code_fits_the_page(page: Path) -> None:
 @pytest.mark.parametrize("source", sorted(Path(scnf.__file__).parent.rglob("*.py")), ids=lambda s: s.stem)
 def test_examples_in_docstrings_fit_the_page(source: Path) -> None:
     """A docstring is indented on its page as in its source, so its lines have less room."""
-    for line in source.read_text(encoding="utf-8").splitlines():
-        if re.match(r" *(>>>|\.\.\.) ", line):
-            assert len(line) <= WIDTH + 2
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    docstrings = [ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, documented)]
+    for docstring in filter(None, docstrings):
+        for example in doctest.DocTestParser().get_examples(docstring):
+            code = [f">>> {line}" for line in example.source.splitlines()]
+            for line in (*code, *example.want.splitlines()):
+                assert example.indent + len(line) <= WIDTH + 2, line
 
 
 def test_formulas_need_no_network() -> None:
