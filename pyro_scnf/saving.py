@@ -24,18 +24,6 @@ __all__ = ["load", "save"]
 FORMAT = 1
 """Version of the file's layout."""
 
-OPTIONS = (
-    "num_labelled",
-    "num_unlabelled",
-    "labelled_weight",
-    "classification_weight",
-    "agreement_weight",
-    "balance_weight",
-    "purity",
-    "final_term_share",
-)
-"""Arguments of :class:`SemiSupervisedModel` that are plain values."""
-
 
 def save(model: SemiSupervisedModel, path: str | Path) -> None:
     """Write ``model`` to ``path``, so that :func:`load` rebuilds it from that file alone.
@@ -57,7 +45,7 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
         "num_classes": flow.num_classes,
         "aux_scale": "unit" if flow.aux is not None and flow.aux.raw_scale is None else "learnable",
         "learn_class_probs": isinstance(model.class_probs.logits, nn.Parameter),
-        "options": {name: getattr(model, name) for name in OPTIONS},
+        "options": model.options,
     }
     with replacing(path) as file:
         torch.save({"format": FORMAT, "model": description, "state_dict": model.state_dict()}, file)

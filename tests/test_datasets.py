@@ -30,8 +30,10 @@ from pyro_scnf.datasets import (
     IMAGES,
     TOYS,
     ImageAugment,
+    Jitter,
     RandomShift,
     digits,
+    enlarged_digits,
     images,
     keep_labels,
     keep_labels_per_class,
@@ -214,11 +216,11 @@ SPLIT_ERRORS = {
     ),
     "rows leave classes out": (
         {"labels": torch.tensor(ONE_EACH[:1])},
-        "labels: the 1 rows are none of class 1, 2; expected all 3 classes",
+        "labels: no row of class 1, 2 among the 1 given; expected all 3 classes",
     ),
     "no rows": (
         {"labels": torch.tensor([], dtype=torch.long)},
-        "labels: the 0 rows are none of class 0, 1, 2",
+        "labels: no row of class 0, 1, 2 among the 0 given",
     ),
     "mask": ({"labels": SKEWED == 1}, r"labels: a tensor of shape \(50,\) and dtype torch.bool; expected"),
     "floating rows": ({"labels": torch.tensor([0.0])}, "dtype torch.float32; expected"),
@@ -571,3 +573,43 @@ def test_augmentation_refuses(case):
 @pytest.mark.parametrize("augment", [RandomShift(2), ImageAugment(17, shift=1, jitter=0.05)])
 def test_augmentations_can_be_pickled(augment):
     assert pickle.loads(pickle.dumps(augment)) == augment
+
+
+def test_jitter_dequantises_first_and_does_not_touch_the_test_set():
+    x = torch.randint(17, (2000, 1, 2, 2))
+    augment = Jitter(0.1, bins=17)
+    torch.manual_seed(0)
+    noisy = augment(x)
+    torch.manual_seed(0)
+    prepared = augment.prepare(x)
+    assert torch.equal(quantize(prepared, 17), x)
+    assert (noisy - prepared).std().item() == pytest.approx(0.1, rel=0.05)
+    plain = torch.randn(2000, 2)
+    assert torch.equal(Jitter(0.1).prepare(plain), plain)
+    assert (Jitter(0.1)(plain) - plain).std().item() == pytest.approx(0.1, rel=0.05)
+    with pytest.raises(ValueError, match=r"scale=-1: expected a finite number of at least 0"):
+        Jitter(-1)
+
+
+def test_labelled_images_may_be_shifted_further():
+    x = torch.zeros(50, 1, 8, 8, dtype=torch.uint8)
+    x[:, :, 4, 4] = 255
+    augment = ImageAugment(shift_labelled=2)
+    still = (augment(x) > 0.9).nonzero()[:, 2:]
+    moved = (augment.labelled(x) > 0.9).nonzero()[:, 2:]
+    assert (still == 4).all()
+    assert moved.unique().tolist() == [2, 3, 4, 5, 6]
+    assert ((ImageAugment(shift=1).labelled(x) > 0.9).nonzero()[:, 2:] - 4).abs().max() == 1
+
+
+def test_digits_enlarged_to_the_size_of_mnist():
+    data = enlarged_digits(labels=50, num_val=30, seed=1)
+    assert data.x.shape == (1797 - 360 - 30, 1, 28, 28)
+    assert (data.x.dtype, data.x.max().item()) == (torch.uint8, 255)
+    assert counts_of(data.y, 10) == [5] * 10
+    assert data.x_val.shape == (30, 1, 28, 28)
+    small = torch.nn.functional.interpolate(data.x_test.float(), (8, 8), mode="area") * 16 / 255
+    means = torch.stack([small.mean(0).flatten(), digits().x.mean(0).flatten()])
+    assert torch.corrcoef(means)[0, 1] > 0.99
+    assert (means[0] - means[1]).abs().max() < 1.5
+    assert torch.equal(enlarged_digits(labels=50, num_val=30, seed=1).x, data.x)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from helpers import perturb, relative
 
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
+from pyro_scnf.datasets import enlarged_digits, toy
 
 
 def size(module) -> int:
@@ -136,3 +139,53 @@ def test_other_priors_on_the_published_flow(prior):
     if prior == "gmm":
         assert size(flow.prior) == 10 * 98 + 98
         assert flow.prior.covariance == "shared"
+
+
+# -- presets with their settings -------------------------------------------------------------------
+@pytest.fixture
+def moons():
+    return toy("moons", num_train=120, num_test=20, seed=0).hold_out(20)
+
+
+def test_a_preset_makes_the_model_that_it_says(moons):
+    preset = scnf.presets.TOY
+    model = preset.make_model(moons)
+    assert (model.num_labelled, model.num_unlabelled) == (10, 90)
+    assert model.classification_weight == 20.0
+    assert preset.make_model(moons, classification_weight=0.0).classification_weight == 0.0
+    assert type(preset.make_model(moons, "student-t:df=4.0").flow.prior).__name__ == "StudentTMixturePrior"
+    actnorm = next(m for m in model.flow.transform.modules() if isinstance(m, T.ActNorm))
+    assert actnorm.loc.abs().sum() > 0  # initialised from the data
+    with pytest.raises(ValueError, match="latent_dim=1: the toys are two-dimensional"):
+        preset.make_model(moons, latent_dim=1)
+
+
+def test_class_probabilities_from_the_labels():
+    data = enlarged_digits(labels=100, split="stratified")
+    preset = replace(scnf.presets.MNIST_PAPER, flow=scnf.presets.MNIST_CPU.flow, initial_rows=20)
+    shares = data.labelled[1].bincount(minlength=10) / 100
+    assert torch.allclose(preset.make_model(data).class_probs().probs, shares)
+    model = preset.make_model(data, latent_dim=49)
+    assert model.flow.transform.latent_dim == 49
+
+
+def test_a_preset_trains_as_it_says_and_options_come_on_top(moons, tmp_path):
+    preset = replace(scnf.presets.TOY, steps=6, validate_every=3, batch_size=32)
+    model = preset.make_model(moons)
+    result = preset.fit(model, moons, out=tmp_path, progress=False)
+    settings = torch.load(tmp_path / "last.ckpt", weights_only=True)["settings"]
+    assert (result.steps, settings["batch_size"], settings["validate_every"]) == (6, 32, 3)
+    assert settings["augment"] == {"type": "Jitter", "scale": 0.05, "bins": None}
+    assert settings["optimisation"]["optimizer"] == "adamw"
+    assert preset.fit(model, moons, steps=2, guide="em", progress=False).steps == 2
+
+
+def test_the_presets_of_one_paper_differ_in_h_alone():
+    wide, narrow = scnf.presets.MNIST_PAPER, scnf.presets.MNIST_PAPER_SMALL_H
+    assert replace(narrow, flow=wide.flow) == wide
+    assert (wide.flow.prior_width, narrow.flow.prior_width) == (256, 64)
+
+
+def test_presets_are_found_by_name_and_can_be_pickled():
+    for preset in scnf.presets.PRESETS.values():
+        assert pickle.loads(pickle.dumps(preset)) == preset

@@ -16,6 +16,7 @@ from trainee import grouped, jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import Augment, toy
+from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.training import Machine, Optimisation, StepBatches, fit
 
 
@@ -125,6 +126,82 @@ def test_options_out_of_range_are_refused(options, message):
     data = make_data()
     with pytest.raises(ValueError, match=message):
         fit(make_model(data), data, **grouped(**{"progress": False, **options}))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (Optimisation, {"optimizer": "sgd"}, "optimizer='sgd': expected one of 'adam'"),
+        (Optimisation, {"schedule": "step"}, "schedule='step': expected one of 'one-cycle'"),
+        (Optimisation, {"learning_rate": -1.0}, "learning_rate=-1.0: expected a finite number"),
+        (Optimisation, {"weight_decay": float("inf")}, "weight_decay=inf: expected a finite number"),
+        (Optimisation, {"betas": (0.9,)}, r"betas=\(0.9,\): expected two numbers"),
+        (Optimisation, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\): expected two numbers"),
+        (Optimisation, {"warmup": 1.0}, "warmup=1.0: expected a share of the run"),
+        (Machine, {"device": "tpu"}, "device='tpu': expected 'cpu' or 'cuda'"),
+        (Machine, {"devices": 0}, "devices=0: expected at least 1"),
+        (Machine, {"num_nodes": 0}, "num_nodes=0: expected at least 1"),
+        (Machine, {"num_workers": -1}, "num_workers=-1: expected at least 0"),
+    ],
+)
+def test_options_are_checked_where_they_are_written(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_machines_are_equal_if_a_run_may_move_between_them():
+    assert Machine() == Machine(device="cuda", compile=True, data_on_device=False, num_workers=2)
+    assert Machine(devices=4) == Machine(devices=2, num_nodes=2)
+    assert Machine() != Machine(devices=2)
+    assert Machine() != Machine(precision="bf16-mixed")
+    assert len({Machine(), Machine(device="cuda")}) == 1
+    assert Optimisation(betas=[0.9, 0.99]) == Optimisation()
+
+
+def test_a_run_goes_on_with_other_workers_and_elsewhere(tmp_path):
+    train(tmp_path, minutes=1e-9)
+    _, result = train(tmp_path, resume=True, data_on_device=False, num_workers=1)
+    assert result.finished
+    assert result.seconds_in_all > result.seconds - 1
+
+
+def test_augment_has_its_say_on_each_kind_of_rows():
+    seen = []
+
+    class Watching(Augment):
+        bins = 4
+
+        def __call__(self, x):
+            seen.append(("training", len(x)))
+            return x
+
+        def labelled(self, x):
+            seen.append(("labelled", len(x)))
+            return x
+
+        def prepare(self, x):
+            seen.append(("validation", len(x)))
+            return x
+
+    data = make_data(validated=True)
+    fit(make_model(data), data, steps=1, batch_size=16, augment=Watching(), progress=False)
+    assert seen == [("labelled", 10), ("training", 16), ("validation", 41)]
+    with pytest.raises(ValueError, match="augment='shift': expected an Augment, a function of x, or None"):
+        fit(make_model(data), data, augment="shift", progress=False)
+
+
+def test_a_function_with_some_methods_of_the_protocol_is_understood():
+    def shift(x):
+        return x + 1
+
+    shift.labelled = lambda x: x + 2
+    shift.prepare = lambda x: x + 3
+    augment = as_augment(shift)
+    x = torch.zeros(1)
+    assert [augment(x).item(), augment.labelled(x).item(), augment.prepare(x).item()] == [1, 2, 3]
+    plain, nothing = as_augment(lambda x: x + 1), as_augment(None)
+    assert [plain(x).item(), plain.labelled(x).item(), plain.prepare(x).item()] == [1, 1, 0]
+    assert [nothing(x).item(), nothing.labelled(x).item(), nothing.bins] == [0, 0, None]
 
 
 # -- what is not finite ----------------------------------------------------------------------------

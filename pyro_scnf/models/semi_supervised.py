@@ -302,6 +302,20 @@ class SemiSupervisedModel(PyroModule):
         return y
 
     @property
+    def options(self) -> dict[str, float | None]:
+        """The numbers that make the loss, by the names of the arguments: sizes, weights, purity."""
+        return {
+            "num_labelled": self.num_labelled,
+            "num_unlabelled": self.num_unlabelled,
+            "labelled_weight": self.labelled_weight,
+            "classification_weight": self.classification_weight,
+            "agreement_weight": self.agreement_weight,
+            "balance_weight": self.balance_weight,
+            "purity": self.purity,
+            "final_term_share": self.final_term_share,
+        }
+
+    @property
     def num_data(self) -> int | None:
         """Size of the whole data set, labelled and unlabelled, if given."""
         if self.num_labelled is None or self.num_unlabelled is None:

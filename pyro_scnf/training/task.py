@@ -1,10 +1,10 @@
-"""One training step, as Lightning wants it told."""
+"""Training and validation steps, as a Lightning module."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -22,42 +22,30 @@ from pyro_scnf.training.schedules import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
+    from lightning.pytorch.core.optimizer import LightningOptimizer
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 else:
     lightning = require("lightning.pytorch", "train")
 
 __all__ = ["SemiSupervisedTask"]
 
-OBJECTIVE = (
-    "num_labelled",
-    "num_unlabelled",
-    "labelled_weight",
-    "classification_weight",
-    "agreement_weight",
-    "balance_weight",
-    "purity",
-    "final_term_share",
-)
-"""Attributes of a model that make its loss, besides the parameters."""
-
 
 class SemiSupervisedTask(lightning.LightningModule):
     """A model and its guide as a ``LightningModule``, for a ``Trainer`` of your own.
 
     :func:`~pyro_scnf.training.fit` consists of this task, batches and a trainer. The task takes the batches
-    of :class:`~pyro_scnf.training.StepBatches`. Noise, too, is drawn by the number of the step, so that a run
-    that goes on from a checkpoint is the run that was never stopped. The task logs ``loss`` (nats per
+    of :class:`~pyro_scnf.training.StepBatches`. The noise of a step depends only on ``seed`` and the number
+    of the step, so a resumed run gives the result of an uninterrupted one. The task logs ``loss`` (nats per
     example), ``grad_norm`` and, on validation data, ``val_nll``, ``val_error`` (per cent) if the labels are
     known, and ``val_bits_per_dim`` if ``augment`` has ``bins``.
 
     :param model: an initialised model.
-    :param guide: one of :data:`pyro_scnf.GUIDES`, or a guide.
-    :param Optimisation optimisation: optimiser and schedule. The trainer clips gradients and averages
-        weights.
+    :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
+    :param Optimisation optimisation: optimiser and schedule. Clipping and averaging are set in the trainer.
     :param int steps: length of the run, for the schedule.
     :param augment: see :class:`~pyro_scnf.datasets.Augment`.
-    :param int seed: of all noise.
-    :param settings: other things that a resumed run must have in common with this one, by name.
+    :param int seed: seed of all noise.
+    :param settings: further settings, by name. A run resumes from a checkpoint only if it has the same ones.
     :raises RuntimeError: in training, if the loss or its gradient is NaN or infinite. The message names
         the step and the term.
     """
@@ -76,7 +64,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.guide = make_guide(guide, model) if isinstance(guide, str) else guide
-        # In a list, so that it is no submodule: state_dict would name model and guide a second time.
+        # Keep it in a list. As a submodule it would put model and guide into state_dict a second time.
         self.objective = [elbo(model, self.guide)]
         self.optimisation = Optimisation() if optimisation is None else optimisation
         self.steps, self.seed = steps, seed
@@ -87,7 +75,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             "optimisation": plain(self.optimisation),
             "seed": seed,
             "augment": _describe(augment),
-            **{name: getattr(model, name) for name in OBJECTIVE},
+            **model.options,
             **{name: plain(value) for name, value in (settings or {}).items()},
         }
 
@@ -114,13 +102,14 @@ class SemiSupervisedTask(lightning.LightningModule):
         return cast(Tensor, loss)
 
     def _examples(self, x: Tensor | None, x_unlabelled: Tensor | None) -> int:
-        """How many examples the batch stands for, so that the loss is nats per example."""
+        """The number of examples that the loss of the batch sums over."""
         model = self.model
         if x is not None and x_unlabelled is not None:
             return (model.num_labelled or len(x)) + (model.num_unlabelled or len(x_unlabelled))
         return model.num_data or sum(len(rows) for rows in (x, x_unlabelled) if rows is not None)
 
     def _stopped(self, cause: str, term: str) -> RuntimeError:
+        """The error that ends training, with the step and the term."""
         return RuntimeError(
             f"training stopped at step {self.global_step}: {cause}; the first term that is not finite is "
             f"{term}. Lower learning_rate or gradient_clip"
@@ -131,7 +120,7 @@ class SemiSupervisedTask(lightning.LightningModule):
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         x, *labels = batch
-        # The same dequantisation every time.
+        # Dequantise the same way at every validation.
         torch.manual_seed(derive_seed(self.seed, "validation", batch_idx, self.global_rank))
         x = self.augment.prepare(x)
         joint = self.model.flow.class_log_prob(x) + self.model.class_probs.log_probs
@@ -183,17 +172,24 @@ class SemiSupervisedTask(lightning.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.log("grad_norm", norm)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if isinstance(self.guide, EMGuide):
             self.guide.update()
 
     # -- checkpoints ---------------------------------------------------------------------------
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["settings"] = self.settings
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        changed = list(differences(checkpoint.get("settings", {}), self.settings))
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        before = cast("dict[str, object]", checkpoint.get("settings", {}))
+        changed = list(differences(before, self.settings))
         if changed:
             raise ValueError(
                 f"resume: the checkpoint is of another run: {'; '.join(changed)}. Give the same settings, or "
@@ -202,7 +198,7 @@ class SemiSupervisedTask(lightning.LightningModule):
 
 
 def _describe(augment: object) -> object:
-    """The options of an augmentation that is a dataclass. Nothing is known of another function."""
+    """The options of ``augment`` if it is a dataclass. The options of another function are unknown."""
     if augment is None:
         return None
     if is_dataclass(augment) and not isinstance(augment, type):
