@@ -610,6 +610,6 @@ def test_digits_enlarged_to_the_size_of_mnist():
     assert data.x_val.shape == (30, 1, 28, 28)
     small = torch.nn.functional.interpolate(data.x_test.float(), (8, 8), mode="area") * 16 / 255
     means = torch.stack([small.mean(0).flatten(), digits().x.mean(0).flatten()])
-    assert torch.corrcoef(means)[0, 1] > 0.99
-    assert (means[0] - means[1]).abs().max() < 1.5
+    assert torch.corrcoef(means)[0, 1] > 0.98
+    assert (means[0] - means[1]).abs().max() < 3  # of 16; bilinear enlargement smooths
     assert torch.equal(enlarged_digits(labels=50, num_val=30, seed=1).x, data.x)
