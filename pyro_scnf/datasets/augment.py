@@ -1,4 +1,4 @@
-"""Data changed afresh for every training batch: shifted, dequantised, jittered."""
+"""Random changes to the rows of every training batch: shifts, dequantisation, noise."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ __all__ = ["Augment", "ImageAugment", "Jitter", "RandomShift", "as_augment", "ra
 
 
 def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Move every image by its own whole number of pixels. Zeros come in at the border.
+    """Shift every image by its own random whole number of pixels. Zeros fill the gap at the border.
 
-    The number is uniform in ``-pixels .. pixels``, for each of the two axes. torchvision's
-    ``RandomCrop(size, padding=pixels)`` does the same to one image; this is for a batch, on its device.
+    The shift along each axis is uniform in ``-pixels .. pixels``. torchvision's
+    ``RandomCrop(size, padding=pixels)`` does the same to one image. This function takes a whole batch, and
+    runs on its device.
 
     :param x: images ``(*batch, C, H, W)`` of any dtype.
-    :param int pixels: the furthest shift.
-    :param generator: of the device of ``x``; by default the global one.
+    :param int pixels: the largest shift.
+    :param generator: random generator on the device of ``x``; by default the global one.
     :raises ValueError: for another shape, or ``pixels`` below 0.
 
     >>> _ = torch.manual_seed(0)
@@ -47,10 +48,10 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = Non
 
 
 class Augment:
-    """The protocol of ``fit(augment=...)``: what is done to rows on their way into training.
+    """Base class of ``fit(augment=...)``: how rows change before the model sees them.
 
-    Subclass it and override what you need. A plain function of x is enough where only training batches
-    change: it is taken for :meth:`__call__`.
+    Subclass it and override what you need. To change training batches alone, a plain function of x is
+    enough. ``fit`` uses it as :meth:`__call__`.
 
     :ivar bins: number of grey levels, if :meth:`prepare` dequantises. Logs then show bits per dimension.
     """
@@ -58,23 +59,23 @@ class Augment:
     bins: int | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rows of a training batch, changed at random; by default what :meth:`prepare` makes of them."""
+        """Change the rows of a training batch at random. By default, :meth:`prepare` them."""
         return self.prepare(x)
 
     def labelled(self, x: Tensor) -> Tensor:
-        """The labelled rows of a training batch, changed at random; by default like the others.
+        """Change the labelled rows of a training batch at random. By default, treat them like other rows.
 
-        They are few, so the same ones come again and again.
+        Labelled rows are few, so training sees each of them many times.
         """
         return self(x)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Rows for validation and testing; by default as they are."""
+        """Prepare rows for validation and testing. By default, leave them as they are."""
         return x
 
 
 class _Function(Augment):
-    """A function of x, with those methods of the protocol that it has itself."""
+    """A function of x as an :class:`Augment`. Methods that the function has itself are used."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
@@ -91,7 +92,7 @@ class _Function(Augment):
 
 
 def as_augment(augment: Callable[[Tensor], Tensor] | None) -> Augment:
-    """The :class:`Augment` that a user's ``augment`` stands for.
+    """A user's ``augment`` as an :class:`Augment`.
 
     :param augment: an :class:`Augment`, a function of x, or ``None`` to leave data as they are.
     :raises ValueError: for anything else.
@@ -107,7 +108,7 @@ def as_augment(augment: Callable[[Tensor], Tensor] | None) -> Augment:
 
 @dataclass(frozen=True)
 class RandomShift(Augment):
-    """:func:`random_shift` by up to ``pixels``.
+    """Shifts training images by up to ``pixels`` with :func:`random_shift`.
 
     :raises ValueError: for ``pixels`` below 0.
     """
@@ -123,11 +124,11 @@ class RandomShift(Augment):
 
 @dataclass(frozen=True)
 class Jitter(Augment):
-    """Gaussian noise on every training row; integers are dequantised first.
+    """Adds Gaussian noise to every training row, after dequantisation if the data are integers.
 
     :param float scale: standard deviation of the noise.
-    :param bins: number of values of integer data, which :meth:`prepare` dequantises
-        (:func:`~pyro_scnf.transforms.dequantize`); ``None`` leaves the data as they are.
+    :param bins: number of values of integer data. :meth:`prepare` dequantises them with
+        :func:`~pyro_scnf.transforms.dequantize`. ``None`` means that data are not integers.
     :raises ValueError: for a negative or infinite ``scale``, or ``bins`` below 1.
 
     Noise may leave the unit interval. Use :class:`ImageAugment` for a flow that begins with a logit.
@@ -145,24 +146,24 @@ class Jitter(Augment):
         return x + self.scale * torch.randn_like(x)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Dequantised, if ``bins`` is given."""
+        """Dequantise ``x`` if ``bins`` is given."""
         return x if self.bins is None else dequantize(x, self.bins)
 
 
 @dataclass(frozen=True)
 class ImageAugment(Augment):
-    """Integer images, shifted, dequantised and jittered for training.
+    """Shifts, dequantises and jitters integer images.
 
-    Called, it shifts (:func:`random_shift`), dequantises, and adds Gaussian noise. Noise that leaves the
-    unit interval is reflected back into it. Clamping would heap it up at the ends, where a density could
-    then rise without bound. :meth:`prepare` only dequantises. Both take images ``(*batch, C, H, W)`` of any
-    dtype with integer values ``0 .. bins - 1`` to floating images in [0, 1), and draw from the global
-    generator.
+    A call shifts the images (:func:`random_shift`), dequantises them and adds Gaussian noise. Values that
+    leave the unit interval are reflected back into it. Clamping would pile them up at the ends of the
+    interval, where a density could then rise without bound. :meth:`prepare` only dequantises. Both take
+    images ``(*batch, C, H, W)`` of any dtype with integer values ``0 .. bins - 1``, return floating images
+    in [0, 1), and draw from the global generator.
 
     :param int bins: number of grey levels.
-    :param int shift: the furthest shift, in pixels.
+    :param int shift: the largest shift, in pixels.
     :param float jitter: standard deviation of the noise; a grey level is ``1 / bins``.
-    :param shift_labelled: the furthest shift of labelled rows; ``None`` for the same as of the others.
+    :param shift_labelled: the largest shift of labelled rows; ``None`` means ``shift``.
     :raises ValueError: for ``bins`` below 1, or for a negative shift or jitter.
 
     >>> augment = ImageAugment(shift=2)
@@ -189,11 +190,11 @@ class ImageAugment(Augment):
         return _reflect(x + self.jitter * torch.randn_like(x)) if self.jitter else x
 
     def labelled(self, x: Tensor) -> Tensor:
-        """Labelled rows, shifted by up to ``shift_labelled``."""
+        """Change labelled rows as a call does, but shift them by up to ``shift_labelled``."""
         return self(x) if self.shift_labelled is None else replace(self, shift=self.shift_labelled)(x)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Dequantised only: :func:`~pyro_scnf.transforms.dequantize`."""
+        """Dequantise ``x`` with :func:`~pyro_scnf.transforms.dequantize`."""
         return dequantize(x, self.bins)
 
 
@@ -203,6 +204,6 @@ def _check_scale(name: str, value: float) -> None:
 
 
 def _reflect(x: Tensor) -> Tensor:
-    """Fold the real line onto [0, 1), by reflection at the integers."""
+    """Fold the real line onto [0, 1) by reflecting it at the integers."""
     folded = 1 - (x.remainder(2) - 1).abs()
     return folded.clamp(max=1 - torch.finfo(x.dtype).eps / 2)

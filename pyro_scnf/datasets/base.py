@@ -1,4 +1,4 @@
-"""What every data set here is: few labels, many without, a test set."""
+"""The class of all data sets: few labelled rows, many unlabelled rows, and a test set."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class SemiSupervisedData:
     """A training set whose labels are mostly hidden, and a labelled test set.
 
     :ivar Tensor x: training data ``(N, *event_shape)``, the labelled rows included.
-    :ivar Tensor y: their labels ``(N,)``, -1 where hidden.
+    :ivar Tensor y: labels of ``x``, ``(N,)``, -1 where hidden.
     :ivar Tensor x_test: test data.
-    :ivar Tensor y_test: all test labels.
+    :ivar Tensor y_test: labels of all test data.
     :ivar int num_classes: number of labels K.
-    :ivar x_val: held-out unlabelled training data, ``None`` before :meth:`hold_out`.
-    :ivar y_val: their true labels where :meth:`hold_out` was told them, else ``None``. These are
-        hidden labels: a validation error may be watched, but a model chosen by it has seen more
-        labels than ``y`` shows.
-    :ivar neighbours: ``(N, k)``, the rows of ``x`` that are most like each row and probably share its
-        label (:func:`~pyro_scnf.datasets.link_neighbours`), or ``None``.
+    :ivar x_val: unlabelled rows held out for validation; ``None`` before :meth:`hold_out`.
+    :ivar y_val: true labels of ``x_val`` if :meth:`hold_out` was given them, else ``None``. They are hidden
+        labels. You may watch the validation error, but a model that is chosen by it has seen more labels
+        than ``y`` shows.
+    :ivar neighbours: ``(N, k)``: for each row of ``x``, the numbers of the k rows most like it. They
+        probably share its label. ``None`` before :func:`~pyro_scnf.datasets.link_neighbours`.
     """
 
     x: Tensor
@@ -50,23 +50,24 @@ class SemiSupervisedData:
         return self.x[self.y == UNLABELLED]
 
     def test_examples(self) -> tuple[Tensor, Tensor]:
-        """The first test row of each class, and their labels."""
+        """The first test row of each class, and the labels of these rows."""
         classes = self.y_test.unique()
         rows = torch.stack([(self.y_test == k).nonzero()[0, 0] for k in classes])
         return self.x_test[rows], classes
 
     def hold_out(self, size: int, seed: int = 0, truth: Tensor | None = None) -> SemiSupervisedData:
-        """Move ``size`` random unlabelled rows to ``x_val``, to tell when to stop.
+        """Move ``size`` random unlabelled rows to ``x_val``, for validation.
 
-        :param truth: the true labels ``(N,)`` of all rows, if at hand; those of the rows moved
-            become ``y_val``.
-        :raises ValueError: if fewer are unlabelled, if rows were held out or linked before, or if ``truth``
-            contradicts ``y``.
+        :param int size: number of rows to move. At least one unlabelled row has to stay.
+        :param int seed: seed of the choice.
+        :param truth: true labels ``(N,)`` of all rows, if known. Those of the moved rows become ``y_val``.
+        :raises ValueError: if there are too few unlabelled rows, if rows were held out or linked before, or
+            if ``truth`` contradicts ``y``.
         """
         if self.x_val is not None:
             raise ValueError(f"x_val: {len(self.x_val)} rows are held out already; hold out all at once")
         if self.neighbours is not None:
-            raise ValueError("neighbours: are those of rows about to move; hold out first, then link")
+            raise ValueError("neighbours: moving rows would break the links; hold out first, then link")
         rows = (self.y == UNLABELLED).nonzero()[:, 0]
         if not 0 < size < len(rows):
             raise ValueError(
@@ -79,7 +80,7 @@ class SemiSupervisedData:
         return replace(self, x=self.x[keep], y=self.y[keep], x_val=self.x[~keep], y_val=y_val)
 
     def _check_truth(self, truth: Tensor) -> Tensor:
-        """Labels of all rows, equal to ``y`` where it shows them."""
+        """Raise unless ``truth`` holds a label for every row and agrees with ``y``. Return it as int64."""
         truth = check_labels(truth, self.num_classes, "truth", "hold_out")
         if truth.shape != self.y.shape:
             raise ValueError(f"truth has shape {tuple(truth.shape)}, expected {tuple(self.y.shape)}")

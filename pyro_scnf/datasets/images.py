@@ -1,4 +1,4 @@
-"""Image data sets that torchvision reads, with few of their labels."""
+"""Image data sets that torchvision reads, with few of their labels kept."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["IMAGES", "ImageSet", "images"]
 class ImageSet:
     """How to read an image data set, and what it holds.
 
-    :ivar read: from a root folder, whether to read the training (or test) part, and whether to
-        download, to images ``(N, C, H, W)`` in uint8 and labels ``(N,)`` in int64.
+    :ivar read: ``read(root, train, download)`` gives the images ``(N, C, H, W)`` in uint8 and the labels
+        ``(N,)`` in int64 of the training part, or of the test part if ``train`` is false.
     :ivar int num_classes: number of labels K.
-    :ivar shape: of one image, ``(C, H, W)``.
-    :ivar str folder: where in the root folder the files lie.
-    :ivar files: their names.
+    :ivar shape: shape of one image, ``(C, H, W)``.
+    :ivar str folder: folder of the files, inside the root folder.
+    :ivar files: names of the files.
     """
 
     read: Callable[[Path, bool, bool], tuple[Tensor, Tensor]]
@@ -38,7 +38,7 @@ class ImageSet:
     files: tuple[str, ...]
 
 
-# torchvision takes its time to import, so each reader does when it is called.
+# Importing torchvision takes long, so each reader imports it only when it is called.
 def _read_idx(kind: str, root: Path, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     from torchvision import datasets
 
@@ -85,24 +85,23 @@ def images(
 ) -> SemiSupervisedData:
     """The standard training and test images of a data set, with ``labels`` training labels.
 
-    Images are ``(N, C, H, W)`` in uint8, ``0 .. 255``: :func:`~pyro_scnf.transforms.dequantize` them,
-    or train with :class:`ImageAugment`. Of SVHN, the ``extra`` images are left out.
+    Images are ``(N, C, H, W)`` in uint8, ``0 .. 255``. Dequantise them with
+    :func:`~pyro_scnf.transforms.dequantize`, or train with :class:`ImageAugment`. The ``extra`` images of
+    SVHN are left out.
 
     :param str name: one of :data:`IMAGES`.
-    :param root: the folder that torchvision's data sets take.
-    :param labels: how many labels to keep, or the row indices ``(n,)`` of a published split, which
-        number the training images as their files do.
-    :param str split: which, one of :data:`SPLITS`: ``"balanced"`` as in Kingma et al. (2014),
-        ``"stratified"`` as in Atanov et al. (2019), who keep 100 of MNIST's 60,000; see
+    :param root: the ``root`` folder of torchvision's data sets.
+    :param labels: how many labels to keep. For a published split, give the row indices ``(n,)`` of the
+        labels instead. They count training images in the order of the files.
+    :param str split: how labels are chosen, one of :data:`SPLITS`: ``"balanced"`` as in Kingma et al.
+        (2014), ``"stratified"`` as in Atanov et al. (2019), who keep 100 of MNIST's 60,000; see
         :func:`keep_labels`.
-    :param int seed: fixes which labels are kept and which rows held out, whatever the state of the
-        global generator.
-    :param int num_val: unlabelled rows to hold out, as
-        :meth:`~SemiSupervisedData.hold_out` does, with their true labels as ``y_val``; the labels
-        kept are the same for any number.
-    :param bool download: fetch what is missing, unpack what is only packed.
-    :raises ValueError: for an unknown name, labels that :func:`keep_labels` refuses, or more rows to
-        hold out than are unlabelled.
+    :param int seed: seed of the choice of labels and of held-out rows. The global generator plays no part.
+    :param int num_val: unlabelled rows to hold out with :meth:`~SemiSupervisedData.hold_out`, with their
+        true labels as ``y_val``. It does not change which labels are kept.
+    :param bool download: fetch missing files, and unpack files that are still packed.
+    :raises ValueError: for an unknown name, for labels that :func:`keep_labels` refuses, or if ``num_val``
+        is not below the number of unlabelled rows.
     :raises FileNotFoundError: if files are missing or damaged, or cannot be fetched.
 
     References: Kingma et al., *Semi-supervised learning with deep generative models*, 2014, section
@@ -124,7 +123,7 @@ def images(
 
 
 def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
-    """Training and test part, or an error that says what is amiss in which folder."""
+    """The training and the test part. If reading fails, the error names the folder and what is wrong."""
     source = IMAGES[name]
     try:
         return [source.read(root, train, download) for train in (True, False)]

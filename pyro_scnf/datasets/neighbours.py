@@ -1,4 +1,4 @@
-"""Which examples look alike."""
+"""Find examples that look alike."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", 
 def pixel_features(x: Tensor) -> Tensor:
     """Images ``(N, C, H, W)`` as vectors of unit length, averaged over squares of 2×2 pixels.
 
-    The average makes small shifts count less, the unit length makes brightness count for nothing.
+    The average reduces the effect of small shifts. The unit length removes the effect of brightness.
     """
     return F.normalize(F.avg_pool2d(x.float(), 2).flatten(1))
 
 
 def deskew(x: Tensor) -> Tensor:
-    """Handwriting ``(N, C, H, W)`` sheared upright and centred, by the moments of its ink; floating.
+    """Shear handwriting upright and centre it, by the moments of its ink.
+
+    :param x: images ``(N, C, H, W)``, 0 where there is no ink.
+    :return: the images in floating point, of the same shape.
 
     Reference: LeCun et al., *Gradient-Based Learning Applied to Document Recognition*, 1998,
     section III (deslanting).
@@ -33,7 +36,7 @@ def deskew(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     ink = x.sum(1)
     ink = ink / ink.sum((-2, -1), keepdim=True).clamp(min=1e-6)
-    # Positions as affine_grid has them, -1 to 1 from border to border.
+    # Positions of pixels in the coordinates of affine_grid, which run from -1 to 1 between the borders.
     rows = (2 * torch.arange(height, device=x.device) + 1) / height - 1
     columns = (2 * torch.arange(width, device=x.device) + 1) / width - 1
     row, column = (ink.sum(-1) * rows).sum(-1), (ink.sum(-2) * columns).sum(-1)
@@ -47,20 +50,21 @@ def deskew(x: Tensor) -> Tensor:
 
 
 def upright_features(x: Tensor) -> Tensor:
-    """:func:`pixel_features` of handwriting without its slant (:func:`deskew`)."""
+    """:func:`pixel_features` of handwriting, after :func:`deskew` has removed its slant."""
     return pixel_features(deskew(x))
 
 
 def nearest_neighbours(
     x: Tensor, k: int = 5, features: Callable[[Tensor], Tensor] | None = None, chunk: int = 2000
 ) -> Tensor:
-    """The ``k`` rows nearest to each row, by Euclidean distance between features, ``(N, k)``, best first.
+    """The numbers of the ``k`` rows nearest to each row, by Euclidean distance between their features.
 
     :param x: ``(N, *event_shape)``, of any dtype.
-    :param int k: how many, the row itself not counted.
-    :param features: a function from x to what is compared, ``(N, ...)``. By default images are compared by
-        :func:`pixel_features`, and other data as they are.
-    :param int chunk: rows compared at a time; memory is ``chunk`` times N numbers.
+    :param int k: number of neighbours. A row is not its own neighbour.
+    :param features: computes features ``(N, ...)`` from x. By default they are the :func:`pixel_features`
+        of images, and other data as they are.
+    :param int chunk: rows compared at a time. The memory needed is ``chunk * N`` numbers.
+    :return: ``(N, k)``, the nearest row first.
     :raises ValueError: for ``k`` out of range.
     """
     check_at_least(1, k=k, chunk=chunk)
@@ -73,7 +77,7 @@ def nearest_neighbours(
     found = x.new_empty((len(x), k), dtype=torch.long)
     for start in range(0, len(x), chunk):
         some = slice(start, start + chunk)
-        nearness = rows[some] @ rows.T - half_square  # falls with the distance, row by row
+        nearness = rows[some] @ rows.T - half_square  # within a row: the greater the distance, the less
         nearness[torch.arange(len(nearness)), torch.arange(start, start + len(nearness))] = -torch.inf
         found[some] = nearness.topk(k).indices
     return found
@@ -82,9 +86,10 @@ def nearest_neighbours(
 def link_neighbours(
     data: SemiSupervisedData, k: int = 5, features: Callable[[Tensor], Tensor] | None = None
 ) -> SemiSupervisedData:
-    """``data`` with :func:`nearest_neighbours`, among all training rows, labelled or not.
+    """``data`` with the :func:`nearest_neighbours` of every training row.
 
-    :func:`pyro_scnf.training.fit` then has every batch made of pairs of neighbours, which a model with
-    an ``agreement_weight`` takes to share their label. No label is looked at.
+    :func:`pyro_scnf.training.fit` then makes every batch of pairs of neighbours. A model with an
+    ``agreement_weight`` assumes that the two rows of a pair share their label. Neighbours are found among
+    labelled and unlabelled rows alike, without use of the labels.
     """
     return replace(data, neighbours=nearest_neighbours(data.x, k, features))

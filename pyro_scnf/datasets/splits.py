@@ -1,4 +1,4 @@
-"""Which labels are kept: so many of every class, as many as its share, or those of given rows."""
+"""Choose the labels to keep: equally many of each class, in proportion to the classes, or of given rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ __all__ = ["SPLITS", "keep_labels", "keep_labels_per_class"]
 
 
 def keep_labels_per_class(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
-    """Keep ``per_class`` random labels of every class that occurs, set the others to -1.
+    """Keep ``per_class`` random labels of every class that occurs, and set the others to -1.
 
-    :param y: labels ``(N,)``; those hidden already stay so.
-    :raises ValueError: if a class has fewer examples.
+    :param y: labels ``(N,)``. Hidden labels (-1) stay hidden.
+    :param int per_class: number of labels to keep of each class.
+    :param int seed: seed of the choice. The global generator plays no part.
+    :raises ValueError: if a class has fewer examples than ``per_class``.
     """
     check_at_least(0, per_class=per_class)
     sizes = torch.bincount(y[y != UNLABELLED])
@@ -26,23 +28,23 @@ def keep_labels_per_class(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
 def keep_labels(
     y: Tensor, num_classes: int, labels: int | Tensor, split: str = "balanced", seed: int = 0
 ) -> Tensor:
-    """Keep ``labels`` random labels in all, at least one of every class, set the others to -1.
+    """Keep ``labels`` random labels in all, at least one of every class, and set the others to -1.
 
-    ``"balanced"`` keeps the same number of every class, as Kingma et al. (2014) do;
-    ``"stratified"`` keeps class proportions by the method of largest remainders (of equal ones, the
-    lower class first), as Atanov et al. (2019), section 4.2, do. The numbers a class are those of
-    scikit-learn's ``train_test_split(stratify=y)`` but for such ties; the rows are not.
+    ``"balanced"`` keeps the same number of every class, as Kingma et al. (2014) do. ``"stratified"`` keeps
+    the proportions of the classes, as Atanov et al. (2019), section 4.2, do. It rounds by the method of
+    largest remainders; of two equal remainders, that of the lower class goes first. Except in such ties,
+    it keeps as many labels of each class as scikit-learn's ``train_test_split(stratify=y)``, but in other
+    rows.
 
     :param y: labels ``(N,)``, ``0 .. num_classes - 1``.
     :param int num_classes: number of labels K.
-    :param labels: how many to keep, or, as splits are published, the indices ``(n,)`` of the rows
-        that keep theirs; ``split`` and ``seed`` then play no part.
+    :param labels: how many labels to keep. For a published split, give the indices ``(n,)`` of the rows that
+        keep their labels; ``split`` and ``seed`` then play no part.
     :param str split: one of :data:`SPLITS`.
-    :param int seed: fixes the choice, whatever the state of the global generator.
-    :raises ValueError: for another word; for fewer labels than classes or more than examples; if
-        ``labels`` is no multiple of K (balanced), if a class has too few examples (balanced) or too
-        small a share (stratified) for its labels; for indices that are repeated, out of range, or
-        leave a class out.
+    :param int seed: seed of the choice. The global generator plays no part.
+    :raises ValueError: for an unknown ``split``; for fewer labels than classes, or more than examples; if
+        ``labels`` is not a multiple of K (balanced); if a class has too few examples (balanced) or too small
+        a share (stratified); for indices that are repeated, out of range, or leave out a class.
 
     >>> y = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1])
     >>> keep_labels(y, 2, labels=3, split="stratified").unique(return_counts=True)[1]
@@ -65,7 +67,7 @@ def keep_labels(
 
 
 def _balanced(sizes: Tensor, labels: int) -> Tensor:
-    """The same number of every class."""
+    """The same number of labels for every class."""
     if labels % len(sizes):
         raise ValueError(
             f"labels={labels}: split='balanced' needs a multiple of the {len(sizes)} classes; "
@@ -75,7 +77,7 @@ def _balanced(sizes: Tensor, labels: int) -> Tensor:
 
 
 def _stratified(sizes: Tensor, labels: int) -> Tensor:
-    """The whole part of each class's share, then one more for the largest remainders."""
+    """Labels in proportion to class sizes, rounded down, plus one where the remainder is largest."""
     shares = labels * sizes
     counts, remainders = shares // sizes.sum(), shares % sizes.sum()
     counts[remainders.argsort(descending=True, stable=True)[: labels - counts.sum()]] += 1
@@ -89,11 +91,12 @@ def _stratified(sizes: Tensor, labels: int) -> Tensor:
 
 
 SPLITS: dict[str, Callable[[Tensor, int], Tensor]] = {"balanced": _balanced, "stratified": _stratified}
-"""Ways to share labels out by name: from class sizes ``(K,)`` and a number of labels to counts ``(K,)``."""
+"""Ways to choose labels, by name. From class sizes ``(K,)`` and the number of labels, each computes how many
+labels of every class are kept, ``(K,)``."""
 
 
 def _draw(y: Tensor, counts: Tensor, given: str, seed: int) -> Tensor:
-    """Keep ``counts[k]`` random labels of class k; ``given`` is what asked for so many."""
+    """Keep ``counts[k]`` random labels of each class k. The error names ``given``, the user's argument."""
     generator = torch.Generator().manual_seed(seed)
     kept = torch.full_like(y, UNLABELLED)
     for k, count in enumerate(counts.tolist()):
@@ -105,7 +108,7 @@ def _draw(y: Tensor, counts: Tensor, given: str, seed: int) -> Tensor:
 
 
 def _check_rows(rows: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Indices of rows, int64, each once, of every class."""
+    """Raise unless ``rows`` are distinct row indices that cover every class. Return them as int64."""
     if rows.dim() != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
         raise ValueError(
             f"labels: a tensor of shape {tuple(rows.shape)} and dtype {rows.dtype}; "
@@ -121,7 +124,7 @@ def _check_rows(rows: Tensor, y: Tensor, num_classes: int) -> Tensor:
     absent = (torch.bincount(y[rows], minlength=num_classes) == 0).nonzero()[:, 0].tolist()
     if absent:
         raise ValueError(
-            f"labels: the {len(rows)} rows are none of class {', '.join(map(str, absent))}; "
+            f"labels: no row of class {', '.join(map(str, absent))} among the {len(rows)} given; "
             f"expected all {num_classes} classes"
         )
     return rows

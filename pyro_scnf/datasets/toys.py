@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,12 @@ from pyro_scnf.datasets.splits import keep_labels, keep_labels_per_class
 
 __all__ = ["TOYS", "digits", "enlarged_digits", "toy"]
 
+Points = tuple[np.ndarray, np.ndarray]
+"""Points of the plane ``(N, 2)`` and their labels ``(N,)``."""
 
-def _pinwheel(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Five arms, each a radially stretched Gaussian twisted around the origin."""
+
+def _pinwheel(n: int, noise: float, rng: np.random.Generator) -> Points:
+    """Five arms, one a class. Each is a Gaussian, stretched along its radius and twisted about the origin."""
     arms = 5
     y = rng.integers(arms, size=n)
     points = rng.normal(size=(n, 2)) * [0.3, noise] + [1.0, 0.0]
@@ -26,32 +28,32 @@ def _pinwheel(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarra
     return 2 * np.einsum("ni,nij->nj", points, rotation), y
 
 
-def _eight_gaussians(n: int, noise: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Eight Gaussians on a circle of radius 2, each a class."""
+def _eight_gaussians(n: int, noise: float, rng: np.random.Generator) -> Points:
+    """Eight Gaussians on a circle of radius 2, one a class."""
     y = rng.integers(8, size=n)
     angle = 2 * np.pi * y / 8
     return 2 * np.stack([np.cos(angle), np.sin(angle)], -1) + noise * rng.normal(size=(n, 2)), y
 
 
-def _moons(n: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _moons(n: int, noise: float, seed: int) -> Points:
     return require("sklearn.datasets", "datasets").make_moons(n, noise=noise, random_state=seed)
 
 
-def _circles(n: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _circles(n: int, noise: float, seed: int) -> Points:
     return require("sklearn.datasets", "datasets").make_circles(n, noise=noise, factor=0.2, random_state=seed)
 
 
-def _seeded(draw: Callable[..., Any]) -> Callable[..., Any]:
+def _seeded(draw: Callable[[int, float, np.random.Generator], Points]) -> Callable[[int, float, int], Points]:
     return lambda n, noise, seed: draw(n, noise, np.random.default_rng(seed))
 
 
-TOYS: dict[str, tuple[Callable[..., Any], int]] = {
+TOYS: dict[str, tuple[Callable[[int, float, int], Points], int]] = {
     "moons": (_moons, 2),
     "circles": (_circles, 2),
     "pinwheel": (_seeded(_pinwheel), 5),
     "eight_gaussians": (_seeded(_eight_gaussians), 8),
 }
-"""Toy data sets by name: how to draw one, and its number of classes."""
+"""Toy data sets by name: a function ``draw(n, noise, seed)``, and the number of classes."""
 
 
 def toy(
@@ -66,12 +68,16 @@ def toy(
     """A 2-D toy data set, not standardised.
 
     With the default sizes and noise, ``moons`` and ``circles`` (of factor 0.2) are those of Atanov
-    et al. (2019), Table 1, whose differential entropies are 1.013 and 0.805 nats: no model can have
-    a lower expected test NLL.
+    et al. (2019), Table 1. Their differential entropies are 1.013 and 0.805 nats. No model can have a lower
+    expected test NLL than that.
 
     :param name: one of :data:`TOYS`.
+    :param int num_train: training points, labelled and unlabelled.
+    :param int num_test: test points.
+    :param int labels_per_class: labels to keep of each class.
     :param float noise: standard deviation of the noise.
-    :raises ValueError: for an unknown name.
+    :param int seed: seed of the points and of the choice of labels.
+    :raises ValueError: for an unknown name, or if a class has fewer points than ``labels_per_class``.
     """
     if name not in TOYS:
         raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, TOYS))}")
@@ -83,7 +89,13 @@ def toy(
 def digits(*, labels_per_class: int = 10, num_test: int = 360, seed: int = 0) -> SemiSupervisedData:
     """The 1797 handwritten digits that scikit-learn ships: 8×8 images of 17 grey levels (0..16).
 
-    Values are integers; :func:`~pyro_scnf.transforms.dequantize` them with ``bins=17``.
+    Pixels are whole numbers in float32. Dequantise them with :func:`~pyro_scnf.transforms.dequantize` and
+    ``bins=17``.
+
+    :param int labels_per_class: labels to keep of each class.
+    :param int num_test: test images.
+    :param int seed: seed of the split and of the choice of labels.
+    :raises ValueError: if a class has fewer images than ``labels_per_class``.
 
     Reference: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998.
     """
@@ -99,8 +111,10 @@ def enlarged_digits(
     They stand in for MNIST where nothing can be downloaded.
 
     :param int labels: how many labels to keep, see :func:`keep_labels`.
-    :param str split: which, one of :data:`SPLITS`.
+    :param str split: how labels are chosen, one of :data:`SPLITS`.
+    :param int num_test: test images.
     :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
+    :param int seed: seed of the split, of the choice of labels and of held-out rows.
     """
     bunch = require("sklearn.datasets", "datasets").load_digits()
     x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
@@ -115,7 +129,7 @@ def enlarged_digits(
 def _split(
     x: np.ndarray, y: np.ndarray, num_test: int, labels_per_class: int, seed: int, num_classes: int
 ) -> SemiSupervisedData:
-    """Stratified train/test split, then all but a few training labels hidden."""
+    """Split the data into training and test rows, stratified by class, and hide most training labels."""
     selection = require("sklearn.model_selection", "datasets")
     x_train, x_test, y_train, y_test = selection.train_test_split(
         x.astype(np.float32), y.astype(np.int64), test_size=num_test, random_state=seed, stratify=y

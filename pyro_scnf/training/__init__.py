@@ -1,6 +1,6 @@
 """Training partly labelled models with Lightning, on one device or many (extra ``train``).
 
-Options and batches need no extra. What needs Lightning is imported on first use.
+Options and batches need no extra. The names that need Lightning are imported on first use.
 """
 
 from typing import TYPE_CHECKING

@@ -16,13 +16,16 @@ __all__ = ["Batch", "StepBatches", "derive_seed"]
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed of what is named: unlike sums of small numbers, no two names meet by accident."""
+    """A 63-bit seed, hashed from ``parts``.
+
+    Sums of small numbers would often give two streams of noise the same seed. A hash practically never does.
+    """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def fingerprint(data: SemiSupervisedData) -> str:
-    """What tells these data from others: a digest of training and validation rows, labels and links."""
+    """A digest of training rows, validation rows, labels and links. Other data have another digest."""
     digest = hashlib.blake2b(digest_size=8)
     for value in (data.x, data.y, data.neighbours, data.x_val):
         if value is not None:
@@ -32,14 +35,14 @@ def fingerprint(data: SemiSupervisedData) -> str:
 
 
 class Batch(NamedTuple):
-    """One training step's data.
+    """The data of one training step.
 
     :ivar int step: number of the step.
-    :ivar x: labelled data ``(B_l, *event_shape)`` and
-    :ivar y: their labels ``(B_l,)``; both ``None`` if nothing is labelled.
-    :ivar x_unlabelled: unlabelled data ``(B_u, *event_shape)``, ``None`` if everything is labelled.
-    :ivar pairs: ``(P, 2)``, rows of the two together, labelled ones first, that are neighbours; ``None``
-        if the data have none.
+    :ivar x: labelled data ``(B_l, *event_shape)``; ``None`` if the data have no labels.
+    :ivar y: labels of ``x``, ``(B_l,)``; ``None`` if the data have no labels.
+    :ivar x_unlabelled: unlabelled data ``(B_u, *event_shape)``; ``None`` if every row is labelled.
+    :ivar pairs: pairs of neighbours ``(P, 2)``, as row numbers in ``torch.cat([x, x_unlabelled])``;
+        ``None`` if the data have no ``neighbours``.
     """
 
     step: int
@@ -50,7 +53,10 @@ class Batch(NamedTuple):
 
 
 class _Passes:
-    """Shuffled passes over ``size`` rows, one after the other: no row comes again before all have come."""
+    """An endless sequence of row numbers: shuffled passes over ``size`` rows, one after the other.
+
+    Each pass has every row once.
+    """
 
     def __init__(self, size: int, *seed: int | str) -> None:
         self.size, self.seed = size, seed
@@ -73,28 +79,30 @@ class _Passes:
         return self._latest[1]
 
 
-class StepBatches(Dataset):
-    """Labelled and unlabelled rows of any training step, ``batches[step]``.
+class StepBatches(Dataset[Batch]):
+    """The labelled and unlabelled rows of any training step: ``batches[step]``.
 
-    Both kinds are drawn in shuffled passes of their own, so their proportion in a batch is what you
-    say it is, whatever it is in the data: with 85 labelled and 171 unlabelled rows a third of every
-    batch is labelled, as in the SCNF code. A batch depends on the seed and the step alone, so
-    training can go on from any step without replaying what came before.
+    Labelled and unlabelled rows are drawn in separate shuffled passes. The two batch sizes set their
+    proportion in a batch, whatever it is in the data. With sizes of 85 and 171, for example, a third of
+    every batch is labelled, as in the SCNF code. A batch depends only on the seed and the step. Training can
+    therefore go on from any step without replaying the steps before it.
 
-    If the data have ``neighbours``, unlabelled rows come with them: one random neighbour for each
-    labelled row, then rows of a pass, then a neighbour for each of those, ``batch_size`` in all. Labels
-    of neighbours, where known, are not used. Rows that are neighbours of many come more often than
-    others, and so count more in the density that is learned.
+    If the data have ``neighbours``, the ``batch_size`` unlabelled rows of a batch are, in this order: a
+    random neighbour of each labelled row, some rows of the pass, and a random neighbour of each of those.
+    The labels of neighbours are not used, even where they are known. A row that is a neighbour of many
+    others is drawn more often, and so has more weight in the learned density.
 
-    :param data: training data; tensors may lie on any device, and batches lie where they do.
-    :param int batch_size: unlabelled rows a step, over all processes; at most all there are.
-    :param labelled_batch_size: labelled rows a step, over all processes; all of them by default.
-        With more than there are, rows repeat.
-    :param int seed: of the order.
-    :param int rank: this process, of
-    :param int world_size: so many; each takes an equal share of the same global batch.
-    :raises ValueError: for sizes below 1, or that the processes cannot share equally; with neighbours,
-        if ``batch_size`` less the labelled rows is no even number above 0.
+    :param data: training data.
+    :param int batch_size: unlabelled rows a step, over all processes. If the data have fewer unlabelled
+        rows, a step takes all of them.
+    :param labelled_batch_size: labelled rows a step, over all processes; all of them by default. If the
+        data have fewer labelled rows, rows repeat.
+    :param int seed: seed of the order of rows.
+    :param int rank: number of this process.
+    :param int world_size: number of processes. Each takes an equal share of the same global batch.
+    :param device: device of the batches; by default that of ``data``.
+    :raises ValueError: for sizes below 1, or sizes that the processes cannot share equally; with
+        neighbours, if ``batch_size`` less the labelled rows is not an even number above 0.
     """
 
     def __init__(
@@ -123,14 +131,12 @@ class StepBatches(Dataset):
         self.unlabelled_size = self._share(
             "batch_size", min(batch_size, unlabelled or batch_size), unlabelled
         )
-        self.paired = data.neighbours is not None
-        if data.neighbours is not None:
-            self.table = self._check_neighbours(data.neighbours)
+        self.neighbours = None if data.neighbours is None else self._check_neighbours(data.neighbours)
         self._labelled = _Passes(labelled, seed, "labelled")
         self._unlabelled = _Passes(unlabelled, seed, "unlabelled")
 
     def _share(self, name: str, rows: int, available: int) -> int:
-        """Rows of one process."""
+        """How many of ``rows`` one process takes."""
         if not available:
             return 0
         check_at_least(1, **{name: rows})
@@ -142,7 +148,7 @@ class StepBatches(Dataset):
         return rows // self.world_size
 
     def _check_neighbours(self, neighbours: Tensor) -> Tensor:
-        """The table of neighbours, where the index is."""
+        """The table of neighbours on the CPU, where rows are drawn."""
         rows, free = len(self.x), self.unlabelled_size - self.labelled_size
         if not self.labelled_size or not self.unlabelled_size:
             raise ValueError("neighbours: pairs need both labelled and unlabelled rows")
@@ -163,8 +169,8 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> Batch:
         labelled, pairs = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size), None
-        if self.paired:
-            unlabelled, pairs = self._with_neighbours(step, labelled)
+        if self.neighbours is not None:
+            unlabelled, pairs = self._with_neighbours(self.neighbours, step, labelled)
         else:
             unlabelled = self._mine(self._unlabelled, self.unlabelled_rows, step, self.unlabelled_size)
         return Batch(
@@ -176,26 +182,28 @@ class StepBatches(Dataset):
         )
 
     def _mine(self, passes: _Passes, rows: Tensor, step: int, size: int) -> Tensor:
-        """This process's share of a global batch, as rows of the data."""
+        """The share of this process in a global batch, as row numbers of the data."""
         if not size:
             return rows[:0]
         total = size * self.world_size
         return rows[passes.rows(step * total, total)[self._share_of(size)]]
 
     def _share_of(self, size: int) -> slice:
+        """Where the share of this process lies in a global batch of ``size`` rows a process."""
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def _with_neighbours(self, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_neighbours(self, table: Tensor, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
+        """The unlabelled rows of a step, as row numbers of the data, and the pairs in its batch."""
         n, free = self.labelled_size, (self.unlabelled_size - self.labelled_size) // 2
         anchors = self._mine(self._unlabelled, self.unlabelled_rows, step, free)
-        # Drawn for the global batch, so that the pairs do not depend on how many share it.
+        # Draw for the global batch. The pairs then do not depend on the number of processes.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "neighbours", step))
         near = []
         for rows, size in ((labelled, n), (anchors, free)):
-            chosen = torch.randint(self.table.shape[1], (size * self.world_size,), generator=generator)
-            near.append(self.table[rows, chosen[self._share_of(size)]])
+            chosen = torch.randint(table.shape[1], (size * self.world_size,), generator=generator)
+            near.append(table[rows, chosen[self._share_of(size)]])
         unlabelled = torch.cat([near[0], anchors, near[1]])
-        # By their numbers in the batch: the labelled, their neighbours, the anchors, their neighbours.
+        # Rows lie in the batch in this order: labelled rows, their neighbours, anchors, their neighbours.
         first = torch.cat([torch.arange(n), 2 * n + torch.arange(free)])
         second = torch.cat([n + torch.arange(n), 2 * n + free + torch.arange(free)])
         return unlabelled, torch.stack([first, second], -1).to(self.y.device)

@@ -1,4 +1,4 @@
-"""Checkpoints of the last step and of the best one."""
+"""Checkpoints of the last step and of the best step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as lightning
     from lightning.pytorch import callbacks
     from lightning.pytorch.plugins import io as plugins
+    from torch.serialization import MAP_LOCATION
 else:
     callbacks = require("lightning.pytorch.callbacks", "train")
     plugins = require("lightning.pytorch.plugins.io", "train")
@@ -26,40 +27,49 @@ __all__ = ["AtomicCheckpointIO", "Checkpoints"]
 
 
 class AtomicCheckpointIO(plugins.TorchCheckpointIO):
-    """Writes checkpoints that are whole or not there, and reads no code.
+    """Writes a checkpoint completely or not at all, and runs no code when it reads one.
 
-    A process killed at any moment leaves the old checkpoint or the new one
-    (``.NAME.partial`` beside it is a checkpoint that was never finished, and the next one replaces it).
-    Reading takes tensors and plain values only (``weights_only=True``), so a checkpoint cannot run code.
+    A process that is killed at any moment leaves the old checkpoint or the new one. It may also leave an
+    unfinished file ``.NAME.partial``, which the next checkpoint replaces. Only tensors and plain values are
+    read (``weights_only=True``), so a checkpoint cannot run code.
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None
+        self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
     ) -> None:
         with replacing(path) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        self, path: str | Path, map_location: MAP_LOCATION = "cpu", weights_only: bool | None = None
+    ) -> dict[str, object]:
+        checkpoint: dict[str, object] = torch.load(path, map_location=map_location, weights_only=True)
         return checkpoint
 
 
+class _Progress(TypedDict):
+    """What ``last.ckpt`` says about the validations and the time so far."""
+
+    best_step: int
+    best_nll: float | None
+    waited: int
+    seconds_in_all: float
+
+
 class Checkpoints(callbacks.Checkpoint):
-    """Writes ``last.ckpt`` and ``best.ckpt``, and says when to stop.
+    """Writes ``last.ckpt`` and ``best.ckpt``, and decides when to stop.
 
     ``last.ckpt`` is written at regular steps and at the end, ``best.ckpt`` when ``val_nll`` is the lowest so
-    far. With validation, checkpoints are written and decisions made when the run validates. The last step is
-    always validated. The decisions are part of ``last.ckpt`` and the name of the folder is not, so that a
-    run goes on from a copy of the folder as from the original.
+    far. With validation, the run writes checkpoints and decides whether to stop each time it validates. It
+    always validates the last step. ``last.ckpt`` does not hold the name of the folder, so a run can also go
+    on from a copy of the folder.
 
-    :param folder: where the two files lie.
+    :param folder: folder of the two files.
     :param int steps: length of the run.
     :param int every: steps between checkpoints.
-    :param patience: stop after so many validations without a better NLL.
+    :param patience: stop after this many validations in a row without a better NLL.
     :param seconds: stop before this time is up, counted from the construction of this object. With
-        validation the run stops at a checkpoint, so that it validates only where a whole run would.
+        validation the run stops at a validation, and so validates only where an uninterrupted run would.
     """
 
     def __init__(
@@ -84,15 +94,15 @@ class Checkpoints(callbacks.Checkpoint):
 
     @property
     def seconds_in_all(self) -> float:
-        """Wall-clock time of this run and of the parts that it resumed, up to their checkpoints."""
+        """Wall-clock time of this run, plus that of earlier parts of the run up to their checkpoints."""
         return self.seconds_before + time.monotonic() - self.started
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        # Each process may have a temporary folder of its own. All use that of the first.
+        # Each process may have made its own temporary folder. All use that of process 0.
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # The run may have been killed after patience ran out and before it could stop.
+        # The earlier run may have been killed after patience ran out, but before it could stop.
         trainer.should_stop |= self.settled
 
     def on_train_batch_end(
@@ -135,21 +145,23 @@ class Checkpoints(callbacks.Checkpoint):
         return trainer.strategy.reduce_boolean_decision(late, all=False)
 
     def state_dict(self) -> dict[str, object]:
-        return {
+        progress: _Progress = {
             "best_step": self.best_step,
             "best_nll": self.best_nll,
             "waited": self.waited,
             "seconds_in_all": self.seconds_in_all,
         }
+        return dict(progress)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.best_step, self.best_nll = state_dict["best_step"], state_dict["best_nll"]
-        self.waited, self.seconds_before = state_dict["waited"], state_dict["seconds_in_all"]
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        progress = cast(_Progress, state_dict)
+        self.best_step, self.best_nll = progress["best_step"], progress["best_nll"]
+        self.waited, self.seconds_before = progress["waited"], progress["seconds_in_all"]
 
     def load_best(self, model: nn.Module) -> None:
-        """Give ``model`` the best weights if there was validation, else the last ones.
+        """Give ``model`` the best weights if there was validation, else the last weights.
 
-        They are averaged weights, if the run averaged.
+        If the run averaged weights, these are the averaged ones.
         """
         name = "last.ckpt" if self.best_nll is None else "best.ckpt"
         weights = torch.load(self.folder / name, map_location="cpu", weights_only=True)["state_dict"]

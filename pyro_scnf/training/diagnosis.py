@@ -1,4 +1,4 @@
-"""Which term of a loss was the first that is not finite."""
+"""Find the first term of a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def first_bad_term(model: SemiSupervisedModel, x: Tensor | None, x_unlabelled: T
     """The first term of the model's loss that is NaN or infinite, in words; ``None`` if all are finite.
 
     :param x: labelled rows, after augmentation.
-    :param x_unlabelled: unlabelled rows, likewise.
+    :param x_unlabelled: unlabelled rows, after augmentation.
     """
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
@@ -28,6 +28,7 @@ def first_bad_term(model: SemiSupervisedModel, x: Tensor | None, x_unlabelled: T
 
 
 def _first_bad_term_of(model: SemiSupervisedModel, rows: Tensor) -> str | None:
+    """The first bad term on ``rows``. ``{kind}`` in the answer stands for the kind of rows."""
     flow = model.flow
     if not is_finite(rows):
         return "the {kind} data themselves, after augment"

@@ -36,15 +36,16 @@ __all__ = ["FitResult", "fit"]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What :func:`fit` did.
+    """The outcome of :func:`fit`.
 
-    :ivar int steps: optimiser steps taken in all.
-    :ivar bool finished: whether the run is over, by its steps or by ``patience``. It is not over if
-        ``minutes`` ended it.
+    :ivar int steps: optimiser steps of the whole run, including those before it was resumed.
+    :ivar bool finished: whether the run took all its steps or ran out of ``patience``. It is ``False`` if
+        ``minutes`` ended the call.
     :ivar int best_step: step whose weights the model has.
     :ivar best_nll: validation NLL of these weights, nats per example; ``None`` without validation data.
     :ivar float seconds: wall-clock time of this call.
-    :ivar float seconds_in_all: wall-clock time of all parts of a resumed run, up to their checkpoints.
+    :ivar float seconds_in_all: wall-clock time of this call, plus that of the earlier calls that it resumed,
+        up to their checkpoints.
     :ivar int rank: number of this process among those that trained. Process 0 should write files.
     """
 
@@ -79,33 +80,32 @@ def fit(
 ) -> FitResult:
     r"""Train ``model`` in place, on one device or many.
 
-    With validation data (``data.x_val``) the model ends with the weights of the best validation NLL, without
-    with the last weights. The weights are averaged ones unless ``optimisation.ema_decay`` is ``None``.
-    Checkpoints are written every ``validate_every`` steps. A run that was killed, at whatever moment, and is
-    resumed ends exactly as it would have ended.
+    With validation data (``data.x_val``) the model ends with the weights of the best validation NLL. Without
+    validation data it ends with the last weights. Either way they are averaged weights, unless
+    ``optimisation.ema_decay`` is ``None``. Checkpoints are written every ``validate_every`` steps. If a run
+    is killed at any moment and then resumed, its result is exactly that of an uninterrupted run.
 
     :param model: an initialised model (``model.initialize``).
-    :param data: hold some rows out with :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` to
-        have validation data. Link neighbours with :func:`~pyro_scnf.datasets.link_neighbours` to train on
-        batches of pairs.
-    :param guide: one of :data:`pyro_scnf.GUIDES`, or a guide.
+    :param data: training data. :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` sets rows aside for
+        validation. :func:`~pyro_scnf.datasets.link_neighbours` makes every batch consist of pairs.
+    :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
     :param optimisation: optimiser, schedule, averaging and clipping, see :class:`Optimisation`.
     :param machine: device, processes and precision, see :class:`Machine`.
     :param int steps: optimiser steps.
     :param int batch_size: unlabelled rows a step, over all processes.
-    :param labelled_batch_size: labelled rows a step, likewise; all of them by default.
-    :param augment: what is done to rows on their way into training, an
-        :class:`~pyro_scnf.datasets.Augment` or a function of x. By default data stay as they are.
+    :param labelled_batch_size: labelled rows a step, over all processes; all of them by default.
+    :param augment: changes rows before the model sees them: an :class:`~pyro_scnf.datasets.Augment` or a
+        function of x. By default rows stay as they are.
     :param int validate_every: steps between validations and checkpoints.
-    :param patience: stop after so many validations without a better NLL.
-    :param int seed: of the order of the data and of all noise.
-    :param minutes: stop, with a checkpoint, before this time is up. A later call with ``resume`` goes
-        on. With validation data the run stops at a validation, and always reaches the first one.
-    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log, a folder that all
-        nodes see; a temporary one by default.
-    :param bool resume: go on from ``out/last.ckpt`` if there is one. Otherwise the checkpoints and logs of
-        an earlier run in ``out`` are removed.
-    :param log: write losses and validation figures every 10 steps: ``"csv"`` to ``out/log``, or
+    :param patience: stop after this many validations in a row without a better NLL.
+    :param int seed: seed of the order of rows and of all noise.
+    :param minutes: write a checkpoint and stop before this time is up. A later call with ``resume`` goes
+        on. With validation data the run stops only at a validation, and always reaches the first one.
+    :param out: folder of the checkpoints ``last.ckpt`` and ``best.ckpt`` and of the log. Every node must see
+        it. By default it is a temporary folder.
+    :param bool resume: go on from ``out/last.ckpt`` if there is one. Without ``resume``, the checkpoints and
+        logs of an earlier run in ``out`` are removed.
+    :param log: log the loss every 10 steps, and every validation: ``"csv"`` to ``out/log``, or
         ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
     :param bool progress: show a progress bar.
     :raises ValueError: for options out of range; for ``patience`` without validation data; for ``log``
@@ -160,10 +160,10 @@ def fit(
                 weights_only=True,
             )
         finally:
-            model.to(home)  # Lightning leaves it on the CPU
+            model.to(home)  # Lightning leaves the model on the CPU
             model.set_progress(0.0)
         kept.load_best(model)
-        trainer.strategy.barrier()  # the folder may be temporary
+        trainer.strategy.barrier()  # a temporary folder is removed next; all processes must have read it
     total = int(trainer.global_step)
     return FitResult(
         total,
@@ -192,6 +192,7 @@ def _check_options(
     log: str | None,
     out: str | Path | None,
 ) -> None:
+    """Raise for options that are out of range or do not fit together."""
     check_at_least(1, patience=1 if patience is None else patience)
     if patience is not None and data.x_val is None:
         raise ValueError("patience: no x_val to judge by; hold rows out with data.hold_out(size)")
@@ -204,12 +205,13 @@ def _check_options(
 
 
 def _check_launch(data: SemiSupervisedData, machine: Machine, out: str | Path | None) -> None:
+    """Raise if the processes that were started, or the data, do not fit ``machine``."""
     processes = machine.processes
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != processes:
         raise ValueError(
             f"devices * num_nodes is {processes}, but torchrun started {os.environ['WORLD_SIZE']} processes"
         )
     if machine.num_nodes > 1 and out is None:
-        raise ValueError(f"num_nodes={machine.num_nodes}: give `out`, a folder that all of them see")
+        raise ValueError(f"num_nodes={machine.num_nodes}: give `out`, a folder that all nodes see")
     if data.x_val is not None and len(data.x_val) < processes:
         raise ValueError(f"x_val: {len(data.x_val)} rows for {processes} processes; hold out more")

@@ -1,4 +1,4 @@
-"""The data of a run, as Lightning takes them."""
+"""The data of a run, as a Lightning data module."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ else:
 __all__ = ["Loaders"]
 
 VALIDATION_ROWS = 500
-"""About so many validation rows are scored at a time."""
+"""About this many validation rows are scored at a time."""
 
 T = TypeVar("T")
 
 
 class Loaders(lightning.LightningDataModule):
-    """Batches by step for training, chunks of the held-out rows for validation.
+    """Batches for training, one a step, and chunks of the held-out rows for validation.
 
     :param data: the whole data set.
     :param int batch_size: unlabelled rows a step, see :class:`StepBatches`.
-    :param labelled_batch_size: labelled rows a step, likewise.
+    :param labelled_batch_size: labelled rows a step, see :class:`StepBatches`.
     :param int steps: length of the run.
-    :param int seed: of the order.
-    :param machine: where the data lie, and who picks batches.
+    :param int seed: seed of the order of rows.
+    :param machine: says on which device the data lie, and how many processes pick batches.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Loaders(lightning.LightningDataModule):
             world_size=trainer.world_size,
             device=self._home(),
         )
-        # A resumed trainer counts on from its step, through a loader of the full length.
+        # A resumed trainer starts this loader from its beginning, so the loader begins at the trainer's step.
+        # The trainer expects it to have the full length.
         return self._loader(batches, range(trainer.global_step, trainer.global_step + self.steps))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -79,6 +80,7 @@ class Loaders(lightning.LightningDataModule):
         return self.trainer
 
     def _home(self) -> torch.device | None:
+        """The device on which the data lie during the run; ``None`` leaves them on their own."""
         return self._trainer().strategy.root_device if self.machine.data_on_device else None
 
     def _loader(self, dataset: Dataset[T], sampler: range | None = None) -> DataLoader[T]:
@@ -95,6 +97,8 @@ class Loaders(lightning.LightningDataModule):
 
 
 class _Chunks(Dataset[tuple[Tensor, ...]]):
+    """Validation rows, cut into chunks: ``(x,)`` or ``(x, y)``."""
+
     def __init__(self, chunks: list[tuple[Tensor, ...]]) -> None:
         self.chunks = chunks
 

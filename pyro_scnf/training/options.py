@@ -1,4 +1,4 @@
-"""Options of a run: how parameters move, and where the run takes place."""
+"""Options of a run: how it optimises, and on which machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["Machine", "Optimisation", "differences", "plain"]
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How :func:`~pyro_scnf.training.fit` moves the parameters.
+    """Optimiser, learning rate, averaging and clipping of :func:`~pyro_scnf.training.fit`.
 
     :ivar str optimizer: one of :data:`~pyro_scnf.training.OPTIMIZERS`.
     :ivar float learning_rate: the largest learning rate of the schedule.
     :ivar float weight_decay: weight decay of the optimiser.
-    :ivar betas: decay rates of its first and second moment.
+    :ivar betas: decay rates of the optimiser's first and second moments.
     :ivar str schedule: one of :data:`~pyro_scnf.training.SCHEDULES`.
-    :ivar float warmup: share of the run in which the learning rate rises, in [0, 1).
+    :ivar float warmup: share of the run during which the learning rate rises, in [0, 1).
     :ivar ema_decay: decay of the averaged weights, in [0, 1); ``None`` for no average.
     :ivar gradient_clip: largest norm of the gradient; ``None`` for no limit.
     :raises ValueError: for an unknown word or a number out of range.
@@ -63,7 +63,7 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where :func:`~pyro_scnf.training.fit` runs, and in which precision.
+    """Device, processes and precision of :func:`~pyro_scnf.training.fit`.
 
     :ivar device: ``"cpu"`` or ``"cuda"``.
     :ivar int devices: processes on each node. With more than one, each process trains on its share of the
@@ -72,16 +72,16 @@ class Machine:
     :ivar int num_nodes: number of nodes.
     :ivar precision: ``"bf16-mixed"`` runs the conditioner networks in bfloat16. Affine maps,
         log-determinants and densities stay in float32.
-    :ivar bool compile: compile the two passes that take the time, :math:`f_w` and :math:`h_\\phi`. The
-        model stays compiled.
+    :ivar bool compile: compile the two slow passes, :math:`f_w` and :math:`h_\\phi`. The model stays
+        compiled after training.
     :ivar bool data_on_device: keep the training data on the device. Otherwise batches are copied there
         from pinned memory.
     :ivar int num_workers: processes that pick batches, if the data are not on the device.
     :ivar int processes: ``devices * num_nodes``.
     :raises ValueError: for an unknown word or a number out of range.
 
-    Two machines are equal if a run may go on from one to the other: they agree in precision and in the
-    number of processes.
+    Two machines compare equal if they have the same precision and the same number of processes. A run may
+    be resumed on any machine that is equal to its own.
     """
 
     device: Literal["cpu", "cuda"] = field(default="cpu", compare=False)
@@ -104,7 +104,7 @@ class Machine:
 
 
 def plain(value: object) -> object:
-    """What a checkpoint keeps of an option to compare it: the fields that count, as plain values."""
+    """An option as plain values, for a checkpoint. Of a dataclass, only the fields that are compared."""
     if is_dataclass(value) and not isinstance(value, type):
         counting = {f.name for f in fields(value) if f.compare}
         kept = {name: plain(item) for name, item in asdict(value).items() if name in counting}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +16,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adamax": torch.optim.Adamax,
 }
-"""Optimisers by name. ``adam`` and ``adamax`` take weight decay as an L2 penalty, ``adamw`` apart from it."""
+"""Optimisers by name. ``adam`` and ``adamax`` add weight decay to the gradient as an L2 penalty. ``adamw``
+shrinks the weights directly."""
 
 SCHEDULES = ("one-cycle", "linear", "cosine", "constant")
-"""Schedules by name: torch's ``OneCycleLR``, or warm-up and then a fall to zero, or none."""
+"""Schedules by name. ``one-cycle`` is torch's ``OneCycleLR``. The others begin with a warm-up. After it,
+``linear`` and ``cosine`` fall to zero, and ``constant`` stays."""
 
 
 def make_optimizer(
@@ -41,9 +42,9 @@ def make_optimizer(
 
 
 class _Factor:
-    """Rises to 1 over ``warmup`` steps, then falls to 0 at ``steps``, or stays.
+    """The factor on the learning rate: it rises to 1 over ``warmup`` steps, then falls to 0 or stays.
 
-    A class, since a closure has no place in a checkpoint.
+    It is a class because checkpoints keep the state of an object, but not that of a closure.
     """
 
     def __init__(self, name: str, steps: int, warmup: int) -> None:
@@ -61,11 +62,11 @@ class _Factor:
 def make_schedule(
     name: str, optimizer: torch.optim.Optimizer, *, steps: int, warmup: float = 0.0
 ) -> LRScheduler:
-    """The schedule ``name``, one of :data:`SCHEDULES`, stepped once an optimiser step.
+    """The schedule ``name``, one of :data:`SCHEDULES`. Step it once after every optimiser step.
 
     :param int steps: length of the whole run.
-    :param float warmup: share of it in which the learning rate rises, in [0, 1); for ``"one-cycle"``
-        0 stands for a tenth, as its rise cannot be left out.
+    :param float warmup: share of the run during which the learning rate rises, in [0, 1). ``"one-cycle"``
+        always rises, so there 0 means a tenth.
     :raises ValueError: for an unknown name or a share out of range.
     """
     if name not in SCHEDULES:
@@ -73,8 +74,8 @@ def make_schedule(
     if not 0 <= warmup < 1:
         raise ValueError(f"warmup={warmup}: expected a share of the run, 0 <= warmup < 1")
     if name == "one-cycle":
-        # torch divides by the length of a phase less one step, and so by 0 for phases of one.
+        # torch divides by the length of a phase minus one step. Keep the phases longer than one step.
         steps = max(steps, 2)
-        rise: Any = max(warmup or 0.1, 1.5 / steps)
+        rise = max(warmup or 0.1, 1.5 / steps)
         return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise)
     return LambdaLR(optimizer, _Factor(name, steps, round(warmup * steps)))

@@ -1,4 +1,4 @@
-"""Lightning's trainer, set up for :func:`~pyro_scnf.training.fit`: callbacks, log, silence."""
+"""Lightning's trainer, set up for :func:`~pyro_scnf.training.fit`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pyro_scnf._extras import require
+from pyro_scnf.training.batches import Batch
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
     from lightning.pytorch import callbacks, loggers
+    from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+    from lightning.pytorch.utilities.types import STEP_OUTPUT
 else:
     lightning = require("lightning.pytorch", "train")
     callbacks = require("lightning.pytorch.callbacks", "train")
@@ -31,32 +34,41 @@ Log = Literal["csv", "tensorboard"]
 LOG_EVERY = 10  # steps
 
 _IRRELEVANT = (
-    ".*does not have many workers",  # picking rows takes no time
-    ".*dataloader is not resumable",  # it begins at the trainer's step
-    ".*LeafSpec.* is deprecated",  # Lightning's own
+    ".*does not have many workers",  # picking rows takes almost no time
+    ".*dataloader is not resumable",  # it need not be: the loader begins at the trainer's step
+    ".*LeafSpec.* is deprecated",  # Lightning's own code uses it
 )
+"""Warnings of Lightning that do not apply here."""
 
 
 class _Average(callbacks.WeightAveraging):
-    """Exponential moving average of the weights, in one kernel. The first ``start`` steps are copied."""
+    """Exponential moving average of the weights, updated in one kernel.
+
+    During the first ``start`` steps the average is a copy of the weights.
+    """
 
     def __init__(self, decay: float, start: int) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.start = start
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, *args)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step <= self.start and self._average_model is not None:
             averaged: Tensor = self._average_model.n_averaged
             averaged.zero_()  # the next update copies
 
 
 class _Bar(callbacks.TQDMProgressBar):
-    """One bar over all steps. Validations show in it as numbers."""
+    """One bar for all training steps. It shows the results of validation, but has no bar for it."""
 
-    def init_validation_tqdm(self) -> Any:
+    def init_validation_tqdm(self) -> Tqdm:
         bar = super().init_validation_tqdm()
         bar.disable = True
         return bar
@@ -113,7 +125,7 @@ def _logger(log: Log | None, folder: Path) -> loggers.Logger | Literal[False]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's remarks on things that are meant to be as they are."""
+    """Silence Lightning's information messages, and its warnings about choices that are deliberate."""
     talkers = [logging.getLogger(f"lightning.{name}.utilities.rank_zero") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in talkers]
     with warnings.catch_warnings():
