@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 from dataclasses import replace
@@ -189,3 +190,8 @@ def test_the_presets_of_one_paper_differ_in_h_alone():
 def test_presets_are_found_by_name_and_can_be_pickled():
     for preset in scnf.presets.PRESETS.values():
         assert pickle.loads(pickle.dumps(preset)) == preset
+
+
+def test_presets_take_every_option_of_fit():
+    options = set(inspect.signature(scnf.training.fit).parameters) - {"model", "data"}
+    assert set(scnf.presets.FitOptions.__annotations__) == options

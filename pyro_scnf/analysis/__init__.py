@@ -1,4 +1,7 @@
-"""What a trained model knows, in numbers: errors, likelihoods, decompositions. Nothing here draws."""
+"""Results of a trained model as tensors and numbers: errors, likelihoods, data under swapped labels.
+
+:mod:`pyro_scnf.plots` draws them.
+"""
 
 from pyro_scnf.analysis.curves import read_log
 from pyro_scnf.analysis.evaluate import evaluate

@@ -9,10 +9,10 @@ __all__ = ["read_log"]
 
 
 def read_log(out: str | Path) -> dict[str, dict[int, float]]:
-    """What ``fit(..., out=out, log="csv")`` logged, over all parts of a resumed run.
+    """The quantities that ``fit(..., out=out, log="csv")`` logged, over all parts of a resumed run.
 
     :param out: the folder of the run.
-    :return: for each logged quantity, its value by step.
+    :return: for each quantity, its values by step.
     :raises FileNotFoundError: if there is no log.
     """
     parts = sorted(

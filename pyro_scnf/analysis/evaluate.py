@@ -35,13 +35,14 @@ def evaluate(
     :param bins: number of grey levels of integer data. They are dequantised ``draws`` times, with noise from
         the global generator.
     :param int draws: number of dequantisations. NLL and bits per dimension are averaged over them.
-    :param average: how labels are judged with several draws: by the mean ``"density"``, which estimates the
-        likelihood of the discrete datum, or by the mean ``"posterior"``. With few draws of many pixels the
-        most likely draw alone decides the mean density.
+    :param average: how to classify with several draws. ``"density"`` averages :math:`p(x, y)`, and so
+        estimates the likelihood of the discrete datum. ``"posterior"`` averages :math:`p(y \\mid x)`. With
+        few draws of many pixels, the most likely draw alone decides the mean density.
     :param int batch_size: rows scored at a time.
     :return: ``test_error_pct`` (per cent), ``test_nll`` (nats per example), ``test_ece`` (expected
         calibration error) and, with ``bins``, ``test_bits_per_dim``.
-    :raises ValueError: for an unknown ``average``, labels that do not fit, or numbers below 1.
+    :raises ValueError: for an unknown ``average``; for unknown labels or labels out of range; for no rows;
+        for numbers below 1; for several draws without ``bins``.
     :raises ImportError: without torchmetrics.
     """
     metrics = require("torchmetrics.functional.classification", "analysis")

@@ -1,4 +1,4 @@
-"""What the latents of a datum hold: its deepest components alone, or another label."""
+"""Decode data from changed latents: from their deepest components alone, or under another label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["SwapsLabels", "reconstruct", "swap_labels"]
 
 @runtime_checkable
 class SwapsLabels(Protocol):
-    """A prior that can tell the label from the rest of :math:`z_f`, as a conditional flow can."""
+    """A prior that separates the label from the rest of :math:`z_f`, as a conditional flow does."""
 
     def encode(self, z_f: Tensor, y: Tensor) -> Tensor:
         """What is left of ``z_f`` once its label ``y`` is known."""
@@ -26,17 +26,17 @@ class SwapsLabels(Protocol):
 
 @torch.no_grad()
 def swap_labels(flow: SemiConditionalFlow, x: Tensor, y: Tensor, *, keep_aux: bool = True) -> Tensor:
-    """Each datum beside itself under every label.
+    """Each datum, followed by its versions under every label.
 
     A datum is encoded under its own label and decoded under each label.
 
     :param flow: a flow whose prior has the methods of :class:`SwapsLabels`.
     :param x: data ``(B, *event_shape)``.
     :param y: their labels ``(B,)``.
-    :param bool keep_aux: keep the factored-out part. Without it that part is set to zero, as in Figure 4 of
-        Atanov et al. (2019).
+    :param bool keep_aux: whether to keep the factored-out part :math:`z_{aux}`. If not, it is set to zero, as
+        in Figure 4 of Atanov et al. (2019).
     :return: ``(B, 1 + K, *event_shape)``, the datum first.
-    :raises ValueError: if the prior cannot tell the label from the rest of :math:`z_f`.
+    :raises ValueError: if the prior lacks these methods.
     """
     prior = flow.prior
     if not isinstance(prior, SwapsLabels):
@@ -55,7 +55,7 @@ def swap_labels(flow: SemiConditionalFlow, x: Tensor, y: Tensor, *, keep_aux: bo
 
 @torch.no_grad()
 def reconstruct(flow: SemiConditionalFlow, x: Tensor, kept: Sequence[int]) -> Tensor:
-    """Data decoded from their deepest latent components alone; the other components are set to zero.
+    """Data decoded from their deepest latent components alone. The other components are set to zero.
 
     :param x: data ``(B, *event_shape)``.
     :param kept: numbers of components to keep, each between 0 and their total D.

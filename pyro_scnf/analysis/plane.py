@@ -32,13 +32,13 @@ class Plane:
 
 @torch.no_grad()
 def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, margin: float = 0.4) -> Plane:
-    """The model on a grid that covers the data.
+    """Evaluate the model on a grid that covers the data.
 
     :param model: a model of data of event shape ``(2,)``.
     :param x: data ``(N, 2)`` to cover.
     :param int points: grid points along each axis.
     :param float margin: how far the grid reaches beyond the data.
-    :raises ValueError: if the model is not one of the plane.
+    :raises ValueError: if the model is not one of two-dimensional data, or for fewer than 2 grid points.
     """
     check_at_least(2, points=points)
     if tuple(model.flow.event_shape) != (2,):

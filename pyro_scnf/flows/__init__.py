@@ -14,4 +14,4 @@ FLOWS: dict[str, Callable[..., Layer]] = {
     "glow": glow,
     "realnvp": realnvp,
 }
-"""Flows by name, as saved models name them."""
+"""Flows by name. Saved models name their flow in this way."""

@@ -24,13 +24,17 @@ __all__ = ["atanov2019_mnist"]
 def atanov2019_mnist(latent_dim: int = 196) -> Layer:
     r"""The flow :math:`f_w` of Atanov et al. (2019), Appendix E: 6,299,987 parameters.
 
-    A step, from data to latent, is 1×1 convolution (unconstrained, starting at the identity),
-    coupling and actnorm. Three checkerboard steps at 28×28; squeeze, two channel steps, factor-out
-    at 14×14; three checkerboard steps, squeeze, two channel steps, factor-out; three checkerboard
-    and two channel steps at 7×7. Channel couplings are double; conditioners are residual networks
-    of width 64 with 4 blocks. Data are dequantised images in the unit interval.
+    From data to latent, a step is a 1×1 convolution (unconstrained, starting at the identity), a coupling
+    and an actnorm. The flow has these parts, from data to latent:
 
-    :param int latent_dim: how many of the deepest of the 784 components form :math:`z_f`; the paper
+    * three checkerboard steps at 28×28, squeeze, two channel steps at 14×14, factor-out;
+    * three checkerboard steps at 14×14, squeeze, two channel steps at 7×7, factor-out;
+    * three checkerboard steps and two channel steps at 7×7.
+
+    Channel couplings are double. Conditioners are residual networks of width 64 with 4 blocks. Data are
+    dequantised images in the unit interval.
+
+    :param int latent_dim: how many of the 784 components, the deepest ones, form :math:`z_f`. The paper
         uses 196 and studies 48, 98, 392 and 784.
     """
     build = CouplingBuilder(width=64, blocks=4, scale="sigmoid")

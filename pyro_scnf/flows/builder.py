@@ -1,4 +1,4 @@
-"""What the ready-made flows are built from: conditioners and couplings chosen by event shape."""
+"""Conditioners and couplings for the ready-made flows, chosen by event shape."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["CouplingBuilder"]
 
 
 class CouplingBuilder:
-    """Makes couplings of one style: one conditioner family, one scale function, one context length.
+    """Makes couplings with the same kind of conditioner, scale function and context length.
 
     :param int width: hidden width of the residual networks.
-    :param int blocks: their number of residual blocks.
-    :param str scale: scale function.
-    :param int context_dim: 0 makes unconditional couplings, more makes conditional ones.
+    :param int blocks: number of residual blocks in each of these networks.
+    :param str scale: scale function of the couplings.
+    :param int context_dim: length of the context. 0 makes unconditional couplings.
     :param net: conditioners to use instead of the residual networks, see :func:`~pyro_scnf.nn.make_net`.
     """
 
@@ -43,7 +43,10 @@ class CouplingBuilder:
         return make_net(spec, event_shape, in_channels, out_channels, self.context_dim)
 
     def split(self, event_shape: torch.Size, flip: bool = False) -> Layer:
-        """Coupling of channel halves. Without ``flip``, an odd middle channel is among those that change."""
+        """A coupling that changes one half of the channels, given the other half.
+
+        If the number of channels is odd, the middle one changes without ``flip`` and stays with ``flip``.
+        """
         channels = event_shape[0]
         if channels < 2:
             raise ValueError(f"event_shape={tuple(event_shape)}: a channel coupling needs 2 channels or more")
@@ -56,7 +59,7 @@ class CouplingBuilder:
         return AffineCoupling(event_shape, net, scale=self.scale, flip=flip, split=split)
 
     def double(self, event_shape: torch.Size) -> list[Layer]:
-        """The double coupling, in generative order.
+        """The two layers of a double coupling, in generative order.
 
         From data to latent, the leading channels change first. Then the trailing ones change, given the
         new leading ones.
@@ -64,7 +67,7 @@ class CouplingBuilder:
         return [self.split(event_shape), self.split(event_shape, flip=True)]
 
     def checkerboard(self, event_shape: torch.Size, invert: bool = False) -> Layer:
-        """Coupling of the two colours of a checkerboard."""
+        """A coupling that changes the pixels of one colour of a checkerboard, given the others."""
         channels = event_shape[0]
         net = self.net(event_shape, channels, 2 * channels)
         if self.context_dim:

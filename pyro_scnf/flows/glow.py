@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -41,31 +41,33 @@ def glow(
     context_dim: int = 0,
     net: NetSpec | Sequence[NetSpec] | None = None,
 ) -> Layer:
-    r"""A multi-scale Glow: ``levels`` times (squeeze, ``steps`` steps, factor-out).
+    r"""A multi-scale Glow. From data to latent, each level is a squeeze, ``steps`` steps and a factor-out.
 
-    A step, from data to latent, is actnorm, invertible 1×1 convolution and affine coupling.
-    Vectors are not squeezed. The base is the vector :math:`[z_{aux}, z_f]`; the result's
-    ``latent_shape``, ``latent_dim`` and ``aux_dim`` tell the two apart.
+    From data to latent, a step is an actnorm, an invertible 1×1 convolution and an affine coupling.
+    Vectors are not squeezed. The latent side is the vector :math:`[z_{aux}, z_f]`. The flow's ``aux_dim``
+    and ``latent_dim`` are the lengths of the two parts, and ``latent_shape`` is the shape of :math:`z_f`.
 
     :param event_shape: ``(C, H, W)`` or ``(D,)``.
     :param int levels: number of scales; by default as many as the image can be halved, at most 3,
         and 1 for vectors.
-    :param steps: steps of flow per level, one number for all or one for each, from the data on.
+    :param steps: steps of flow in a level: one number for all levels, or a list with one number for each
+        level, the level nearest the data first.
     :param int width: hidden width of the conditioners.
     :param int blocks: residual blocks of the conditioners.
-    :param coupling: ``"double"`` changes both halves in every step (two nets), ``"alternate"`` one
-        half, in turns.
+    :param coupling: ``"double"`` changes both halves of the channels in every step, with two networks.
+        ``"alternate"`` changes one half, and the other half in the next step.
     :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
-    :param conv: parameterisation of the 1×1 convolutions; ``"plain"`` starts at the identity.
-    :param logit: contraction :math:`\alpha` of a leading :class:`~pyro_scnf.transforms.Logit`, for
-        data in the unit interval; none by default.
-    :param int latent_dim: how many of the deepest components form :math:`z_f`; by default all of
-        the deepest scale.
-    :param int context_dim: 0 gives an unconditional flow, more a conditional one.
-    :param net: conditioners to use instead of residual networks, one for all levels or a list with one
-        for each, from the data on: a word (``"conv:width=96"``), a dict, or a function
-        ``net(in_channels, out_channels, context_dim=...)``, see :func:`~pyro_scnf.nn.make_net`.
-    :raises ValueError: if the image cannot be halved ``levels`` times, among others.
+    :param conv: parameterisation of the 1×1 convolutions: ``"lu"``, which starts at a random orthogonal
+        matrix, or ``"plain"``, which starts at the identity.
+    :param logit: contraction :math:`\alpha` of a :class:`~pyro_scnf.transforms.Logit` next to the data, for
+        data in the unit interval. By default there is no logit.
+    :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
+        components of the deepest level do.
+    :param int context_dim: length of the context. 0 gives an unconditional flow.
+    :param net: conditioners to use instead of residual networks: a word (``"conv:width=96"``), a dict, or a
+        function ``net(in_channels, out_channels, context_dim=...)``, see :func:`~pyro_scnf.nn.make_net`. A
+        list gives one of these for each level, the level nearest the data first.
+    :raises ValueError: for options out of range, or an image that cannot be halved ``levels`` times.
 
     >>> flow = glow((3, 16, 16), levels=2, steps=1, width=8)
     >>> flow.latent_shape, flow.aux_dim
@@ -82,17 +84,14 @@ def glow(
         raise ValueError(
             f"levels={levels}, steps={steps}: expected at least 1 of each, and steps for each level"
         )
-    one = net is None or isinstance(net, str | Mapping) or callable(net)
-    nets = [net] * levels if one else list(cast("Sequence[NetSpec]", net))
+    nets = [net] * levels if net is None or isinstance(net, str | Mapping) or callable(net) else list(net)
     if len(nets) != levels:
         raise ValueError(f"net: a list of {len(nets)} networks for {levels} levels, expected one for each")
-    builders = [
-        CouplingBuilder(width, blocks, scale, context_dim, cast("NetSpec | None", each)) for each in nets
-    ]
+    builders = [CouplingBuilder(width, blocks, scale, context_dim, spec) for spec in nets]
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = [] if logit is None else [Logit(shape, logit)]
 
-    stages: list[Layer] = []  # from the data on
+    stages: list[Layer] = []  # the one nearest the data comes first
     for level, build in enumerate(builders):
         layers: list[Layer] = []
         if len(shape) == 3:
@@ -112,6 +111,7 @@ def glow(
 
 
 def _default_levels(shape: torch.Size) -> int:
+    """1 for vectors. For images, how often they can be halved, at least 1 and at most 3."""
     if len(shape) == 1:
         return 1
     levels, (height, width) = 0, shape[1:]

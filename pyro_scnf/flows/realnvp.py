@@ -32,19 +32,22 @@ def realnvp(
 ) -> Layer:
     r"""Real NVP: alternating couplings, without actnorm or 1×1 convolutions.
 
-    *Vectors*: ``couplings`` couplings that change the halves of the event in turns. *Images*: per
-    level three checkerboard couplings, squeeze, three channel couplings and factor-out; the deepest
-    level is four checkerboard couplings. The base is the vector :math:`[z_{aux}, z_f]`.
+    *Vectors*: the couplings change one half of the event and then the other, in turns. *Images*: from data
+    to latent, each level is three checkerboard couplings, a squeeze, three channel couplings and a
+    factor-out. The deepest level is four checkerboard couplings. The latent side is the vector
+    :math:`[z_{aux}, z_f]`.
 
     :param event_shape: ``(C, H, W)`` or ``(D,)``.
-    :param int levels: number of scales of an image, 2 by default; vectors have one.
+    :param int levels: number of levels for images, 2 by default. Vectors have one level.
     :param int couplings: couplings of a vector flow, 8 by default.
     :param int width: hidden width of the conditioners.
     :param int blocks: residual blocks of the conditioners.
-    :param scale: scale function of the couplings.
-    :param logit: contraction of a leading logit, for data in the unit interval.
-    :param int latent_dim: how many of the deepest components form :math:`z_f`.
-    :param int context_dim: 0 gives an unconditional flow, more a conditional one.
+    :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
+    :param logit: contraction :math:`\alpha` of a :class:`~pyro_scnf.transforms.Logit` next to the data, for
+        data in the unit interval. By default there is no logit.
+    :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
+        components of the deepest level do.
+    :param int context_dim: length of the context. 0 gives an unconditional flow.
     :param net: conditioners to use instead of residual networks: a word, a dict or a function, see
         :func:`~pyro_scnf.nn.make_net`.
     :raises ValueError: for ``levels`` with vectors, ``couplings`` with images, or an image that
@@ -72,7 +75,7 @@ def realnvp(
 
 
 def _image_stages(shape: torch.Size, levels: int, build: CouplingBuilder) -> list[Layer]:
-    """Stages from the data on."""
+    """The stages of an image flow. The one nearest the data comes first."""
     if levels < 1:
         raise ValueError(f"levels={levels}: expected at least 1")
     stages: list[Layer] = []

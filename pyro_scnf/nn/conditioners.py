@@ -1,17 +1,17 @@
-r"""Conditioner networks: what computes scale and shift inside a coupling.
+r"""Conditioner networks, which compute scale and shift inside a coupling.
 
-All of them share one anatomy: a *first* layer, a *body*, and a *last* layer that starts at zero,
-so that a new coupling ignores its input. A context vector :math:`c` enters by
-:math:`h = \mathrm{first}(x) + V c`, the same map as concatenating ``c`` to the input, but the part
-that sees ``x`` runs on the batch of ``x`` alone: with K contexts of shape ``(K, 1, E)`` it is
-computed once, and what follows is one batched call on ``K * B`` rows.
+All of them consist of a *first* layer, a *body* and a *last* layer. The last layer starts at zero, so a new
+coupling ignores its input. A context vector :math:`c` enters by :math:`h = \mathrm{first}(x) + V c`. This is
+the same map as concatenating ``c`` to the input, but cheaper for many contexts. With K contexts of shape
+``(K, 1, E)`` and B rows of ``x``, the first layer runs on B rows. Only body and last layer run on ``K * B``
+rows, in one batched call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ChannelNorm(nn.Module):
-    """Affine map per channel, set from data by ``Conditioner.initialize``; identity until then.
+    """An affine map of each channel. It is the identity until ``Conditioner.initialize`` sets it from data.
 
-    :class:`~pyro_scnf.transforms.ActNorm` as a plain layer of a network, without log-determinant.
+    It is :class:`~pyro_scnf.transforms.ActNorm` as a plain layer of a network, without log-determinant.
     """
 
     def __init__(self, channels: int, event_dim: int) -> None:
@@ -49,7 +49,8 @@ class ChannelNorm(nn.Module):
         self.event_dim = event_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        # In the precision that autocast has made of x: the parameters' would undo it for all that follows.
+        # Cast the parameters to x's dtype. Under autocast x is bfloat16, and a float32 parameter would
+        # promote every later layer back to float32.
         scale = (-self.log_scale).exp()
         return (x - self.loc.to(x.dtype)) * scale.to(x.dtype)
 
@@ -61,7 +62,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """``x + layer(relu(layer(relu(x))))``, each ``relu`` preceded by a norm if asked for."""
+    """``x + layer(relu(layer(relu(x))))``. If ``norm`` is given, a norm comes before each ``relu``."""
 
     def __init__(self, layer: Callable[[], nn.Module], norm: Callable[[], nn.Module] | None) -> None:
         super().__init__()
@@ -77,11 +78,13 @@ class ResidualBlock(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """First layer, context, body and zero-initialised last layer, under any batch shape.
+    """A first layer, to whose output the context is added, a body, and a last layer that starts at zero.
 
-    :param first: layer whose output the context is added to.
+    Inputs may have any number of batch dimensions.
+
+    :param first: the first layer.
     :param body: everything between the first and the last layer.
-    :param last: layer giving the output; its weight and bias are set to zero.
+    :param last: the last layer. Its weight and bias are set to zero.
     :param int width: channels of the first layer's output.
     :param int event_dim: 1 for vectors, 3 for images.
     :param int context_dim: length of the context vector, 0 for none.
@@ -105,7 +108,12 @@ class Conditioner(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``x`` of shape ``(*batch, C, ...)``, ``context`` ``(*batch', E)``; the batches broadcast."""
+        """The output of the network. The batch shapes of ``x`` and ``context`` broadcast.
+
+        :param x: ``(*batch, C)`` or ``(*batch, C, H, W)``.
+        :param context: ``(*batch, E)``, if the network was built with ``context_dim``.
+        :raises ValueError: for a context that the network was not built for, or a missing one.
+        """
         if (self.context is None) != (context is None):
             built, given = ("without", "got one") if self.context is None else ("with", "got none")
             raise ValueError(f"context: this net was built {built} context_dim, but {given}")
@@ -120,7 +128,7 @@ class Conditioner(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Set every :class:`ChannelNorm` from what it is given when ``x`` passes, first to last."""
+        """Pass ``x`` through the network and set each :class:`ChannelNorm` from its input, first to last."""
         hooks = [
             module.register_forward_pre_hook(lambda norm, args: norm.initialize(args[0]))
             for module in self.modules()
@@ -140,11 +148,11 @@ def _check_norm(norm: str) -> None:
 
 
 class _ResidualNet(Conditioner):
-    """A residual network of either kind of layer."""
+    """A residual network of linear layers or of convolutions, made by ``layer(in_size, out_size)``."""
 
     def __init__(
         self,
-        layer: Callable[[int, int], Any],
+        layer: Callable[[int, int], nn.Linear | nn.Conv2d],
         event_dim: int,
         sizes: tuple[int, int],
         width: int,
@@ -179,14 +187,17 @@ class _ResidualNet(Conditioner):
 class ResidualMLP(_ResidualNet):
     """Residual network of linear layers, for vectors.
 
-    ``Linear(in, width)``, then ``blocks`` times ``x + Linear(relu(Linear(relu(x))))``, then norm,
-    ``relu`` and a zero ``Linear(width, out)``.
+    It is ``Linear(in, width)``, then ``blocks`` times ``x + Linear(relu(Linear(relu(x))))``, then a norm,
+    ``relu`` and a ``Linear(width, out)`` that starts at zero.
 
     :param int in_channels: input features.
     :param int out_channels: output features.
-    :param norm: ``"final"`` puts a :class:`ChannelNorm` before the last ``relu`` (the SCNF code),
-        ``"blocks"`` before every ``relu`` as well, ``"none"`` nowhere.
+    :param int width: features between the layers.
+    :param int blocks: number of residual blocks.
+    :param norm: ``"final"`` puts a :class:`ChannelNorm` before the last ``relu``, as in the SCNF code;
+        ``"blocks"`` puts one before every ``relu``; ``"none"`` uses none.
     :param int context_dim: length of the context vector, 0 for none.
+    :raises ValueError: for an unknown ``norm`` or a size out of range.
     """
 
     def __init__(
@@ -204,7 +215,10 @@ class ResidualMLP(_ResidualNet):
 class ResidualConvNet(_ResidualNet):
     """:class:`ResidualMLP` with convolutions and reflection padding, for images.
 
-    :param int kernel_size: 3 (padded by reflection) or 1, the only size that fits 1×1 images.
+    The other parameters are those of :class:`ResidualMLP`.
+
+    :param int kernel_size: an odd number. Images that are one pixel high or wide need 1.
+    :raises ValueError: for an unknown ``norm`` or a size out of range.
     """
 
     def __init__(
@@ -224,14 +238,15 @@ class ResidualConvNet(_ResidualNet):
 
 
 class _ReflectConv2d(nn.Conv2d):
-    """A convolution padded by reflection to the size of its input."""
+    """A convolution whose output has the size of its input, thanks to padding by reflection."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         self.margin = kernel_size // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        # Autocast would pad in float32, and so move twice the memory and convert it twice.
+        # Pad without autocast. Autocast would pad in float32, which moves twice the memory, and would convert
+        # the values there and back.
         with no_autocast(x.device.type):
             x = F.pad(x, (self.margin,) * 4, mode="reflect")
         return super().forward(x)
@@ -242,16 +257,20 @@ def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
     kind = _ReflectConv2d if kernel_size > 1 else nn.Conv2d
     conv = kind(in_size, out_size, kernel_size)
-    # Fastest, and infectious: whatever comes out of such a convolution lies channels-last too.
-    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Channels-last is the fastest layout. It spreads: the output of such a convolution is channels-last, too.
+    conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
+    return conv
 
 
 class MLP(Conditioner):
-    """Plain network of linear layers, for vectors: the light conditioner.
+    """A plain network of linear layers, for vectors. It is lighter than :class:`ResidualMLP`.
 
+    :param int in_channels: input features.
+    :param int out_channels: output features.
     :param hidden: widths of the hidden layers.
-    :param activation: module class between the layers, or its name: ``"relu"``, ``"tanh"``, ``"silu"``,
+    :param activation: module class of the activations, or its name: ``"relu"``, ``"tanh"``, ``"silu"``,
         ``"gelu"`` or ``"elu"``.
+    :param int context_dim: length of the context vector, 0 for none.
     :raises ValueError: for an unknown activation, or no hidden width.
     """
 
@@ -287,9 +306,17 @@ class MLP(Conditioner):
 
 
 class ConvNet(Conditioner):
-    """Three convolutions, 3×3, 1×1, 3×3, for images: the light conditioner, as in Glow.
+    """Three convolutions, 3×3, 1×1 and 3×3, for images, as in Glow.
 
-    :param int kernel_size: of the outer two; 1 for 1×1 images.
+    It is lighter than :class:`ResidualConvNet`.
+
+    :param int in_channels: input channels.
+    :param int out_channels: output channels.
+    :param int width: channels between the layers.
+    :param int context_dim: length of the context vector, 0 for none.
+    :param int kernel_size: kernel size of the first and the last convolution, an odd number. Images that are
+        one pixel high or wide need 1.
+    :raises ValueError: for a size out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Naming the conditioner networks of a flow by word, by dict or by function."""
+"""Name the conditioner networks of a flow by a word, a dict, an import path or a function."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pyro_scnf.nn.conditioners import MLP, ConvNet, ResidualConvNet, ResidualMLP
 __all__ = ["NETS", "NetFactory", "NetSpec", "make_net"]
 
 NetFactory = Callable[..., nn.Module]
-"""``net(in_channels, out_channels, context_dim=...)`` gives a conditioner."""
+"""A function or class: ``net(in_channels, out_channels, context_dim=...)`` makes a conditioner."""
 
 NetSpec = str | Mapping[str, object] | NetFactory
-"""Whatever names a conditioner, see :func:`make_net`."""
+"""The ways to name a conditioner, see :func:`make_net`."""
 
 NETS: dict[str, NetFactory] = {
     "mlp": MLP,
@@ -35,11 +35,16 @@ def make_net(
     """The conditioner that ``spec`` names, for events of ``event_shape``.
 
     :param spec: a word of :data:`NETS`, a word with options (``"conv:width=96"``), a mapping with the
-        key ``name``, the import path of your own, or a :data:`NetFactory`.
-    :raises ValueError: for an unknown word or option, or a network for vectors where events are images.
+        key ``name``, the import path of a class or function of your own, or a :data:`NetFactory`.
+    :param event_shape: ``(D,)`` or ``(C, H, W)``.
+    :param int in_channels: channels of the input.
+    :param int out_channels: channels of the output.
+    :param int context_dim: length of the context vector, 0 for none.
+    :raises ValueError: for an unknown word or option, or a network for vectors if events are images, or the
+        other way round.
 
-    Convolutions have a kernel of one pixel where the image is one pixel high or wide, because there is
-    nothing to pad by reflection.
+    If the image is one pixel high or wide, convolutions have a kernel of one pixel, because padding by
+    reflection needs more pixels.
 
     >>> net = make_net("mlp:hidden=(8, 8),activation=tanh", torch.Size((4,)), 2, 4)
     >>> net(torch.randn(3, 2)).shape

@@ -1,7 +1,7 @@
 """Figures of what :mod:`pyro_scnf.analysis` computes (extra ``plots``).
 
-Every function returns a matplotlib ``Figure``, made without ``pyplot``: no backend is chosen and nothing is
-shown or kept open. Save it with ``figure.savefig(path)``.
+Every function returns a matplotlib ``Figure``. It is made without ``pyplot``, so no backend is chosen, and
+nothing is shown or kept open. Save the figure with ``figure.savefig(path)``.
 """
 
 from pyro_scnf.plots.boundary import decision_boundary

@@ -1,4 +1,4 @@
-"""A new matplotlib figure, apart from pyplot's list of open figures."""
+"""New matplotlib figures. pyplot does not know them, so it does not keep them open."""
 
 from __future__ import annotations
 

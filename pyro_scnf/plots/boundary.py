@@ -18,7 +18,7 @@ __all__ = ["decision_boundary"]
 
 
 def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
-    """Two panels: class regions with the training points (the labelled ones large), and the density.
+    """Two panels: class regions with the training points, and the density. Labelled points are large.
 
     :param plane: from :func:`pyro_scnf.analysis.evaluate_plane`.
     :param data: the training data.

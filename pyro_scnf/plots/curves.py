@@ -1,4 +1,4 @@
-"""Learning curves."""
+"""Figures of learning curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learning_curves(
     curves: Mapping[str, Mapping[int, float]],
     names: Sequence[str] = ("loss", "val_nll", "val_bits_per_dim", "val_error", "grad_norm"),
 ) -> Figure:
-    """Logged quantities against the step, a panel each.
+    """Logged quantities against the step, in a panel each.
 
     :param curves: from :func:`pyro_scnf.analysis.read_log`.
     :param names: which of them to draw; those that were not logged are left out.

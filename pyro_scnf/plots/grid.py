@@ -16,7 +16,7 @@ __all__ = ["image_grid"]
 
 
 def image_grid(images: Tensor, *, rows: str = "", columns: str = "") -> Figure:
-    """Images in a table, two pixels apart.
+    """Images in a table, two white pixels apart.
 
     :param images: ``(rows, columns, C, H, W)`` in the unit interval, C = 1 or 3. Values outside are clamped.
         One channel is drawn as ink: 1 is black.
@@ -29,10 +29,12 @@ def image_grid(images: Tensor, *, rows: str = "", columns: str = "") -> Figure:
         raise ValueError(
             f"images has shape {tuple(images.shape)}, expected (rows, columns, C, H, W) with C = 1 or 3"
         )
-    tiles = F.pad(images.detach().cpu().float().clamp(0, 1), (1, 1, 1, 1), value=1.0)
+    shown = images.detach().cpu().float().clamp(0, 1)
+    shown = shown if shown.shape[2] == 3 else 1 - shown
+    tiles = F.pad(shown, (1, 1, 1, 1), value=1.0)  # white
     down, across, channels, height, width = tiles.shape
     canvas = tiles.permute(0, 3, 1, 4, 2).reshape(down * height, across * width, channels)
     figure, (panel,) = new_figure(1, (0.5 * across + 0.5, 0.5 * down + 0.5))
-    panel.imshow(canvas if channels == 3 else 1 - canvas[..., 0], cmap="gray", vmin=0, vmax=1)
+    panel.imshow(canvas if channels == 3 else canvas[..., 0], cmap="gray", vmin=0, vmax=1)
     panel.set(xticks=[], yticks=[], xlabel=columns, ylabel=rows)
     return figure

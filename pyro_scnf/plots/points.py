@@ -16,7 +16,7 @@ __all__ = ["labelled_points"]
 
 
 def labelled_points(sets: Mapping[str, tuple[Tensor, Tensor]], *, margin: float = 0.4) -> Figure:
-    """Sets of points coloured by class, a panel each, on the same axes.
+    """Sets of points coloured by class, in a panel each. All panels have the same axes.
 
     :param sets: points ``(N, 2)`` and labels ``(N,)`` by title. The first set decides what the axes cover.
     :param float margin: how far the axes reach beyond the first set.

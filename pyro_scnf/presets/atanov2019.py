@@ -21,9 +21,9 @@ def scnf_mnist(
     r"""SCNF for MNIST as released with Atanov et al. (2019), Appendix E.
 
     :param prior: ``"flow"`` is the paper's SCNF-Glow: two levels of four conditional steps on the
-        flattened :math:`z_f`; ``"gmm"`` its SCNF-GMM: learnable means, one shared diagonal. Anything
-        else goes to :func:`~pyro_scnf.priors.make_prior` as it is.
-    :param int latent_dim: size of :math:`z_f`.
+        flattened :math:`z_f`. ``"gmm"`` is its SCNF-GMM: learnable means and one shared diagonal. Any other
+        prior goes to :func:`~pyro_scnf.priors.make_prior` unchanged.
+    :param int latent_dim: number of components of :math:`z_f`.
     :param int prior_width: width of the conditional networks: 256 in the released code (9,574,676
         parameters, 15,875,447 in all), 64 in the paper's text.
     :param int num_classes: number of labels K.
@@ -83,7 +83,7 @@ def _paper(prior_width: int) -> Preset:
 
 
 MNIST_PAPER = _paper(prior_width=256)
-"""Appendix E with the settings of the released code."""
+"""The model of Appendix E, trained with the settings of the released code."""
 
 MNIST_PAPER_SMALL_H = _paper(prior_width=64)
-"""The same, with conditional networks as narrow as the paper's text says."""
+"""The same as :data:`MNIST_PAPER`, but with conditional networks of width 64, as in the paper's text."""

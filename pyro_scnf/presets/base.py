@@ -1,9 +1,13 @@
-"""What a preset is: a model, and how it is trained."""
+"""Presets: a model together with the settings that train it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
+
+from torch import Tensor
 
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.datasets import SemiSupervisedData
@@ -11,12 +15,12 @@ from pyro_scnf.datasets.augment import Augment
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
-from pyro_scnf.training.options import Optimisation
+from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
     from pyro_scnf.training import FitResult
 
-__all__ = ["MakeFlow", "ModelOptions", "Preset"]
+__all__ = ["FitOptions", "MakeFlow", "ModelOptions", "Preset"]
 
 
 class MakeFlow(Protocol):
@@ -25,15 +29,17 @@ class MakeFlow(Protocol):
     def __call__(
         self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
     ) -> SemiConditionalFlow:
-        """A flow with the prior ``prior`` over ``latent_dim`` components (by default those of the preset)."""
+        """A flow whose :math:`z_f` has ``latent_dim`` components; by default the number of the preset."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """Options of :class:`~pyro_scnf.SemiSupervisedModel` that do not depend on the data.
 
-    :ivar class_probs: ``"uniform"``, ``"learnable"``, or ``"empirical"``: the frequencies of the labels.
+    :ivar class_probs: ``"uniform"``, ``"learnable"``, or ``"empirical"`` for the frequencies of the labels.
     :ivar bool scaled: whether batches are scaled up to the sizes of the data set.
+
+    The other options have the names and meanings of the model's arguments.
     """
 
     class_probs: Literal["uniform", "learnable", "empirical"] = "uniform"
@@ -45,23 +51,43 @@ class ModelOptions:
     final_term_share: float = 1.0
 
 
+class FitOptions(TypedDict, total=False):
+    """Options of :func:`pyro_scnf.training.fit`."""
+
+    guide: str | Callable[..., object]
+    optimisation: Optimisation | None
+    machine: Machine | None
+    steps: int
+    batch_size: int
+    labelled_batch_size: int | None
+    augment: Callable[[Tensor], Tensor] | None
+    validate_every: int
+    patience: int | None
+    seed: int
+    minutes: float | None
+    out: str | Path | None
+    resume: bool
+    log: Literal["csv", "tensorboard"] | None
+    progress: bool
+
+
 @dataclass(frozen=True)
 class Preset:
-    """A model and how it is trained; options given to the methods come on top.
+    """A model together with the settings that train it. Options given to its methods override the settings.
 
     :ivar flow: builds the semi-conditional flow.
-    :ivar augment: what is done to rows on their way into training.
-    :ivar optimisation: how parameters move.
+    :ivar augment: changes rows before the model sees them.
+    :ivar optimisation: optimiser, learning rate, averaging and clipping.
     :ivar int steps: optimiser steps.
     :ivar int batch_size: unlabelled rows a step.
     :ivar labelled_batch_size: labelled rows a step; ``None`` for all.
     :ivar int validate_every: steps between validations and checkpoints.
     :ivar model: options of the model around the flow.
-    :ivar int initial_rows: rows from which data-dependent parameters are set; 0 for all.
+    :ivar int initial_rows: how many rows, the first ones, set data-dependent parameters; 0 for all.
     :ivar str split: how labels are chosen, one of :data:`~pyro_scnf.datasets.SPLITS`.
-    :ivar int neighbours: number of nearest rows that are taken to share a row's label; 0 for none.
-    :ivar int held_out: unlabelled rows to hold out for validation; without any, the last weights are kept.
-    :ivar int draws: dequantisations of every test row.
+    :ivar int neighbours: number of nearest rows that are assumed to share a row's label; 0 for none.
+    :ivar int held_out: unlabelled rows to hold out for validation; with 0 the last weights are kept.
+    :ivar int draws: number of dequantisations of every test row.
     """
 
     flow: MakeFlow
@@ -88,20 +114,18 @@ class Preset:
     ) -> SemiSupervisedModel:
         """A model for ``data``, initialised from them.
 
-        :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`; ``"flow"`` is the preset's
-            own conditional flow.
-        :param latent_dim: number of components of :math:`z_f`, instead of the preset's.
-        :param classification_weight: instead of the preset's.
+        :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`. ``"flow"`` is the conditional
+            flow of the preset.
+        :param latent_dim: number of components of :math:`z_f`; by default that of the preset.
+        :param classification_weight: weight of the classification term; by default that of the preset.
         """
         options = self.model
         if classification_weight is not None:
             options = replace(options, classification_weight=classification_weight)
-        probs: Any = options.class_probs
-        if probs == "empirical":
-            probs = ClassProbs.from_labels(data.y, data.num_classes)
+        probs = options.class_probs
         model = SemiSupervisedModel(
             self.flow(prior, data.num_classes, latent_dim),
-            probs,
+            ClassProbs.from_labels(data.y, data.num_classes) if probs == "empirical" else probs,
             num_labelled=len(data.labelled[0]) if options.scaled else None,
             num_unlabelled=len(data.unlabelled) if options.scaled else None,
             labelled_weight=options.labelled_weight,
@@ -114,14 +138,16 @@ class Preset:
         model.initialize(self.augment.prepare(data.x[rows]), data.y[rows])
         return model
 
-    def fit(self, model: SemiSupervisedModel, data: SemiSupervisedData, **options: Any) -> FitResult:
-        """Train ``model`` as the preset says (extra ``train``).
+    def fit(
+        self, model: SemiSupervisedModel, data: SemiSupervisedData, **options: Unpack[FitOptions]
+    ) -> FitResult:
+        """Train ``model`` with the settings of the preset (extra ``train``).
 
-        :param options: of :func:`pyro_scnf.training.fit`, instead of the preset's.
+        :param options: options of :func:`pyro_scnf.training.fit`. They override those of the preset.
         """
         from pyro_scnf.training import fit
 
-        own = {
+        own: FitOptions = {
             "augment": self.augment,
             "optimisation": self.optimisation,
             "steps": self.steps,
@@ -129,4 +155,5 @@ class Preset:
             "labelled_batch_size": self.labelled_batch_size,
             "validate_every": self.validate_every,
         }
-        return fit(model, data, **{**own, **options})
+        chosen: FitOptions = {**own, **options}
+        return fit(model, data, **chosen)

@@ -17,9 +17,9 @@ __all__ = ["DIGITS", "MNIST_CPU", "MNIST_FAST", "TOY"]
 
 # -- two-dimensional toys --------------------------------------------------------------------------
 def _toy_flow(prior: PriorSpec, num_classes: int, latent_dim: int | None = None) -> SemiConditionalFlow:
-    """A Glow on the plane; part of it is conditional on the label if the prior is a flow.
+    """A Glow on the plane. If the prior is a flow, that part of it depends on the label.
 
-    The networks are small and smooth. With a thousand points, kinks are noise.
+    The networks are small and smooth. A thousand points are too few to tell a sharp bend from noise.
     """
     if latent_dim not in (None, 2):
         raise ValueError(f"latent_dim={latent_dim}: the toys are two-dimensional, expected 2")
@@ -41,15 +41,15 @@ TOY = Preset(
 )
 """Points of the plane, a few of them labelled.
 
-The model has to follow the density of a thousand points without copying them, and ten labels have to
-decide which class a whole cluster belongs to. Jitter and averaged weights serve the former. The
-classification term serves the latter and does not bend the density towards the labelled points.
+Jitter and averaged weights keep the model from learning a thousand points by heart. Ten labels have to decide
+the class of whole clusters. The classification term makes them count, without bending the density towards the
+labelled points.
 """
 
 
 # -- 8×8 digits ------------------------------------------------------------------------------------
 def _digits_flow(prior: PriorSpec, num_classes: int, latent_dim: int | None = None) -> SemiConditionalFlow:
-    """A Glow of two levels; by default the 32 deepest of 64 components depend on the label."""
+    """A Glow of two levels. By default the 32 deepest of 64 components depend on the label."""
     flow = glow((1, 8, 8), levels=2, steps=4, scale="clamp", latent_dim=latent_dim, net="conv:width=96")
     own = {"name": "flow", "steps": 4, "width": 64, "scale": "clamp"}
     return SemiConditionalFlow(flow, own if prior == "flow" else prior, num_classes)
@@ -67,15 +67,16 @@ DIGITS = Preset(
 )
 """scikit-learn's handwritten digits, a hundred of them labelled.
 
-With a hundred labels a flow could learn its labelled images by heart. Labelled rows therefore count little as
-data and much for their label, noise of about a grey level is added in training, and weights are averaged.
+A flow could learn a hundred labelled images by heart. Labelled rows therefore have a small weight in the
+density and a large one in the classification term. Training adds noise of about a grey level and averages the
+weights.
 """
 
 
 # -- MNIST -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _SqueezedFlow:
-    """A Glow that squeezes at once, so that no network sees 28×28 pixels. Each level has its own width."""
+    """A Glow that begins with a squeeze, so no network sees 28×28 pixels. Each level has its own width."""
 
     steps: tuple[int, int]
     widths: tuple[int, int]
@@ -111,8 +112,8 @@ MNIST_CPU = Preset(
     batch_size=96,
     labelled_batch_size=16,
     validate_every=250,
-    # A light model would take many passes to find the labels by itself, so the label terms begin strong. They
-    # fade, so that the density decides in the end.
+    # A light model would need many passes to find the classes from the density alone. The label terms therefore
+    # begin strong. They fade during training, so that the density decides in the end.
     model=ModelOptions(
         labelled_weight=0.1,
         classification_weight=200.0,
@@ -125,7 +126,7 @@ MNIST_CPU = Preset(
     held_out=1000,
     draws=4,
 )
-"""MNIST on two CPU cores: besides the density the model learns that similar images share a label."""
+"""MNIST on two CPU cores. Besides the density, the model learns that similar images share a label."""
 
 MNIST_FAST = replace(
     MNIST_CPU,

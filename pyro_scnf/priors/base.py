@@ -2,10 +2,11 @@ r"""The interface of a class-conditional prior :math:`p(z_f \mid y)`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_at_least, check_context, check_row_labels
@@ -18,7 +19,7 @@ __all__ = ["ClassConditionalPrior"]
 class ClassConditionalPrior(nn.Module):
     r"""Base class of the priors :math:`p(z_f \mid y)`: a Pyro ``ConditionalDistribution``.
 
-    A subclass defines :meth:`condition`. It may be a few lines; see *Writing your own prior* in the
+    A subclass defines :meth:`condition`, often in a few lines; see *Writing your own prior* in the
     documentation.
 
     :param event_shape: shape of :math:`z_f`, ``(D,)`` or ``(C, H, W)``.
@@ -26,26 +27,27 @@ class ClassConditionalPrior(nn.Module):
     :raises ValueError: for fewer than one class.
     """
 
-    def __init__(self, event_shape: Any, num_classes: int) -> None:
+    def __init__(self, event_shape: Sequence[int] | int, num_classes: int) -> None:
         super().__init__()
         check_at_least(1, num_classes=num_classes)
         self.event_shape = as_event_shape(event_shape)
         self.num_classes = num_classes
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         r"""The distribution of :math:`z_f` given ``y``.
 
-        :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)`` (one-hot,
-            or relaxed: between classes the prior interpolates its parameters).
-        :param float temperature: factor on the scale of the noise, for sampling.
-        :return: a distribution with the batch shape of ``y`` and event shape ``event_shape``.
+        :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)``, one-hot or
+            relaxed. With relaxed weights the prior interpolates its parameters between the classes.
+        :param float temperature: factor on the scale of the noise. Below 1, samples are cleaner.
+        :return: a Pyro distribution with the batch shape of ``y`` and the event shape ``event_shape``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define condition")
 
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
-        """Set data-dependent parameters from latents ``(B, *event_shape)`` and their labels ``(B,)``.
+        """Set data-dependent parameters from a batch of latents. By default there are none.
 
-        A label of -1 is unknown. Does nothing by default.
+        :param z_f: latents ``(B, *event_shape)``.
+        :param y: their labels ``(B,)``, -1 where unknown.
         """
 
     def class_log_prob(self, z_f: Tensor) -> Tensor:
@@ -55,8 +57,9 @@ class ClassConditionalPrior(nn.Module):
         return self.condition(labels).log_prob(z_f).movedim(0, -1)
 
     def _check(self, y: Tensor) -> Tensor:
+        """Raise unless ``y`` holds labels or class weights, as :meth:`condition` takes them."""
         return check_context(y, self.num_classes, f"{type(self).__name__}.condition")
 
     def _check_rows(self, z_f: Tensor, y: Tensor) -> Tensor:
-        """The labels of :meth:`initialize`."""
+        """Raise unless ``y`` holds a label or -1 for each row of ``z_f``. Return it as int64."""
         return check_row_labels(y, len(z_f), self.num_classes, f"{type(self).__name__}.initialize")

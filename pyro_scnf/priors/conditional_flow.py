@@ -1,15 +1,17 @@
-r"""A conditional flow as prior: the semi-conditional flow's own :math:`h_\phi`."""
+r"""A conditional flow as prior: :math:`h_\phi` of the semi-conditional flow."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformedDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_at_least, check_finite
-from pyro_scnf._shapes import as_event_shape, check_event
+from pyro_scnf._shapes import check_event
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
 from pyro_scnf.nn import NetSpec
@@ -33,25 +35,26 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     :param int steps: steps of flow per level.
     :param int width: hidden width of the conditioners.
     :param int blocks: residual blocks of the conditioners.
-    :param int levels: levels of the conditional flow, factoring out between them.
-    :param scale: scale function of the couplings.
-    :param coupling: ``"double"`` or ``"alternate"``.
-    :param conv: parameterisation of the invertible mixing.
+    :param int levels: levels of the conditional flow. It factors components out between levels.
+    :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
+    :param coupling: ``"double"`` or ``"alternate"``, see :func:`~pyro_scnf.flows.glow`.
+    :param conv: parameterisation of the 1×1 convolutions, ``"lu"`` or ``"plain"``.
     :param base: ``"learnable"`` or ``"unit"`` scale of the base noise.
-    :param float base_scale: its initial value.
-    :param int embedding_dim: length of the label embedding; K by default, where it starts one-hot.
-    :param flow: a conditional transform to use instead of the Glow, with vector base.
+    :param float base_scale: initial value of a learnable scale.
+    :param int embedding_dim: length of the label embedding. By default it is K, and labels start one-hot.
+    :param int context_dim: condition on real vectors of this length (covariates) instead of labels.
+        ``num_classes`` is then ignored, and there is no embedding.
+    :param flow: a conditional transform to use instead of the Glow. Its latent side must be a vector.
     :param net: conditioners of the Glow, instead of residual networks: a word, a dict or a function, see
         :func:`~pyro_scnf.nn.make_net`.
-    :param int context_dim: condition on real vectors of this length (covariates) instead of labels;
-        ``num_classes`` is then ignored and nothing is embedded.
+    :raises ValueError: for options out of range, or a ``flow`` of another event shape or context length.
 
     Reference: Atanov et al., *Semi-Conditional Normalizing Flows*, 2019, section 3.3.
     """
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         num_classes: int = 1,
         *,
         steps: int = 4,
@@ -78,8 +81,8 @@ class ConditionalFlowPrior(ClassConditionalPrior):
                 nn.init.eye_(self.embedding.weight)
         check_at_least(1, context_dim=context_dim)
         if flow is None:
-            flow = _default_flow(
-                self.event_shape,
+            flow = glow(
+                self.event_shape.numel(),
                 levels=levels,
                 steps=steps,
                 width=width,
@@ -90,14 +93,20 @@ class ConditionalFlowPrior(ClassConditionalPrior):
                 context_dim=context_dim,
                 net=net,
             )
-        if flow.event_shape != self.event_shape or getattr(flow, "context_dim", None) != context_dim:
+            if len(self.event_shape) == 3:
+                flow = compose([flow, Flatten(self.event_shape)])
+        given = flow.context_dim if isinstance(flow, ConditionalFlowTransform) else None
+        if (
+            not isinstance(flow, ConditionalFlowTransform)
+            or flow.event_shape != self.event_shape
+            or given != context_dim
+        ):
             raise ValueError(
                 f"flow: expected a conditional transform of event_shape {tuple(self.event_shape)} and "
-                f"context_dim {context_dim}, got {tuple(flow.event_shape)} and "
-                f"{getattr(flow, 'context_dim', None)}"
+                f"context_dim {context_dim}, got {tuple(flow.event_shape)} and {given}"
             )
         self.context_dim = context_dim
-        self.flow = cast(ConditionalFlowTransform, flow)
+        self.flow = flow
         self.base = BaseNormal(flow.base_shape, base, base_scale)
 
     def context(self, y: Tensor) -> Tensor:
@@ -110,14 +119,16 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         y = self._check(y)
         return y @ self.embedding.weight if y.is_floating_point() else self.embedding(y)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         context = self.context(y)
         base = self.base(context.shape[:-1], temperature)
         return ConditionalTransformedDistribution(base, [self.flow]).condition(context)
 
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
-        """Set actnorms from the latents. New couplings ignore their context, so an unknown label may
-        be taken for any."""
+        """Set the actnorms from a batch of latents ``(B, *event_shape)`` with labels ``(B,)``.
+
+        New couplings ignore their context. Label 0 can therefore stand in for an unknown one.
+        """
         if self.embedding is not None:
             y = self._check_rows(z_f, y).clamp(min=0)
         self.flow.initialize(z_f, self.context(y))
@@ -128,16 +139,12 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         return super().class_log_prob(z_f)
 
     def encode(self, z_f: Tensor, y: Tensor) -> Tensor:
-        r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once the label is known."""
+        r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once its label ``y`` is known."""
         return self.flow.inverse_and_ladj(z_f, self.context(y))[0]
 
     def decode(self, z_h: Tensor, y: Tensor) -> Tensor:
-        r""":math:`z_f = h_\phi^{-1}(z_h; y)`: undoes :meth:`encode`; with another label, swaps it."""
-        return self.flow.call_and_ladj(z_h, self.context(y))[0]  # type: ignore[call-arg]
+        r""":math:`z_f = h_\phi^{-1}(z_h; y)`: the inverse of :meth:`encode`.
 
-
-def _default_flow(event_shape: torch.Size, **options: Any) -> Layer:
-    """A conditional Glow on the flattened event."""
-    shape = as_event_shape(event_shape)
-    layers = [glow(shape.numel(), **options)]
-    return compose([*layers, Flatten(shape)]) if len(shape) == 3 else layers[0]
+        With another ``y`` than in :meth:`encode`, it swaps the label and keeps the rest.
+        """
+        return self.flow.call_and_ladj(z_h, self.context(y))[0]

@@ -1,16 +1,19 @@
-r"""Mixture priors: one Gaussian or Student-t component a class."""
+r"""Mixture priors: one Gaussian or Student-t component for each class."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_temperature
+from pyro_scnf._shapes import as_event_shape
 from pyro_scnf.priors.base import ClassConditionalPrior
 
 __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
@@ -19,14 +22,14 @@ Means = Literal["random", "antipodal", "latents"]
 
 
 class _LocationScalePrior(ClassConditionalPrior):
-    """Tables of one location and one scale a class, and how a label picks from them."""
+    """Tables that hold a location and a scale for each class. A label picks from them."""
 
     loc: Tensor
     log_scale: Tensor
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         num_classes: int,
         scale_shape: tuple[int, ...],
         *,
@@ -46,6 +49,7 @@ class _LocationScalePrior(ClassConditionalPrior):
         self._table("log_scale", torch.full(scale_shape, math.log(scale)), learn_scales)
 
     def _table(self, name: str, value: Tensor, learn: bool) -> None:
+        """Register ``value`` under ``name``, as a parameter or as a buffer."""
         if learn:
             setattr(self, name, nn.Parameter(value))
         else:
@@ -62,26 +66,28 @@ class _LocationScalePrior(ClassConditionalPrior):
         return torch.stack([direction, -direction])
 
     def _pick(self, table: Tensor, y: Tensor, event_dim: int) -> Tensor:
-        """``table`` ``(*S, K, *event)`` at labels or class weights ``y``.
+        """Entries of ``table`` ``(*S, K, *event)`` for labels ``y``, or their weighted sum for class weights.
 
-        ``S`` is empty unless the table itself is a random draw (``PyroSample``), in which case its
-        batch dimensions broadcast against those of ``y``.
+        ``S`` is empty unless the table is a ``PyroSample``, and so a random draw itself. The dimensions
+        ``S`` then broadcast against the batch dimensions of ``y``.
         """
         if not y.is_floating_point():
             return Vindex(table)[(..., y) + (slice(None),) * event_dim]
         flat = table.flatten(-event_dim) if event_dim else table[..., None]
-        picked = (y[..., None] * flat).sum(-2)  # not a matmul: those lose digits under autocast
+        picked = (y[..., None] * flat).sum(-2)  # no matmul: under autocast it would round to bfloat16
         event = table.shape[table.dim() - event_dim :]
         return picked.reshape(picked.shape[:-1] + event)
 
     def _event(self, value: Tensor) -> Tensor:
-        """``value``, given per class or per component, as ``(*batch, *event)``."""
+        """``value`` ``(*batch,)`` with an axis of length 1 for each event dimension."""
         return value.reshape(value.shape + (1,) * len(self.event_shape))
 
     @torch.no_grad()
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
-        """With ``means="latents"``, move every mean to its class's labelled latents.
+        """With ``means="latents"``, set every mean to that of the labelled latents of its class.
 
+        :param z_f: latents ``(B, *event_shape)``.
+        :param y: their labels ``(B,)``, -1 where unknown.
         :raises ValueError: if a class has no labelled example, or for wrong labels.
         """
         y = self._check_rows(z_f, y)
@@ -95,20 +101,23 @@ class _LocationScalePrior(ClassConditionalPrior):
 
 
 class GaussianMixturePrior(_LocationScalePrior):
-    r"""One Gaussian a class, :math:`\mathcal N(z_f \mid \mu_y, \Sigma_y)`; a GMM once ``y`` is summed out.
+    r"""One Gaussian for each class, :math:`\mathcal N(z_f \mid \mu_y, \Sigma_y)`.
+
+    Summed over ``y`` the Gaussians form a mixture (GMM).
 
     :param event_shape: shape of :math:`z_f`.
     :param int num_classes: number of labels K.
-    :param covariance: ``"diagonal"`` (per class), ``"shared"`` (one diagonal for all, as in the SCNF
-        code), ``"isotropic"`` (one scale a class, as in FlowGMM) or ``"full"`` (a Cholesky factor a
-        class).
+    :param covariance: ``"diagonal"`` (a diagonal for each class), ``"shared"`` (one diagonal for all
+        classes, as in the SCNF code), ``"isotropic"`` (one scale for each class, as in FlowGMM) or
+        ``"full"`` (a Cholesky factor for each class).
     :param means: initial means: ``"random"`` (standard normal times ``separation``), ``"antipodal"``
-        (two classes, opposite points of norm ``separation``) or ``"latents"`` (random, then the
-        class means of labelled latents at :meth:`initialize`).
+        (two classes, opposite points of norm ``separation``) or ``"latents"`` (random until
+        :meth:`initialize` sets them to the class means of labelled latents).
     :param float separation: see ``means``.
     :param float scale: initial standard deviation.
-    :param bool learn_means: means are parameters, else fixed.
-    :param bool learn_scales: scales are parameters, else fixed.
+    :param bool learn_means: whether means are parameters. Otherwise they are fixed.
+    :param bool learn_scales: whether scales are parameters. Otherwise they are fixed.
+    :raises ValueError: for an unknown word or a number out of range.
 
     Reference: Atanov et al., 2019, section 3.4; Izmailov et al., *FlowGMM*, 2020, section 3.
     """
@@ -117,7 +126,7 @@ class GaussianMixturePrior(_LocationScalePrior):
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         num_classes: int,
         *,
         covariance: Literal["diagonal", "shared", "isotropic", "full"] = "diagonal",
@@ -127,8 +136,8 @@ class GaussianMixturePrior(_LocationScalePrior):
         learn_means: bool = True,
         learn_scales: bool = True,
     ) -> None:
-        event = tuple(torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape))
-        dim = math.prod(event)
+        event = as_event_shape(event_shape)
+        dim = event.numel()
         shapes: dict[str, tuple[int, ...]] = {
             "diagonal": (num_classes, *event),
             "shared": event,
@@ -151,7 +160,7 @@ class GaussianMixturePrior(_LocationScalePrior):
         if covariance == "full":
             self._table("off_diagonal", torch.zeros(num_classes, dim, dim), learn_scales)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         y, temperature = self._check(y), check_temperature(temperature)
         event_dim = len(self.event_shape)
         loc = self._pick(self.loc, y, event_dim)
@@ -165,7 +174,7 @@ class GaussianMixturePrior(_LocationScalePrior):
             log_scale = self._pick(self.log_scale, y, event_dim)
         return dist.Normal(loc, temperature * log_scale.exp()).to_event(event_dim)
 
-    def _full(self, y: Tensor, loc: Tensor, temperature: float) -> Any:
+    def _full(self, y: Tensor, loc: Tensor, temperature: float) -> TorchDistributionMixin:
         off_diagonal = self._pick(self.off_diagonal, y, 2).tril(-1)
         scale_tril = temperature * (off_diagonal + torch.diag_embed(self._pick(self.log_scale, y, 1).exp()))
         flat = dist.MultivariateNormal(loc.flatten(-len(self.event_shape)), scale_tril=scale_tril)
@@ -176,13 +185,15 @@ class GaussianMixturePrior(_LocationScalePrior):
 
 
 class StudentTMixturePrior(_LocationScalePrior):
-    r"""Independent Student-t components a class: heavier tails than a GMM, so that a far-off point is
-    assigned less surely.
+    r"""A product of Student-t distributions for each class.
+
+    Its tails are heavier than those of a Gaussian, so it assigns distant points to a class less surely.
 
     :param float df: initial degrees of freedom, above 2 so that variances exist.
-    :param bool learn_df: whether they are a parameter, else fixed.
+    :param bool learn_df: whether the degrees of freedom are a parameter. Otherwise they are fixed.
+    :raises ValueError: for an unknown word or a number out of range.
 
-    The other parameters are those of :class:`GaussianMixturePrior`, with a diagonal scale per class.
+    The other parameters are those of :class:`GaussianMixturePrior`, with a diagonal scale for each class.
 
     Reference: Izmailov et al., *FlowGMM*, 2020.
     """
@@ -191,7 +202,7 @@ class StudentTMixturePrior(_LocationScalePrior):
 
     def __init__(
         self,
-        event_shape: Any,
+        event_shape: Sequence[int] | int,
         num_classes: int,
         *,
         df: float = 5.0,
@@ -202,7 +213,7 @@ class StudentTMixturePrior(_LocationScalePrior):
         learn_means: bool = True,
         learn_scales: bool = True,
     ) -> None:
-        event = tuple(torch.Size((event_shape,) if isinstance(event_shape, int) else event_shape))
+        event = as_event_shape(event_shape)
         if df <= 2:
             raise ValueError(f"df={df}: expected more than 2")
         super().__init__(
@@ -222,7 +233,7 @@ class StudentTMixturePrior(_LocationScalePrior):
         """Degrees of freedom."""
         return 2.0 + self.raw_df.exp()
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> Any:
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         y, temperature = self._check(y), check_temperature(temperature)
         event_dim = len(self.event_shape)
         loc = self._pick(self.loc, y, event_dim)

@@ -1,4 +1,4 @@
-"""Naming a prior by word, by dict, by class or by object."""
+"""Name a prior by a word, a dict, an import path, a class or a module."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
     "flowgmm": partial(GaussianMixturePrior, covariance="isotropic", learn_means=False, learn_scales=False),
     "student-t": StudentTMixturePrior,
 }
-"""Priors by name; ``flowgmm`` has fixed random means and unit scales."""
+"""Priors by name. ``flowgmm`` is the prior of FlowGMM, with fixed random means and fixed unit scales."""
 
 PriorSpec = str | Mapping[str, object] | Callable[..., ClassConditionalPrior] | ClassConditionalPrior
-"""Whatever names a prior, see :func:`make_prior`."""
+"""The ways to name a prior, see :func:`make_prior`."""
 
 
 def make_prior(
