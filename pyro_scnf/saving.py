@@ -1,21 +1,23 @@
-"""Models in files: what built them, in plain values, and their parameters."""
+"""Save models to files and load them. A file holds the arguments that built the model, and its parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 from zipfile import BadZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_scnf._files import replacing
 from pyro_scnf._spec import describe
 from pyro_scnf.flows import FLOWS
 from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.nn import NETS
+from pyro_scnf.nn import NETS
 from pyro_scnf.priors import PRIORS
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
@@ -23,6 +25,25 @@ __all__ = ["load", "save"]
 
 FORMAT = 1
 """Version of the file's layout."""
+
+
+class _Description(TypedDict):
+    """The arguments that built a model, as plain values."""
+
+    transform: dict[str, object]
+    prior: dict[str, object]
+    num_classes: int
+    aux_scale: Literal["learnable", "unit"]
+    learn_class_probs: bool
+    options: dict[str, Any]
+
+
+class _Content(TypedDict):
+    """All that a file holds."""
+
+    format: int
+    model: _Description
+    state_dict: dict[str, Tensor]
 
 
 def save(model: SemiSupervisedModel, path: str | Path) -> None:
@@ -33,13 +54,13 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
 
     :param model: a model whose flow is one of :data:`pyro_scnf.flows.FLOWS` and whose prior was named by
         a word, a dict or an import path.
-    :raises ValueError: if a part was built in another way. Save its ``state_dict`` then, and rebuild the
-        model in your own code.
+    :raises ValueError: if a part was built in another way. Then save ``model.state_dict()``, and rebuild
+        the model in your own code.
     """
     if not isinstance(model, SemiSupervisedModel):
         raise ValueError(f"model: expected a SemiSupervisedModel, got {type(model).__name__}")
     flow = model.flow
-    description = {
+    description: _Description = {
         "transform": _described(flow.transform, "flow.transform", "pyro_scnf.flows"),
         "prior": _described(flow.prior, "flow.prior", "make_prior, by a word, a dict or an import path"),
         "num_classes": flow.num_classes,
@@ -52,10 +73,11 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
 
 
 def _described(part: nn.Module, name: str, source: str) -> dict[str, object]:
+    """The arguments that built ``part``, which is ``name`` of the model and should be made by ``source``."""
     description = describe(part)
     if description is None:
         raise ValueError(
-            f"{name}: how it was built is not known in plain values, so no file can say it. Build it with "
+            f"{name}: how it was built is not known in plain values, so a file cannot say it. Build it with "
             f"{source} (networks named by a word, not by a function), or save model.state_dict() and "
             "rebuild the model in your own code"
         )
@@ -67,18 +89,19 @@ def load(
 ) -> SemiSupervisedModel:
     """The model that :func:`save` wrote to ``path``, in the dtype in which it was saved.
 
-    Reading takes tensors and plain values only (``weights_only=True``): the file cannot run code. The global
-    random generator is left as it was.
+    Only tensors and plain values are read (``weights_only=True``), so the file cannot run code. The state of
+    the global random generator does not change.
 
-    :param trust: import paths of your own classes (``"my_package.MyPrior"``) that the file may name. A name
-        that is neither here nor one of the package's own is refused and not imported.
+    :param trust: import paths of your own classes (``"my_package.MyPrior"``) that the file may name. Any
+        other import path in the file is refused and not imported.
     :param device: where to put the model.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if it is damaged, not written by :func:`save`, or names a class that is not trusted.
+    :raises ValueError: if the file is damaged, was not written by :func:`save`, or names a class that is not
+        trusted.
     """
     content = _read(Path(path))
     description = content["model"]
-    for name, known in ((description["transform"]["name"], FLOWS), (description["prior"]["name"], PRIORS)):
+    for name, known in _names(description):
         if name not in known and name not in trust:
             raise ValueError(
                 f"{path}: it names {name!r}, which is not part of pyro_scnf; if you trust that class, give "
@@ -96,10 +119,26 @@ def load(
     return model.to(device)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    data = BytesIO(path.read_bytes())  # a file that is not there, or may not be read, is another error
+def _names(description: _Description) -> Iterator[tuple[object, Collection[str]]]:
+    """Every name in the description, with the words that are the package's own."""
+    parts: tuple[tuple[dict[str, object], Collection[str]], ...] = (
+        (description["transform"], FLOWS),
+        (description["prior"], PRIORS),
+    )
+    for part, known in parts:
+        yield part["name"], known
+        nets = part.get("net") if part["name"] in known else None
+        for net in nets if isinstance(nets, list | tuple) else [nets]:
+            name = net.get("name") if isinstance(net, Mapping) else net
+            if name is not None:
+                yield str(name).partition(":")[0], NETS
+
+
+def _read(path: Path) -> _Content:
+    """The content of the file. A file that is damaged or of another kind is a ``ValueError``."""
+    data = BytesIO(path.read_bytes())  # outside the try block: a missing file has its own error
     try:
-        content: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+        content: _Content = torch.load(data, map_location="cpu", weights_only=True)
     except (
         RuntimeError,
         EOFError,
@@ -119,9 +158,21 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _build(description: dict[str, Any]) -> SemiSupervisedModel:
+def _foreign_names(description: dict[str, Any]) -> Iterator[str]:
+    """Whatever a description names that is not part of the package, networks included."""
+    for part, known in ((description["transform"], FLOWS), (description["prior"], PRIORS)):
+        if part["name"] not in known:
+            yield str(part["name"])
+        nets = part.get("net")
+        for net in nets if isinstance(nets, list | tuple) else [nets]:
+            word = net.get("name") if isinstance(net, Mapping) else net
+            if word is not None and str(word).partition(":")[0] not in NETS:
+                yield str(word).partition(":")[0]
+
+
+def _build(description: _Description) -> SemiSupervisedModel:
     transform = dict(description["transform"])
-    name = transform.pop("name")
+    name = str(transform.pop("name"))
     flow = SemiConditionalFlow(
         FLOWS[name](**transform),
         description["prior"],

@@ -171,6 +171,51 @@ def test_a_class_of_ones_own_is_built_only_if_trusted(own_package, tmp_path, mon
         scnf.load(path)
 
 
+@pytest.mark.parametrize(
+    "net", ["their_package.net:width=4", {"name": "their_package.net"}, ["mlp", "their_package.net"]]
+)
+@pytest.mark.parametrize("part", ["transform", "prior"])
+def test_a_network_of_ones_own_is_not_imported_either(part, net, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    scnf.save(small_model("flow"), path)
+    description = torch.load(path, weights_only=True)["model"]
+    change(path, model={**description, part: {**description[part], "net": net}})
+    monkeypatch.setitem(sys.modules, "their_package", None)  # importing it would be an error
+    with pytest.raises(ValueError, match=r"names 'their_package.net', which is not part of pyro_scnf"):
+        scnf.load(path)
+
+
+NOT_OURS = "a_module_that_must_not_be_imported.Net"
+
+
+@pytest.mark.parametrize("part", ["transform", "prior"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": NOT_OURS},
+        {"net": NOT_OURS},
+        {"net": f"{NOT_OURS}:width=3"},
+        {"net": {"name": NOT_OURS}},
+        {"net": {"name": f"{NOT_OURS}:width=3"}},
+        {"net": ["mlp", NOT_OURS]},
+    ],
+)
+def test_no_name_in_a_file_is_imported_unless_trusted(part, change, tmp_path):
+    path = tmp_path / "model.pt"
+    scnf.save(small_model("flow"), path)
+    content = torch.load(path, weights_only=True)
+    content["model"][part] |= change
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"names '{NOT_OURS}', which is not part of pyro_scnf"):
+        scnf.load(path)
+
+
+def test_a_network_of_ones_own_is_built_if_trusted(own_package, tmp_path):
+    own_package.net = own_net
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, net="their_package.net"), "gmm", 2)
+    round_trip(scnf.SemiSupervisedModel(flow), tmp_path / "model.pt", trust=["their_package.net"])
+
+
 def change(path, **changes):
     content = torch.load(path, weights_only=True)
     torch.save({**content, **changes}, path)
