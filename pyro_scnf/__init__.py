@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-# Imported on first use, since they may need extras.
+# Import these on first use, because they may need extras.
 _LAZY = dict.fromkeys(("analysis", "datasets", "plots", "presets", "testing", "training"), "")
 
 __getattr__, __dir__ = lazy(__name__, _LAZY, __all__)

@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use, because they need optional libraries or take time."""
+"""Import some names of a package on first use, because they need optional libraries or load slowly."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["lazy"]
 def lazy(
     package: str, names: Mapping[str, str], eager: Iterable[str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package.
+    """``__getattr__`` and ``__dir__`` of a package that imports some names on first use.
 
-    :param package: its ``__name__``.
-    :param names: the module that each lazy name comes from; an empty string for a submodule of that name.
-    :param eager: the names that are there already.
+    :param package: ``__name__`` of the package.
+    :param names: the module from which each lazy name comes; an empty string if the name is a submodule.
+    :param eager: names that the package has already.
     """
 
     def get(name: str) -> object:
@@ -25,7 +25,7 @@ def lazy(
         if not names[name]:
             return importlib.import_module(f"{package}.{name}")
         value: object = getattr(importlib.import_module(names[name]), name)
-        setattr(sys.modules[package], name, value)  # found at once the next time
+        setattr(sys.modules[package], name, value)  # the next time, Python finds it without this function
         return value
 
     def list_names() -> list[str]:

@@ -1,4 +1,7 @@
-"""Naming a part by word, by dict, by class or by import path, alike in Python and on a command line."""
+"""Name a part of a model by a word, a dict, an import path, a class or a function.
+
+A word and an import path are strings, so a command line can give them, too.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SPEC = "_spec"
-"""The attribute that holds how a module was described, see :func:`describe`."""
+"""Name of the attribute that :func:`remember` sets and :func:`describe` reads."""
 
 
 @dataclass(frozen=True)
 class Named(Generic[T]):
-    """A factory that was named, and the options that go with it.
+    """A factory and its options.
 
-    :ivar factory: what to call.
-    :ivar dict options: keyword arguments for it.
-    :ivar description: the same in plain values, ``None`` if the factory was not named by a string.
+    :ivar factory: makes the part.
+    :ivar dict options: keyword arguments for the factory.
+    :ivar description: the options and the key ``name``; ``None`` if the factory has no name.
     """
 
     factory: Callable[..., T]
@@ -41,7 +44,7 @@ def read_spec(
     :param spec: a word of ``known``, a word with options (``"gmm:scale=0.5"``), an import path
         (``"my_package.MyPrior:width=32"``), a mapping with the key ``name``, or a class or function.
     :param known: factories by word.
-    :param kind: the name of the argument, for messages.
+    :param kind: the name of the user's argument, for error messages.
     :raises ValueError: for an unknown word, or options that cannot be read.
     """
     options: dict[str, object] = {}
@@ -62,14 +65,17 @@ def read_spec(
 
 
 def _read_options(text: str, kind: str) -> dict[str, object]:
-    """``"key=value,key=value"`` as a dict. A value that is no Python literal is a word."""
+    """``"key=value,key=value"`` as a dict. A value that is not a Python literal is a string.
+
+    ``true`` and ``false`` are truth values, in lower or upper case.
+    """
     source = f"options({text})"
     try:
         call = ast.parse(source, mode="eval").body
     except SyntaxError:
         call = None
     if not isinstance(call, ast.Call) or call.args or any(item.arg is None for item in call.keywords):
-        raise ValueError(f"{kind} option {text!r}: expected key=value, several of them apart by commas")
+        raise ValueError(f"{kind} option {text!r}: expected key=value pairs, separated by commas")
     options: dict[str, object] = {}
     for item in call.keywords:
         try:
@@ -82,6 +88,7 @@ def _read_options(text: str, kind: str) -> dict[str, object]:
 
 
 def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., T]:
+    """The class or function at the import path ``path``."""
     module, _, name = path.rpartition(".")
     try:
         factory: Callable[..., T] = getattr(importlib.import_module(module), name)
@@ -92,7 +99,7 @@ def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., 
     return factory
 
 
-# -- how a part was made ---------------------------------------------------------------------------
+# -- how a part was built --------------------------------------------------------------------------
 def is_plain(value: object) -> bool:
     """Whether ``value`` is made of numbers, strings, ``None``, lists, tuples and dicts only."""
     if isinstance(value, Mapping):
@@ -103,13 +110,13 @@ def is_plain(value: object) -> bool:
 
 
 def remember(part: object, description: Mapping[str, object] | None) -> None:
-    """Keep how ``part`` was named, if that is made of plain values."""
+    """Store ``description`` on ``part`` if it consists of plain values, else ``None``."""
     plain = description is not None and is_plain(description)
     setattr(part, SPEC, dict(description) if description is not None and plain else None)
 
 
 def recorded(factory: Callable[P, T]) -> Callable[P, T]:
-    """Have what ``factory`` makes remember the arguments, where these are plain values."""
+    """Decorate ``factory`` so that each part it makes remembers its arguments, if these are plain values."""
     signature = inspect.signature(factory)
 
     @wraps(factory)
@@ -123,6 +130,6 @@ def recorded(factory: Callable[P, T]) -> Callable[P, T]:
 
 
 def describe(part: object) -> dict[str, object] | None:
-    """How ``part`` was named when it was built, in plain values; ``None`` if that is not known."""
+    """The name and the options that built ``part``, as plain values; ``None`` if they are not known."""
     description: dict[str, object] | None = getattr(part, SPEC, None)
     return description

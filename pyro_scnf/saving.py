@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,7 +16,6 @@ from pyro_scnf._files import replacing
 from pyro_scnf._spec import describe
 from pyro_scnf.flows import FLOWS
 from pyro_scnf.models import SemiSupervisedModel
-from pyro_scnf.nn import NETS
 from pyro_scnf.nn import NETS
 from pyro_scnf.priors import PRIORS
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -101,8 +100,8 @@ def load(
     """
     content = _read(Path(path))
     description = content["model"]
-    for name, known in _names(description):
-        if name not in known and name not in trust:
+    for name in _foreign_names(description):
+        if name not in trust:
             raise ValueError(
                 f"{path}: it names {name!r}, which is not part of pyro_scnf; if you trust that class, give "
                 f"trust=[{name!r}]"
@@ -117,21 +116,6 @@ def load(
     except RuntimeError as error:
         raise ValueError(f"{path}: its parameters do not fit the model that it describes: {error}") from error
     return model.to(device)
-
-
-def _names(description: _Description) -> Iterator[tuple[object, Collection[str]]]:
-    """Every name in the description, with the words that are the package's own."""
-    parts: tuple[tuple[dict[str, object], Collection[str]], ...] = (
-        (description["transform"], FLOWS),
-        (description["prior"], PRIORS),
-    )
-    for part, known in parts:
-        yield part["name"], known
-        nets = part.get("net") if part["name"] in known else None
-        for net in nets if isinstance(nets, list | tuple) else [nets]:
-            name = net.get("name") if isinstance(net, Mapping) else net
-            if name is not None:
-                yield str(name).partition(":")[0], NETS
 
 
 def _read(path: Path) -> _Content:
@@ -158,9 +142,13 @@ def _read(path: Path) -> _Content:
     return content
 
 
-def _foreign_names(description: dict[str, Any]) -> Iterator[str]:
-    """Whatever a description names that is not part of the package, networks included."""
-    for part, known in ((description["transform"], FLOWS), (description["prior"], PRIORS)):
+def _foreign_names(description: _Description) -> Iterator[str]:
+    """The names in the description that are not the package's own, those of networks included."""
+    parts: tuple[tuple[dict[str, object], Mapping[str, object]], ...] = (
+        (description["transform"], FLOWS),
+        (description["prior"], PRIORS),
+    )
+    for part, known in parts:
         if part["name"] not in known:
             yield str(part["name"])
         nets = part.get("net")

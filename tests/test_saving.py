@@ -171,20 +171,6 @@ def test_a_class_of_ones_own_is_built_only_if_trusted(own_package, tmp_path, mon
         scnf.load(path)
 
 
-@pytest.mark.parametrize(
-    "net", ["their_package.net:width=4", {"name": "their_package.net"}, ["mlp", "their_package.net"]]
-)
-@pytest.mark.parametrize("part", ["transform", "prior"])
-def test_a_network_of_ones_own_is_not_imported_either(part, net, tmp_path, monkeypatch):
-    path = tmp_path / "model.pt"
-    scnf.save(small_model("flow"), path)
-    description = torch.load(path, weights_only=True)["model"]
-    change(path, model={**description, part: {**description[part], "net": net}})
-    monkeypatch.setitem(sys.modules, "their_package", None)  # importing it would be an error
-    with pytest.raises(ValueError, match=r"names 'their_package.net', which is not part of pyro_scnf"):
-        scnf.load(path)
-
-
 NOT_OURS = "a_module_that_must_not_be_imported.Net"
 
 

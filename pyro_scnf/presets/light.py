@@ -112,8 +112,8 @@ MNIST_CPU = Preset(
     batch_size=96,
     labelled_batch_size=16,
     validate_every=250,
-    # A light model would need many passes to find the classes from the density alone. The label terms therefore
-    # begin strong. They fade during training, so that the density decides in the end.
+    # A light model would need many passes to find the classes from the density alone. The label terms
+    # therefore begin strong. They fade during training, so that the density decides in the end.
     model=ModelOptions(
         labelled_weight=0.1,
         classification_weight=200.0,
