@@ -1,20 +1,21 @@
-"""What the examples share: the command line, one call that trains, and the files they write."""
+"""Shared by the examples: the command line, one call that trains, and the files that they write."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import threads  # before torch
 import torch
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.presets import Preset
-from pyro_scnf.training import FitResult
+from pyro_scnf.presets import FitOptions, Preset
+from pyro_scnf.training import FitResult, Machine
 
 
 def positive(text: str) -> int:
@@ -31,14 +32,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     prior = f"p(z_f | y): {', '.join(scnf.PRIORS)}, with options (gmm:covariance=full), or an import path"
     parser.add_argument("--prior", default="flow", help=prior)
-    parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="what is done about the label")
-    parser.add_argument("--seed", type=int, default=0, help="of the data split and of training")
-    parser.add_argument("--steps", type=positive, help="optimiser steps, if not those of the preset")
+    parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="how to treat unknown labels")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data split and of training")
+    parser.add_argument("--steps", type=positive, help="optimiser steps; by default those of the preset")
     parser.add_argument("--out", type=Path, help="folder for metrics, figures and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=positive, help="CPU threads; by default what is fastest now")
-    parser.add_argument("--smoke-test", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--threads", type=positive, help="CPU threads; by default the fastest number")
+    parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     return parser
 
 
@@ -48,9 +49,12 @@ def train(
     model: scnf.SemiSupervisedModel,
     data: SemiSupervisedData,
     smoke_steps: int,
-    **options: Any,
+    *,
+    machine: Machine,
+    minutes: float | None = None,
+    log: Literal["csv", "tensorboard"] | None = None,
 ) -> FitResult:
-    """``preset.fit`` with the options of the command line, on a number of threads that suits the machine."""
+    """``preset.fit`` with the options of the command line. It first sets the number of CPU threads."""
     loss, size = scnf.elbo(model), min(preset.batch_size, 128)
     x = data.x[:size]
 
@@ -58,15 +62,16 @@ def train(
         loss(preset.augment.prepare(x).to(args.device)).backward()
         model.zero_grad(set_to_none=True)
 
-    given = args.threads or (1 if options["machine"].devices > 1 else None)  # processes share the cores
+    given = args.threads or (1 if machine.devices > 1 else None)  # processes share the cores
     args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
     steps = args.steps or (smoke_steps if args.smoke_test else preset.steps)
-    options = {"guide": args.guide, "steps": steps, "seed": args.seed, "resume": args.resume, **options}
-    return preset.fit(model, data, out=args.out, **options)
+    options: FitOptions = {"machine": machine, "steps": steps, "minutes": minutes, "log": log}
+    options |= {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
+    return preset.fit(model, data, **options)
 
 
-def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: dict[str, Any]) -> None:
-    """Write the model to ``model.pt``, for ``scnf.load``, and at last ``metrics.json``."""
+def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: Mapping[str, object]) -> None:
+    """Write the model to ``model.pt``, for ``scnf.load``, and then ``metrics.json``."""
     scnf.save(model, args.out / "model.pt")
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
     versions = {

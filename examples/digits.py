@@ -1,7 +1,7 @@
 """A hundred labelled handwritten digits: one exact model that classifies and draws them.
 
-Trains a semi-conditional flow on the 8×8 digits that scikit-learn ships, of which ten a class are labelled,
-and prints its test error beside that of standard methods on the same split. Writes ``metrics.json``,
+Trains a semi-conditional flow on the 8×8 digits that scikit-learn ships. Ten digits of each class are
+labelled. Prints its test error beside that of standard methods on the same split. Writes ``metrics.json``,
 ``model.pt``, checkpoints and figures to ``--out``:
 
     python examples/digits.py --prior flow --guide exact --seed 0 --out out/digits
@@ -10,7 +10,6 @@ and prints its test error beside that of standard methods on the same split. Wri
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import common
 import figures
@@ -29,7 +28,8 @@ PRESET = scnf.presets.DIGITS
 
 
 def baselines(data: SemiSupervisedData) -> dict[str, float]:
-    """Test error in per cent of standard methods on the same digits; held-out ones serve as unlabelled."""
+    """Test errors of standard methods in per cent. They use the held-out digits as unlabelled ones."""
+    assert data.x_val is not None
     x = torch.cat([data.x, data.x_val]).flatten(1).numpy()
     y = torch.cat([data.y, torch.full((len(data.x_val),), scnf.UNLABELLED)]).numpy()
     known = y != scnf.UNLABELLED
@@ -49,7 +49,7 @@ def baselines(data: SemiSupervisedData) -> dict[str, float]:
     return {name: 100 * (1 - method.score(*test)) for name, method in fitted.items()}
 
 
-def main() -> dict[str, Any]:
+def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--labels-per-class", type=common.positive, default=10)
     args = parser.parse_args()
@@ -62,22 +62,21 @@ def main() -> dict[str, Any]:
     result = common.train(args, PRESET, model, data, smoke_steps=10, machine=machine)
 
     bins = PRESET.augment.bins
-    metrics: dict[str, Any] = analysis.evaluate(
-        model, data.x_test, data.y_test, bins=bins, draws=PRESET.draws
-    )
-    metrics |= {"val_nll": result.best_nll, "best_step": result.best_step, "seconds": result.seconds}
-    metrics["baselines_error_pct"] = baselines(data)
+    scores = analysis.evaluate(model, data.x_test, data.y_test, bins=bins, draws=PRESET.draws)
+    others = baselines(data)
+    training = {"val_nll": result.best_nll, "best_step": result.best_step, "seconds": result.seconds}
+    metrics: dict[str, object] = {**scores, **training, "baselines_error_pct": others}
     x, y = data.test_examples()
     figures.draw_samples(args, model.flow)
     figures.draw_swaps(args, model.flow, PRESET.augment.prepare(x), y)
     common.save(args, model, metrics)
 
     print(f"\ntest error on {len(data.x_test)} digits, {len(data.labelled[0])} labels, seed {args.seed}")
-    for name, error in {"pyro-scnf": metrics["test_error_pct"], **metrics["baselines_error_pct"]}.items():
+    for name, error in {"pyro-scnf": scores["test_error_pct"], **others}.items():
         print(f"  {name:22s} {error:5.1f} %")
     print(
-        f"{metrics['test_bits_per_dim']:.3f} bits/dim, calibration error {metrics['test_ece']:.3f}, "
-        f"{metrics['seconds']:.0f} s; written to {args.out}"
+        f"{scores['test_bits_per_dim']:.3f} bits/dim, calibration error {scores['test_ece']:.3f}, "
+        f"{result.seconds:.0f} s; written to {args.out}"
     )
     return metrics
 

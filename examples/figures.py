@@ -25,7 +25,7 @@ def draw_samples(args: argparse.Namespace, flow: scnf.SemiConditionalFlow) -> No
 def draw_swaps(
     args: argparse.Namespace, flow: scnf.SemiConditionalFlow, x: Tensor, y: Tensor, keep_aux: bool = True
 ) -> None:
-    """``swaps.png``: images under every label, if the prior can tell style from label."""
+    """``swaps.png``: images under every label, if the prior separates the label from the style."""
     if isinstance(flow.prior, analysis.SwapsLabels):
         swaps = analysis.swap_labels(flow, x.to(args.device), y.to(args.device), keep_aux=keep_aux)
         columns = "itself, then under each label" + ("" if keep_aux else ", z_aux = 0")
@@ -34,7 +34,7 @@ def draw_swaps(
 
 
 def draw_paper(args: argparse.Namespace, flow: scnf.SemiConditionalFlow, x: Tensor, y: Tensor) -> None:
-    """Figures 2 and 4 of Atanov et al. (2019), samples of each class and, from a CSV log, learning curves."""
+    """Figures 2 and 4 of Atanov et al. (2019), samples of each class, and learning curves from a CSV log."""
     draw_samples(args, flow)
     draw_swaps(args, flow, x, y, keep_aux=False)
     images = analysis.reconstruct(flow, x.to(args.device), KEPT)

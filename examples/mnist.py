@@ -2,10 +2,10 @@
 
     python examples/mnist.py --preset cpu --data-root data --download --out out/mnist
     python examples/mnist.py --preset paper --device cuda --precision bf16-mixed --minutes 9 --out out/paper
-    (the same again with --resume goes on from there)
+    (run the second command again with --resume, and training goes on)
 
-Writes metrics.json, model.pt, checkpoints, the log and figures to ``--out``. ``pyro_scnf.presets`` says what
-each preset is.
+Writes metrics.json, model.pt, checkpoints, the log and figures to ``--out``. The presets are described in
+``pyro_scnf.presets``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import common
 import figures
@@ -28,22 +27,22 @@ PRESETS = {name[6:]: preset for name, preset in scnf.presets.PRESETS.items() if 
 SETS = [name for name, images in IMAGES.items() if images.shape == (1, 28, 28)]
 
 
-def main() -> dict[str, Any]:
+def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
-    parser.add_argument("--download", action="store_true", help="fetch the data set if it is not there")
+    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
     parser.add_argument("--labels", type=common.positive, default=100, help="labelled images")
-    parser.add_argument("--split", choices=SPLITS, help="how they are chosen, if not as in the preset")
-    parser.add_argument("--latent-dim", type=common.positive, help="components of z_f, of 784")
+    parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
+    parser.add_argument("--latent-dim", type=common.positive, help="components of z_f, out of 784")
     parser.add_argument("--clf-weight", type=float, help="weight of the classification loss")
     parser.add_argument("--batch-size", type=common.positive, help="unlabelled images a step")
     parser.add_argument("--labelled-batch-size", type=common.positive, help="labelled images a step")
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
     parser.add_argument("--compile", action="store_true", help="torch.compile both flows")
     parser.add_argument("--devices", type=common.positive, default=1, help="processes to train in")
-    parser.add_argument("--minutes", type=float, help="stop training in time; --resume goes on")
+    parser.add_argument("--minutes", type=float, help="stop before this time is up; --resume goes on")
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parser.parse_args()
     args.out = args.out or Path("out") / "mnist"
@@ -69,17 +68,19 @@ def main() -> dict[str, Any]:
         return {}
 
     bins, test = preset.augment.bins, slice(64 if args.smoke_test else None)
-    judged = {"bins": bins, "draws": preset.draws, "average": "posterior", "batch_size": 500}
-    metrics: dict[str, Any] = analysis.evaluate(model, data.x_test[test], data.y_test[test], **judged)
-    metrics |= vars(result) | {"val_nll": result.best_nll}
+    x, y = data.x_test[test], data.y_test[test]
+    scores = analysis.evaluate(
+        model, x, y, bins=bins, draws=preset.draws, average="posterior", batch_size=500
+    )
+    metrics: dict[str, object] = {**scores, **vars(result), "val_nll": result.best_nll}
     metrics["train_error_pct"] = analysis.evaluate(model, *data.labelled, bins=bins)["test_error_pct"]
     x, y = data.test_examples()
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
     common.save(args, model, metrics)
     print(
         f"{args.data}, {args.labels} labels, {args.preset}, {args.prior}, seed {args.seed}: "
-        f"test error {metrics['test_error_pct']:.2f} %, {metrics['test_bits_per_dim']:.3f} bits/dim, "
-        f"calibration error {metrics['test_ece']:.3f}; {result.steps} steps in {result.seconds / 60:.1f} min"
+        f"test error {scores['test_error_pct']:.2f} %, {scores['test_bits_per_dim']:.3f} bits/dim, "
+        f"calibration error {scores['test_ece']:.3f}; {result.steps} steps in {result.seconds / 60:.1f} min"
         f"{'' if result.finished else ', not finished: go on with --resume'}; written to {args.out}"
     )
     return metrics

@@ -1,7 +1,7 @@
-"""How many CPU threads an example computes with. Import this module before torch.
+"""Choose the number of CPU threads of an example. Import this module before torch.
 
-OpenMP reads ``OMP_WAIT_POLICY`` when torch loads it. Threads that wait for each other then sleep instead of
-spinning, so that other processes on a shared machine cost a run little more than their share.
+torch loads OpenMP, which then reads ``OMP_WAIT_POLICY``. With ``PASSIVE``, threads that wait for each other
+sleep and do not spin. Spinning threads would slow a run down badly where other processes use the same cores.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-ROUNDS, SECONDS = 5, 8.0  # of the measurement
-GAIN = 1.15  # more threads must be so much faster to be worth their cores
+ROUNDS, SECONDS = 5, 8.0  # the measurement takes at most so many rounds, and starts none after this time
+GAIN = 1.15  # more threads are chosen only if they are faster by this factor
 
 
 def available_cores() -> int:
@@ -26,9 +26,9 @@ def available_cores() -> int:
 
 
 def fastest(step: Callable[[], object]) -> int:
-    """The number of threads that runs ``step`` fastest now: 1, 2, 4, ... up to the cores at hand.
+    """The number of threads that runs ``step`` fastest now, out of 1, 2, 4, ... up to the number of cores.
 
-    The random generator is left as it was.
+    The state of the random generator does not change.
     """
     candidates = [2**i for i in range(available_cores().bit_length())]
     seconds: dict[int, list[float]] = {threads: [] for threads in candidates}
@@ -51,10 +51,10 @@ def fastest(step: Callable[[], object]) -> int:
 
 
 def set_threads(step: Callable[[], object], out: Path, *, given: int | None, resume: bool) -> int:
-    """Set the number of threads, print it, and keep it in ``out`` beside the checkpoints.
+    """Set the number of threads, print it, and write it to ``out``, beside the checkpoints.
 
-    It is the number ``given``, else that of the run to resume (another number would round differently),
-    else the fastest one.
+    It is the number ``given``. Without that, a resumed run takes its earlier number, because another number
+    would round differently. A new run takes the fastest number.
     """
     file = out / "threads.txt"
     if given is not None:

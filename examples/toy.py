@@ -1,6 +1,6 @@
 """Ten labels and a thousand points in the plane.
 
-Trains a semi-conditional flow on a 2-D toy data set of which five points a class are labelled, and writes
+Trains a semi-conditional flow on a 2-D toy data set. Five points of each class are labelled. Writes
 ``metrics.json``, ``model.pt``, checkpoints and two figures to ``--out``:
 
     python examples/toy.py --data moons --prior flow --guide exact --seed 0 --out out/moons
