@@ -14,7 +14,8 @@ import torch
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.presets import FitOptions, Preset
+from pyro_scnf.presets import Preset
+from pyro_scnf.presets.base import FitOptions
 from pyro_scnf.training import FitResult, Machine
 
 

@@ -14,6 +14,7 @@ from helpers import perturb, relative
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
 from pyro_scnf.datasets import enlarged_digits, toy
+from pyro_scnf.presets.base import FitOptions
 
 
 def size(module) -> int:
@@ -194,4 +195,4 @@ def test_presets_are_found_by_name_and_can_be_pickled():
 
 def test_presets_take_every_option_of_fit():
     options = set(inspect.signature(scnf.training.fit).parameters) - {"model", "data"}
-    assert set(scnf.presets.FitOptions.__annotations__) == options
+    assert set(FitOptions.__annotations__) == options

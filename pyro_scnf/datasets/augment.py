@@ -50,7 +50,7 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = Non
 class Augment:
     """Base class of ``fit(augment=...)``: how rows change before the model sees them.
 
-    Subclass it and override what you need. To change training batches alone, a plain function of x is
+    Subclass it and override what you need. If only training batches change, a plain function of x is
     enough. ``fit`` uses it as :meth:`__call__`.
 
     :ivar bins: number of grey levels, if :meth:`prepare` dequantises. Logs then show bits per dimension.

@@ -86,5 +86,5 @@ class SemiSupervisedData:
             raise ValueError(f"truth has shape {tuple(truth.shape)}, expected {tuple(self.y.shape)}")
         wrong = int(((truth != self.y) & (self.y != UNLABELLED)).sum())
         if wrong:
-            raise ValueError(f"truth: contradicts y in {wrong} labelled rows; are its rows those of x?")
+            raise ValueError(f"truth: contradicts y in {wrong} labelled rows; expected the labels of x")
         return truth

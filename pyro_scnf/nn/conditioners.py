@@ -78,9 +78,9 @@ class ResidualBlock(nn.Module):
 
 
 class Conditioner(nn.Module):
-    """A first layer, to whose output the context is added, a body, and a last layer that starts at zero.
+    """A network of a first layer, a body, and a last layer that starts at zero.
 
-    Inputs may have any number of batch dimensions.
+    The context is added to the output of the first layer. Inputs may have any number of batch dimensions.
 
     :param first: the first layer.
     :param body: everything between the first and the last layer.

@@ -1,7 +1,7 @@
 """Models with the settings that train them: the published MNIST model, and light models for a CPU."""
 
 from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
-from pyro_scnf.presets.base import FitOptions, ModelOptions, Preset
+from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "MNIST_PAPER_SMALL_H",
     "PRESETS",
     "TOY",
-    "FitOptions",
     "ModelOptions",
     "Preset",
     "scnf_mnist",

@@ -148,7 +148,7 @@ class StepBatches(Dataset[Batch]):
         return rows // self.world_size
 
     def _check_neighbours(self, neighbours: Tensor) -> Tensor:
-        """The table of neighbours on the CPU, where rows are drawn."""
+        """Raise unless ``neighbours`` fits the data and the batch sizes. Return it on the CPU."""
         rows, free = len(self.x), self.unlabelled_size - self.labelled_size
         if not self.labelled_size or not self.unlabelled_size:
             raise ValueError("neighbours: pairs need both labelled and unlabelled rows")

@@ -102,7 +102,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         return cast(Tensor, loss)
 
     def _examples(self, x: Tensor | None, x_unlabelled: Tensor | None) -> int:
-        """The number of examples that the loss of the batch sums over."""
+        """How many examples the loss counts: those of the data set if it is scaled up, else of the batch."""
         model = self.model
         if x is not None and x_unlabelled is not None:
             return (model.num_labelled or len(x)) + (model.num_unlabelled or len(x_unlabelled))
