@@ -15,7 +15,6 @@ import torch
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.presets import Preset
-from pyro_scnf.presets.base import FitOptions
 from pyro_scnf.training import FitResult, Machine
 
 
@@ -66,9 +65,8 @@ def train(
     given = args.threads or (1 if machine.devices > 1 else None)  # processes share the cores
     args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
     steps = args.steps or (smoke_steps if args.smoke_test else preset.steps)
-    options: FitOptions = {"machine": machine, "steps": steps, "minutes": minutes, "log": log}
-    options |= {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
-    return preset.fit(model, data, **options)
+    run = {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
+    return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
 
 
 def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: Mapping[str, object]) -> None:
