@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-ROUNDS, SECONDS = 5, 8.0  # at most 5 rounds of measurement; none starts after 8 seconds
-GAIN = 1.15  # more threads are chosen only if they are faster by this factor
+ROUNDS, SECONDS = 5, 8.0  # measure one to five rounds; start no further one after 8 seconds
+GAIN = 1.15  # choose more threads only if they are faster by this factor
 
 
 def available_cores() -> int:

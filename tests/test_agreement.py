@@ -76,8 +76,8 @@ def test_balance_does_not_teach_the_class_probabilities():
         model.balance_weight = weight
         scnf.elbo(model)(*batch).backward()
         gradients.append(model.class_probs.logits.grad.clone())
-    # The gradient through the posteriors, which depend on p(y), must arrive. The one through p(y) in the
-    # divergence itself must not.
+    # The divergence compares the posteriors with p(y). The posteriors depend on p(y) too, and the gradient
+    # must pass through them. It must not pass through the p(y) that they are compared with.
     log_prior = model.class_probs.logits.detach().log_softmax(-1).requires_grad_()
     posterior = (model.flow.class_log_prob(batch[2]) + log_prior).log_softmax(-1)
     imbalance(posterior, log_prior.detach()).backward()

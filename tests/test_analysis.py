@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import matplotlib
@@ -34,6 +35,14 @@ def test_error_likelihood_and_calibration_by_hand():
     ]
     assert found["test_ece"] == pytest.approx(sum(gaps).item(), abs=1e-5)
     assert found.keys() == {"test_error_pct", "test_nll", "test_ece"}
+
+
+def test_a_model_of_one_class_is_always_right():
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", num_classes=1))
+    x, y = torch.randn(20, 2), torch.zeros(20, dtype=torch.long)
+    found = analysis.evaluate(model, x, y)
+    assert found["test_error_pct"] == found["test_ece"] == 0
+    assert found["test_nll"] == pytest.approx(-model.log_prob(x).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("average", ["density", "posterior"])
@@ -99,8 +108,8 @@ def test_reconstructions_keep_the_deepest_components():
     assert relative(everything, x) < 1e-4
     assert relative(half, flow.decode(z_f, torch.zeros_like(z_aux))) < 1e-5  # 8 of 16 components are z_f
     assert relative(none, flow.decode(torch.zeros_like(z_f), torch.zeros_like(z_aux))) < 1e-5
-    for wrong in ((17,), (-1,), ()):
-        with pytest.raises(ValueError, match=r"kept=.*expected numbers of components from 0 to 16"):
+    for wrong in ((17,), (-1,), (1.5,), (math.nan,), ()):
+        with pytest.raises(ValueError, match=r"kept=.*expected whole numbers of components from 0 to 16"):
             analysis.reconstruct(flow, x, wrong)
 
 
@@ -116,6 +125,9 @@ def test_a_plane_is_the_model_on_a_grid():
     assert relative(plane.probs[0, -1], model.posterior(corner).probs) < 1e-10
     with pytest.raises(ValueError, match=r"event_shape is \(1, 4, 4\), expected \(2,\)"):
         analysis.evaluate_plane(scnf.SemiSupervisedModel(image_flow()), x)
+    for shape in ((4, 3), (0, 2), (2,)):
+        with pytest.raises(ValueError, match=re.escape(f"x has shape {shape}, expected (N, 2)")):
+            analysis.evaluate_plane(model, torch.zeros(shape))
 
 
 # -- logs ------------------------------------------------------------------------------------------
@@ -163,6 +175,15 @@ def test_a_grid_shows_every_image_in_its_place(channels):
         plots.image_grid(torch.zeros(2, 3, 4))
 
 
+def test_a_grid_of_integers_is_refused():
+    levels = torch.full((1, 1, 1, 4, 4), 255, dtype=torch.uint8)
+    message = r"images has dtype torch.uint8, expected .* the unit interval; .* images / 255 or .*dequantize"
+    with pytest.raises(ValueError, match=message):
+        plots.image_grid(levels)
+    for remedy in (levels / 255, dequantize(levels, 256)):  # 1 is ink
+        assert plots.image_grid(remedy).axes[0].images[0].get_array()[1:5, 1:5].max() < 0.01
+
+
 def test_curves_are_drawn_as_logged():
     figure = plots.learning_curves({"loss": {1: 3.0, 2: 2.0}, "other": {1: 1.0}})
     (panel,) = figure.axes
@@ -170,6 +191,74 @@ def test_curves_are_drawn_as_logged():
     assert panel.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
     with pytest.raises(ValueError, match=r"none of them was logged; there are \['other'\]"):
         plots.learning_curves({"other": {1: 1.0}})
+
+
+@pytest.mark.parametrize("points", [1, 20, 21])
+def test_a_curve_of_few_points_has_markers(points):
+    (panel,) = plots.learning_curves({"loss": dict.fromkeys(range(points), 1.0)}).axes
+    (curve,) = panel.lines
+    assert curve.get_marker() == ("o" if points <= 20 else "")
+    drawn = pixels(panel.figure)
+    curve.set_visible(False)
+    assert not torch.equal(drawn, pixels(panel.figure))  # the curve is visible, even a single point
+
+
+@pytest.mark.parametrize("num_classes", [2, 11, 20, 25])
+def test_every_class_has_its_own_colour(num_classes):
+    y = torch.arange(num_classes)
+    x = torch.stack([y / num_classes, torch.zeros(num_classes)], -1).requires_grad_()
+    (panel,) = plots.labelled_points({"a": (x, y)}).axes
+    drawn = panel.collections[0].get_facecolors()
+    assert len(np.unique(drawn, axis=0)) == num_classes
+    probs = torch.eye(num_classes)[None].requires_grad_()  # a row of points, each certain of its class
+    plane = analysis.Plane(torch.zeros(2), torch.ones(2), probs, torch.ones(1, num_classes).requires_grad_())
+    regions = plots.decision_boundary(plane, SemiSupervisedData(x, y, x, y, num_classes)).axes[0]
+    np.testing.assert_allclose(regions.images[0].get_array()[0], drawn[:, :3], atol=1e-6)
+    np.testing.assert_allclose(regions.collections[1].get_facecolors(), drawn, atol=1e-6)
+    if num_classes <= 10:
+        np.testing.assert_allclose(
+            drawn[:, :3], matplotlib.colormaps["tab10"].colors[:num_classes], atol=1e-6
+        )
+
+
+def test_points_with_hidden_labels_are_grey():
+    x, y = torch.randn(3, 2), torch.tensor([-1, 0, -1])
+    (panel,) = plots.labelled_points({"a": (x, y)}).axes
+    hidden, known, other = panel.collections[0].get_facecolors()[:, :3]
+    assert hidden.tolist() == other.tolist() == pytest.approx([0.45] * 3)
+    assert known.tolist() == pytest.approx(matplotlib.colormaps["tab10"].colors[0])
+
+
+def test_panels_without_labelled_points():
+    x, none = torch.randn(3, 2), torch.zeros(0, dtype=torch.long)
+    panels = plots.labelled_points({"a": (x, torch.tensor([0, 1, 1])), "b": (x[:0], none)}).axes
+    assert [len(panel.collections[0].get_offsets()) for panel in panels] == [3, 0]
+    plane = analysis.Plane(torch.zeros(2), torch.ones(2), torch.full((4, 4, 2), 0.5), torch.ones(4, 4))
+    regions = plots.decision_boundary(plane, SemiSupervisedData(x, torch.full((3,), -1), x, x[:, 0], 2)).axes[
+        0
+    ]
+    assert [len(points.get_offsets()) for points in regions.collections] == [3, 0]
+
+
+def test_the_second_axis_of_a_boundary_points_upwards():
+    """The upper half of the plane is of class 1 and dense."""
+    upper = torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 4)
+    plane = analysis.Plane(torch.zeros(2), torch.ones(2), torch.stack([1 - upper, upper], -1), upper)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    data = SemiSupervisedData(corners, torch.tensor([0, 1]), corners, torch.tensor([0, 1]), 2)
+    figure = plots.decision_boundary(plane, data)
+    shown = pixels(figure).float()
+
+    def colour(panel, x, y):
+        column, row = panel.transData.transform((x, y)).round().astype(int)
+        return shown[len(shown) - 1 - row, column, :3]
+
+    regions, density = figure.axes[:2]
+    blue, orange = (torch.tensor(c) for c in matplotlib.colormaps["tab10"].colors[:2])
+    for y, expected in ((0.25, blue), (0.75, orange)):
+        over_white = 255 * (0.35 * expected + 0.65)
+        assert (colour(regions, 0.25, y) - over_white).abs().max() < 3
+    assert colour(density, 0.25, 0.75).mean() > colour(density, 0.25, 0.25).mean() + 100
 
 
 def test_boundary_and_points():

@@ -287,7 +287,7 @@ class TestSites:
         assert relative(joint, hand) < 1e-6
 
     def test_draws_of_the_unobserved_part_of_a_label(self, x):
-        """They have Pyro's name for that part, not the label's own name."""
+        """Pyro names the unobserved part ``y_unobserved``. Draws of that name are refused too."""
         y, known = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([True, False, True, False, False, True])
 
         def model(x):

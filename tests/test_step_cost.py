@@ -82,7 +82,8 @@ def test_svi_with_pyros_optimiser_moves_every_parameter():
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
     svi = SVI(model, scnf.exact_guide, Adam({"lr": 0.01}), elbo)
-    for _ in range(3):  # in the first step, last layers of zeros stop the gradients
+    # Last layers start at zero, so the layers before them get no gradient in the first step.
+    for _ in range(3):
         svi.step(X, Y, X + 1)
     unmoved = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     assert unmoved == []

@@ -95,7 +95,8 @@ class _At:
         return (self.last if self.left == 0 else self.usual)(*args, **kwargs)
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
-        return self if owner is None else partial(self, owner)  # as a class attribute it acts as a method
+        # Bind to the instance, as a function does. This object can then replace a method of a class.
+        return self if owner is None else partial(self, owner)
 
 
 def _train_and_die(moment: str, number: int, out: Path, options: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ Record = Mapping[str, Any]
 
 
 def unbroken(text: str) -> str:
-    """The same text with spaces at which no line breaks."""
+    """The same text with no-break spaces. Browsers do not break a line at these."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 

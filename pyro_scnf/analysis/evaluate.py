@@ -63,12 +63,15 @@ def evaluate(
         pieces.append(torch.stack([model.flow.class_log_prob(r) for r in inputs]) + log_class_probs)
     joint = torch.cat(pieces, 1).cpu()  # (draws, N, K)
     probs = joint.logsumexp(0).softmax(-1) if average == "density" else joint.softmax(-1).mean(0)
-    accuracy = metrics.multiclass_accuracy(probs, y, num_classes=classes, average="micro")
+    accuracy, calibration_error = torch.ones(()), torch.zeros(())  # one class is always right, and certain
+    if classes > 1:  # torchmetrics refuses fewer
+        accuracy = metrics.multiclass_accuracy(probs, y, num_classes=classes, average="micro")
+        calibration_error = metrics.multiclass_calibration_error(probs, y, num_classes=classes)
     log_prob = joint.logsumexp(-1).mean()
     found = {
         "test_error_pct": round(100 * (1 - accuracy.item()), 4),
         "test_nll": -log_prob.item(),
-        "test_ece": metrics.multiclass_calibration_error(probs, y, num_classes=classes).item(),
+        "test_ece": calibration_error.item(),
     }
     if bins is not None:
         found["test_bits_per_dim"] = bits_per_dim(log_prob, model.flow.event_shape, bins).item()

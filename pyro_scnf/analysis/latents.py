@@ -58,17 +58,17 @@ def reconstruct(flow: SemiConditionalFlow, x: Tensor, kept: Sequence[int]) -> Te
     """Data decoded from their deepest latent components alone. The other components are set to zero.
 
     :param x: data ``(B, *event_shape)``.
-    :param kept: numbers of components to keep, each between 0 and their total D.
+    :param kept: numbers of components to keep, each from 0 to their total D.
     :return: ``(len(kept), B, *event_shape)``.
-    :raises ValueError: for a number out of range.
+    :raises ValueError: for a number that is out of range or not whole.
 
     Reference: Figure 2 of Atanov et al. (2019).
     """
     z, _ = flow.encode_flat(x)
     total = z.shape[-1]
-    wrong = [number for number in kept if not 0 <= number <= total]
+    wrong = [number for number in kept if not (0 <= number <= total and number == int(number))]
     if wrong or not kept:
-        raise ValueError(f"kept={list(kept)}: expected numbers of components from 0 to {total}")
+        raise ValueError(f"kept={list(kept)}: expected whole numbers of components from 0 to {total}")
     depth = torch.arange(total, 0, -1, device=z.device)  # the deepest component comes last
     deepest = torch.stack([torch.where(depth <= number, z, 0.0) for number in kept])
     return flow.transform.call_and_ladj(deepest)[0]

@@ -38,11 +38,14 @@ def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, 
     :param x: data ``(N, 2)`` to cover.
     :param int points: grid points along each axis.
     :param float margin: how far the grid reaches beyond the data.
-    :raises ValueError: if the model is not one of two-dimensional data, or for fewer than 2 grid points.
+    :raises ValueError: if the model is not one of two-dimensional data; for ``x`` of another shape or without
+        rows; for fewer than 2 grid points.
     """
     check_at_least(2, points=points)
     if tuple(model.flow.event_shape) != (2,):
         raise ValueError(f"model: its event_shape is {tuple(model.flow.event_shape)}, expected (2,)")
+    if x.dim() != 2 or x.shape[1] != 2 or not len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, 2) with at least one row")
     low, high = x.amin(0) - margin, x.amax(0) + margin
     axes = [torch.linspace(low[i].item(), high[i].item(), points) for i in range(2)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).to(reference_tensor(model))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pyro_scnf._extras import require
 from pyro_scnf.analysis import Plane
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.plots._figure import COLOURS, new_figure
+from pyro_scnf.plots._figure import class_colours, drawable, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,17 +23,19 @@ def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
     :param data: the training data.
     :raises ImportError: without matplotlib.
     """
-    colours = require("matplotlib", "plots").colormaps[COLOURS].colors
-    others, (x, y) = data.unlabelled, data.labelled
+    colours = class_colours(plane.probs.shape[-1])
+    x, y, others = drawable(data.labelled[0]), data.labelled[1].cpu(), drawable(data.unlabelled)
     figure, (regions, density) = new_figure(2, (10, 4.2))
-    mixed = torch.einsum("hwk,kc->hwc", plane.probs.float(), torch.tensor(colours[: plane.probs.shape[-1]]))
+    mixed = torch.einsum("hwk,kc->hwc", drawable(plane.probs), colours)
     extent = (plane.low[0].item(), plane.high[0].item(), plane.low[1].item(), plane.high[1].item())
     regions.imshow(mixed, origin="lower", extent=extent, alpha=0.35, aspect="auto")
     regions.scatter(others[:, 0], others[:, 1], s=3, c="0.45", linewidths=0, label="unlabelled")
-    regions.scatter(x[:, 0], x[:, 1], s=70, c=[colours[k] for k in y], edgecolors="k", label="labelled")
+    regions.scatter(x[:, 0], x[:, 1], s=70, c=colours[y], edgecolors="k", label="labelled")
     regions.set_title("p(y | x) and the training points")
     regions.legend(loc="upper right", fontsize=8)
-    image = density.imshow(plane.density, origin="lower", extent=extent, cmap="magma", aspect="auto")
+    image = density.imshow(
+        drawable(plane.density), origin="lower", extent=extent, cmap="magma", aspect="auto"
+    )
     density.set_title("p(x)")
     figure.colorbar(image, ax=density)
     return figure

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["learning_curves"]
 
+FEW = 20  # a curve of at most this many points is drawn with markers, so that a single point is visible
+
 
 def learning_curves(
     curves: Mapping[str, Mapping[int, float]],
@@ -29,6 +31,7 @@ def learning_curves(
         raise ValueError(f"names={list(names)}: none of them was logged; there are {list(curves)}")
     figure, panels = new_figure(len(found), (3.2 * len(found), 2.6))
     for panel, name in zip(panels, found, strict=True):
-        panel.plot(list(curves[name]), list(curves[name].values()), linewidth=1)
+        steps, values = list(curves[name]), list(curves[name].values())
+        panel.plot(steps, values, linewidth=1, marker="o" if len(steps) <= FEW else "", markersize=3)
         panel.set(title=name, xlabel="step")
     return figure

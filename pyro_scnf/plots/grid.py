@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf.plots._figure import new_figure
+from pyro_scnf.plots._figure import drawable, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,14 +23,19 @@ def image_grid(images: Tensor, *, rows: str = "", columns: str = "") -> Figure:
         One channel is drawn as ink: 1 is black.
     :param str rows: what the rows are.
     :param str columns: what the columns are.
-    :raises ValueError: for another shape.
+    :raises ValueError: for another shape, or for integers.
     :raises ImportError: without matplotlib.
     """
     if images.dim() != 5 or images.shape[2] not in (1, 3):
         raise ValueError(
             f"images has shape {tuple(images.shape)}, expected (rows, columns, C, H, W) with C = 1 or 3"
         )
-    shown = images.detach().cpu().float().clamp(0, 1)
+    if not images.is_floating_point() and images.dtype != torch.bool:
+        raise ValueError(
+            f"images has dtype {images.dtype}, expected floating numbers in the unit interval; for grey "
+            "levels 0..255, give images / 255 or transforms.dequantize(images, 256)"
+        )
+    shown = drawable(images).clamp(0, 1)
     shown = shown if shown.shape[2] == 3 else 1 - shown
     tiles = F.pad(shown, (1, 1, 1, 1), value=1.0)  # white
     down, across, channels, height, width = tiles.shape

@@ -189,7 +189,7 @@ class StepBatches(Dataset[Batch]):
         return rows[passes.rows(step * total, total)[self._share_of(size)]]
 
     def _share_of(self, size: int) -> slice:
-        """Where the share of this process lies in a global batch of ``size`` rows a process."""
+        """The rows of a global batch that this process takes. Each process takes ``size`` of them."""
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def _with_neighbours(self, table: Tensor, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
