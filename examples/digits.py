@@ -64,7 +64,7 @@ def main() -> dict[str, object]:
     bins = PRESET.augment.bins
     scores = analysis.evaluate(model, data.x_test, data.y_test, bins=bins, draws=PRESET.draws)
     others = baselines(data)
-    training = {"val_nll": result.best_nll, "best_step": result.best_step, "seconds": result.seconds}
+    training = {"val_nll": result.best_nll, "best_step": result.best_step, "seconds": result.seconds_in_all}
     metrics: dict[str, object] = {**scores, **training, "baselines_error_pct": others}
     x, y = data.test_examples()
     figures.draw_samples(args, model.flow)

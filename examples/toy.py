@@ -38,7 +38,7 @@ def main() -> dict[str, float | None]:
         **analysis.evaluate(model, data.x_test, data.y_test),
         "val_nll": result.best_nll,
         "best_step": result.best_step,
-        "seconds": result.seconds,
+        "seconds": result.seconds_in_all,
     }
     plane = analysis.evaluate_plane(model, data.x)
     plots.decision_boundary(plane, data).savefig(args.out / "boundary.png", dpi=110)

@@ -18,7 +18,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     A process killed at any moment leaves the old file or the new one. It may also leave ``.NAME.partial``,
     which the next writer replaces.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link keeps pointing to the file
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:

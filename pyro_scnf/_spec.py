@@ -11,9 +11,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from numbers import Integral, Real
 from typing import Generic, ParamSpec, TypeVar
 
-__all__ = ["Named", "describe", "is_plain", "read_spec", "recorded", "remember"]
+import numpy as np
+
+__all__ = ["Named", "as_plain", "describe", "read_spec", "recorded", "remember"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +63,8 @@ def read_spec(
         return Named(name, options, None)
     word, _, text = name.partition(":")
     options = {**_read_options(text, kind), **options}
+    if "name" in options:
+        raise ValueError(f"{kind}={spec!r}: no option may be called 'name', which is the key of the word")
     factory = known.get(word) or _import(word, known, kind)
     return Named(factory, options, {"name": word, **options})
 
@@ -72,12 +77,18 @@ def _read_options(text: str, kind: str) -> dict[str, object]:
     source = f"options({text})"
     try:
         call = ast.parse(source, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         call = None
-    if not isinstance(call, ast.Call) or call.args or any(item.arg is None for item in call.keywords):
+    if (
+        not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name))
+        or call.args
+        or any(item.arg is None for item in call.keywords)
+    ):
         raise ValueError(f"{kind} option {text!r}: expected key=value pairs, separated by commas")
     options: dict[str, object] = {}
     for item in call.keywords:
+        if item.arg in options:
+            raise ValueError(f"{kind} option {item.arg!r}: given twice in {text!r}")
         try:
             value: object = ast.literal_eval(item.value)
         except ValueError:
@@ -90,29 +101,47 @@ def _read_options(text: str, kind: str) -> dict[str, object]:
 def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., T]:
     """The class or function at the import path ``path``."""
     module, _, name = path.rpartition(".")
+    expected = f"expected one of {', '.join(map(repr, known))} or the import path of a class"
     try:
         factory: Callable[..., T] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ValueError(
-            f"{kind}={path!r}: expected one of {', '.join(map(repr, known))} or the import path of a class"
-        ) from None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{kind}={path!r}: {expected} ({error})") from error
+    if not callable(factory):
+        raise ValueError(f"{kind}={path!r}: {expected}, got a {type(factory).__name__}")
     return factory
 
 
 # -- how a part was built --------------------------------------------------------------------------
-def is_plain(value: object) -> bool:
-    """Whether ``value`` is made of numbers, strings, ``None``, lists, tuples and dicts only."""
+def as_plain(value: object) -> object:
+    """A copy of ``value`` in numbers, strings, ``None``, lists, tuples and dicts of Python's own types.
+
+    NumPy's numbers become Python's.
+
+    :raises TypeError: if it holds anything else.
+    """
     if isinstance(value, Mapping):
-        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+        return {str(key): as_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+        items = [as_plain(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if value is None or isinstance(value, str):
+        return None if value is None else str(value)
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{value!r} is not a plain value")
 
 
 def remember(part: object, description: Mapping[str, object] | None) -> None:
     """Store ``description`` on ``part`` if it consists of plain values, else ``None``."""
-    plain = description is not None and is_plain(description)
-    setattr(part, SPEC, dict(description) if description is not None and plain else None)
+    try:
+        plain = as_plain(description)
+    except TypeError:
+        plain = None
+    setattr(part, SPEC, plain)
 
 
 def recorded(factory: Callable[P, T]) -> Callable[P, T]:

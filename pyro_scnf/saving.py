@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, TypedDict
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor, nn
 
 from pyro_scnf._files import replacing
-from pyro_scnf._spec import describe
+from pyro_scnf._spec import as_plain, describe
 from pyro_scnf.flows import FLOWS
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.nn import NETS
@@ -56,8 +54,10 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
     :raises ValueError: if a part was built in another way. Then save ``model.state_dict()``, and rebuild
         the model in your own code.
     """
-    if not isinstance(model, SemiSupervisedModel):
-        raise ValueError(f"model: expected a SemiSupervisedModel, got {type(model).__name__}")
+    if type(model) is not SemiSupervisedModel:
+        raise ValueError(f"model: expected a SemiSupervisedModel itself, got a {type(model).__name__}")
+    if any(getattr(module, "_pyro_samples", None) for module in model.modules()):
+        raise ValueError("model: a parameter is a PyroSample, for which a file has no values")
     flow = model.flow
     description: _Description = {
         "transform": _described(flow.transform, "flow.transform", "pyro_scnf.flows"),
@@ -67,8 +67,9 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
         "learn_class_probs": isinstance(model.class_probs.logits, nn.Parameter),
         "options": model.options,
     }
+    content = {"format": FORMAT, "model": as_plain(description), "state_dict": model.state_dict()}
     with replacing(path) as file:
-        torch.save({"format": FORMAT, "model": description, "state_dict": model.state_dict()}, file)
+        torch.save(content, file)
 
 
 def _described(part: nn.Module, name: str, source: str) -> dict[str, object]:
@@ -89,7 +90,8 @@ def load(
     """The model that :func:`save` wrote to ``path``, in the dtype in which it was saved.
 
     Only tensors and plain values are read (``weights_only=True``), so the file cannot run code. The state of
-    the global random generator does not change.
+    the global random generator does not change. Parameters that were frozen when the model was saved are
+    trainable again.
 
     :param trust: import paths of your own classes (``"my_package.MyPrior"``) that the file may name. Any
         other import path in the file is refused and not imported.
@@ -98,22 +100,26 @@ def load(
     :raises ValueError: if the file is damaged, was not written by :func:`save`, or names a class that is not
         trusted.
     """
-    content = _read(Path(path))
-    description = content["model"]
-    for name in _foreign_names(description):
-        if name not in trust:
-            raise ValueError(
-                f"{path}: it names {name!r}, which is not part of pyro_scnf; if you trust that class, give "
-                f"trust=[{name!r}]"
-            )
-    state = content["state_dict"]
-    with torch.random.fork_rng(devices=[]):
-        model = _build(description)
-    dtype = next((value.dtype for value in state.values() if value.is_floating_point()), None)
-    model.to(dtype=dtype)
+    content, trusted = _read(Path(path)), {trust} if isinstance(trust, str) else set(trust)
+    description, state = content["model"], content["state_dict"]
     try:
+        foreign = set(_foreign_names(description)) - trusted
+    except Exception as error:
+        raise ValueError(f"{path}: what it says of the model cannot be read: {error!r}") from error
+    if foreign:
+        raise ValueError(
+            f"{path}: it names {', '.join(map(repr, sorted(foreign)))}, which pyro_scnf has no word for; if "
+            f"you trust that code, give trust={sorted(foreign)}"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = _build(description)
+    except Exception as error:
+        raise ValueError(f"{path}: the model that it describes cannot be built: {error!r}") from error
+    try:
+        model.to(dtype=next((value.dtype for value in state.values() if value.is_floating_point()), None))
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"{path}: its parameters do not fit the model that it describes: {error}") from error
     return model.to(device)
 
@@ -123,15 +129,7 @@ def _read(path: Path) -> _Content:
     data = BytesIO(path.read_bytes())  # outside the try block: a missing file has its own error
     try:
         content: _Content = torch.load(data, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        BadZipFile,
-        UnpicklingError,
-        ValueError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(f"{path}: it is damaged, or not a file that scnf.save wrote: {error}") from error
     if not isinstance(content, dict) or not {"format", "model", "state_dict"} <= content.keys():
         raise ValueError(

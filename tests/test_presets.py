@@ -13,7 +13,7 @@ from helpers import perturb, relative
 
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
-from pyro_scnf.datasets import enlarged_digits, toy
+from pyro_scnf.datasets import digits, enlarged_digits, toy
 from pyro_scnf.presets.base import FitOptions
 
 
@@ -186,6 +186,41 @@ def test_the_presets_of_one_paper_differ_in_h_alone():
     wide, narrow = scnf.presets.MNIST_PAPER, scnf.presets.MNIST_PAPER_SMALL_H
     assert replace(narrow, flow=wide.flow) == wide
     assert (wide.flow.prior_width, narrow.flow.prior_width) == (256, 64)
+
+
+@pytest.mark.parametrize("name", scnf.presets.PRESETS)
+def test_the_options_of_a_preset_reach_its_model(name):
+    preset = scnf.presets.PRESETS[name]
+    data = {"toy": lambda: toy("moons"), "digits": digits}.get(name, enlarged_digits)()
+    options, found = vars(preset.model), preset.make_model(data).options
+    shared = options.keys() & found.keys()
+    assert len(shared) == 6
+    assert {key: found[key] for key in shared} == {key: options[key] for key in shared}
+    assert found["num_labelled"] == (len(data.labelled[0]) if preset.model.scaled else None)
+
+
+def test_only_the_first_rows_initialise_if_the_preset_says_so(moons):
+    """The layer nearest the data has the mean of the rows that it saw."""
+    for rows, seen in ((0, len(moons.x)), (10, 10)):
+        preset = replace(scnf.presets.TOY, initial_rows=rows)
+        transform = preset.make_model(moons).flow.transform
+        nearest = [m for m in transform.modules() if isinstance(m, T.ActNorm)][-1]
+        assert torch.allclose(nearest.loc, moons.x[:seen].mean(0), atol=1e-5)
+
+
+def test_pairs_that_a_preset_trains_on_must_be_there():
+    data = enlarged_digits()
+    model = scnf.presets.MNIST_CPU.make_model(data)
+    with pytest.raises(
+        ValueError, match=r"the preset trains on pairs of neighbours.*link_neighbours\(data, 5\)"
+    ):
+        scnf.presets.MNIST_CPU.fit(model, data, steps=1)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist-cpu", "mnist-paper"])
+def test_no_latent_components_are_none(name):
+    with pytest.raises(ValueError, match="latent_dim=0: expected 1 to"):
+        scnf.presets.PRESETS[name].flow("gmm", 10, 0)
 
 
 def test_presets_are_found_by_name_and_can_be_pickled():

@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import perturb
+from pyro.nn import PyroSample
+from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 import pyro_scnf as scnf
@@ -143,7 +147,7 @@ def test_parts_of_unknown_origin_are_named(flow, name, tmp_path):
 
 
 def test_only_models_are_saved(tmp_path):
-    with pytest.raises(ValueError, match="model: expected a SemiSupervisedModel, got SemiConditionalFlow"):
+    with pytest.raises(ValueError, match="expected a SemiSupervisedModel itself, got a SemiConditionalFlow"):
         scnf.save(small_model().flow, tmp_path / "model.pt")
 
 
@@ -167,7 +171,7 @@ def test_a_class_of_ones_own_is_built_only_if_trusted(own_package, tmp_path, mon
     loaded = round_trip(model, path, trust=["their_package.TheirPrior"])
     assert type(loaded.flow.prior) is own_package.TheirPrior
     monkeypatch.setitem(sys.modules, "their_package", None)  # importing it now would be an error
-    with pytest.raises(ValueError, match=r"names 'their_package.TheirPrior', which is not part of pyro_scnf"):
+    with pytest.raises(ValueError, match=r"names 'their_package.TheirPrior', which"):
         scnf.load(path)
 
 
@@ -192,7 +196,7 @@ def test_no_name_in_a_file_is_imported_unless_trusted(part, change, tmp_path):
     content = torch.load(path, weights_only=True)
     content["model"][part] |= change
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"names '{NOT_OURS}', which is not part of pyro_scnf"):
+    with pytest.raises(ValueError, match=rf"names '{NOT_OURS}', which pyro_scnf has no word for"):
         scnf.load(path)
 
 
@@ -219,12 +223,74 @@ def test_files_that_are_no_models(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
         scnf.load(path)
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
+        scnf.load(path)
     torch.save({"state_dict": {}}, path)
     with pytest.raises(ValueError, match="does not say how its model was built"):
         scnf.load(path)
     torch.save({"a": nn.Linear(1, 1)}, path)
     with pytest.raises(ValueError, match=r"model.pt: it is damaged, or not a file"):
         scnf.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 3}, "what it says of the model cannot be read"),
+        ({"model": {"transform": {"name": "glow"}}}, "what it says of the model cannot be read"),
+        ({"state_dict": 3}, "its parameters do not fit"),
+        ({"transform": {"name": "glow", "event_shape": (2,), "depth": 3}}, "cannot be built"),
+        ({"transform": {"name": "glow"}}, "cannot be built"),
+        ({"prior": {"name": "flow", "flow": "x"}}, "cannot be built"),
+        ({"num_classes": "many"}, "cannot be built"),
+        ({"options": {"weight": 1.0}}, "cannot be built"),
+    ],
+)
+def test_descriptions_that_make_no_model(change, message, tmp_path):
+    path = tmp_path / "model.pt"
+    scnf.save(small_model(), path)
+    content = torch.load(path, weights_only=True)
+    (content if next(iter(change)) in content else content["model"]).update(change)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"model.pt: .*{message}"):
+        scnf.load(path)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
+    transform = scnf.flows.glow((np.int64(2),), steps=1, width=6, blocks=1)
+    flow = scnf.SemiConditionalFlow(transform, {"name": "gmm", "scale": np.float64(0.5)}, np.int64(3))
+    model = scnf.SemiSupervisedModel(flow, num_labelled=np.int64(7), labelled_weight=np.float64(0.5))
+    round_trip(model, tmp_path / "model.pt")
+
+
+def test_a_description_is_a_copy(tmp_path):
+    nets = ["conv:width=4", {"name": "conv", "width": 4}]
+    transform = scnf.flows.glow((1, 4, 4), levels=2, steps=1, net=nets)
+    nets[1]["width"] = 9
+    nets.append("conv")
+    round_trip(scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(transform, "gmm", 2)), tmp_path / "model.pt")
+
+
+def test_a_model_that_is_more_than_its_arguments_is_refused(tmp_path):
+    class Larger(scnf.SemiSupervisedModel):
+        pass
+
+    with pytest.raises(ValueError, match="expected a SemiSupervisedModel itself, got a Larger"):
+        scnf.save(Larger(small_model().flow), tmp_path / "model.pt")
+    model = small_model()
+    to_pyro_module_(model.flow)
+    del model.flow.prior.loc
+    model.flow.prior.loc = PyroSample(dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+    with pytest.raises(ValueError, match="a parameter is a PyroSample"):
+        scnf.save(model, tmp_path / "model.pt")
+
+
+def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
+    (tmp_path / "link.pt").symlink_to(tmp_path / "model.pt")
+    scnf.save(small_model(), tmp_path / "link.pt")
+    assert (tmp_path / "link.pt").is_symlink()
+    assert (tmp_path / "model.pt").is_file()
 
 
 def test_files_of_other_versions_or_models(tmp_path):

@@ -6,8 +6,10 @@ import csv
 import logging
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -202,6 +204,65 @@ def test_a_function_with_some_methods_of_the_protocol_is_understood():
     plain, nothing = as_augment(lambda x: x + 1), as_augment(None)
     assert [plain(x).item(), plain.labelled(x).item(), plain.prepare(x).item()] == [1, 1, 0]
     assert [nothing(x).item(), nothing.labelled(x).item(), nothing.bins] == [0, 0, None]
+
+
+def test_settings_of_any_kind_can_be_saved_and_compared(tmp_path):
+    """NumPy's numbers, functions and tensors among the options do not spoil a checkpoint at the end."""
+
+    @dataclass(frozen=True)
+    class Warp(Augment):
+        function: Callable = torch.tanh
+        factor: float = 1.0
+        weights: torch.Tensor | None = None
+
+        def __call__(self, x):
+            return self.factor * self.function(x) * self.weights
+
+    data = make_data()
+    rate = np.float64(1e-3)
+    options = {"steps": np.int64(4), "seed": np.int64(3), "progress": False, "out": tmp_path}
+    optimisation = Optimisation(learning_rate=rate, betas=(np.float32(0.5), 0.9))
+    warp = Warp(weights=torch.ones(2))
+    fit(make_model(data), data, augment=warp, optimisation=optimisation, **options)
+    result = fit(make_model(data), data, augment=warp, optimisation=optimisation, resume=True, **options)
+    assert result.steps == 4
+    for other, change in (
+        (Warp(factor=2.0), "factor 1.0 -> 2.0"),
+        (Warp(torch.sin), "function 'tanh' -> 'sin'"),
+    ):
+        with pytest.raises(ValueError, match=rf"another run: augment\.{change}"):
+            fit(make_model(data), data, augment=other, optimisation=optimisation, resume=True, **options)
+
+
+def test_another_model_is_another_run_and_named(tmp_path):
+    data = make_data()
+    options = {"steps": 3, "progress": False, "out": tmp_path}
+    fit(make_model(data), data, **options)
+    for model, message in (
+        (make_model(data, "student-t"), "prior.name 'gmm' -> 'student-t'"),
+        (make_model(data, class_probs="learnable"), "learn_class_probs False -> True"),
+    ):
+        with pytest.raises(ValueError, match=f"another run: {message}"):
+            fit(model, data, resume=True, **options)
+
+
+def test_the_model_is_told_the_progress_of_training_and_forgets_it(monkeypatch):
+    told = []
+    usual = scnf.SemiSupervisedModel.set_progress
+    monkeypatch.setattr(
+        scnf.SemiSupervisedModel, "set_progress", lambda self, share: told.append(share) or usual(self, share)
+    )
+    data = make_data()
+    fit(make_model(data), data, steps=4, progress=False)
+    assert told == [0.0, 0.25, 0.5, 0.75, 0.0]
+
+
+def test_options_are_objects():
+    data = make_data()
+    for options in ({"optimisation": "adam"}, {"optimisation": Optimisation}, {"machine": "cpu"}):
+        (name,) = options
+        with pytest.raises(ValueError, match=rf"{name}=.*: expected an? {name.title()}"):
+            fit(make_model(data), data, steps=1, progress=False, **options)
 
 
 # -- what is not finite ----------------------------------------------------------------------------

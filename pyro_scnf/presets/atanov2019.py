@@ -54,9 +54,8 @@ class _PaperFlow:
     def __call__(
         self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
     ) -> SemiConditionalFlow:
-        return scnf_mnist(
-            prior, latent_dim=latent_dim or 196, prior_width=self.prior_width, num_classes=num_classes
-        )
+        latent_dim = 196 if latent_dim is None else latent_dim
+        return scnf_mnist(prior, latent_dim=latent_dim, prior_width=self.prior_width, num_classes=num_classes)
 
 
 def _paper(prior_width: int) -> Preset:

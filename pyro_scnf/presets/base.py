@@ -48,6 +48,7 @@ class ModelOptions:
     classification_weight: float = 0.0
     agreement_weight: float = 0.0
     balance_weight: float = 0.0
+    purity: float = 0.98
     final_term_share: float = 1.0
 
 
@@ -115,7 +116,7 @@ class Preset:
         """A model for ``data``, initialised from them.
 
         :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`. ``"flow"`` is the conditional
-            flow of the preset.
+            flow of the preset; with options (``"flow:steps=6"``) it is one with these options alone.
         :param latent_dim: number of components of :math:`z_f`; by default that of the preset.
         :param classification_weight: weight of the classification term; by default that of the preset.
         """
@@ -132,6 +133,7 @@ class Preset:
             classification_weight=options.classification_weight,
             agreement_weight=options.agreement_weight,
             balance_weight=options.balance_weight,
+            purity=options.purity,
             final_term_share=options.final_term_share,
         )
         rows = slice(self.initial_rows or None)
@@ -144,7 +146,13 @@ class Preset:
         """Train ``model`` with the settings of the preset (extra ``train``).
 
         :param options: options of :func:`pyro_scnf.training.fit`. They override those of the preset.
+        :raises ValueError: if the preset trains on pairs of neighbours and the data have none.
         """
+        if self.neighbours and data.neighbours is None:
+            raise ValueError(
+                "data: the preset trains on pairs of neighbours, but the data have none; link them with "
+                f"link_neighbours(data, {self.neighbours})"
+            )
         from pyro_scnf.training import fit
 
         own: FitOptions = {

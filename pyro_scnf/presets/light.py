@@ -91,7 +91,7 @@ class _SqueezedFlow:
             steps=self.steps,
             scale="clamp",
             logit=1e-6,
-            latent_dim=latent_dim or 98,
+            latent_dim=98 if latent_dim is None else latent_dim,
             net=nets,
         )
         own = {"name": "flow", "steps": 4, "width": 96, "scale": "clamp"}

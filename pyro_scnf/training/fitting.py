@@ -115,6 +115,10 @@ def fit(
     """
     optimisation = Optimisation() if optimisation is None else optimisation
     machine = Machine() if machine is None else machine
+    if not isinstance(optimisation, Optimisation):
+        raise ValueError(f"optimisation={optimisation!r}: expected an Optimisation")
+    if not isinstance(machine, Machine):
+        raise ValueError(f"machine={machine!r}: expected a Machine")
     check_at_least(1, steps=steps, validate_every=validate_every)
     _check_options(data, patience, minutes, log, out)
     _check_launch(data, machine, out)
@@ -164,14 +168,14 @@ def fit(
             model.set_progress(0.0)
         kept.load_best(model)
         trainer.strategy.barrier()  # a temporary folder is removed next; all processes must have read it
-    total = int(trainer.global_step)
+    total, seconds_here = int(trainer.global_step), time.perf_counter() - started
     return FitResult(
         total,
         total >= steps or kept.settled,
         kept.best_step,
         kept.best_nll,
-        time.perf_counter() - started,
-        kept.seconds_in_all,
+        seconds_here,
+        kept.seconds_before + seconds_here,
         trainer.global_rank,
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
 from pyro_scnf._checks import check_at_least
+from pyro_scnf._spec import as_plain
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES
 
 __all__ = ["Machine", "Optimisation", "differences", "plain"]
@@ -50,7 +51,9 @@ class Optimisation:
         for name, number in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name}={number}: expected a finite number of at least 0")
-        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("learning_rate", "weight_decay", "warmup"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's floats are no plain values
+        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: expected two numbers, 0 <= beta < 1")
         if not 0 <= self.warmup < 1:
@@ -104,12 +107,18 @@ class Machine:
 
 
 def plain(value: object) -> object:
-    """An option as plain values, for a checkpoint. Of a dataclass, only the fields that are compared."""
+    """An option as plain values, for a checkpoint.
+
+    Of a dataclass, only the fields that are compared. Of any other object that is no plain value, its name or
+    the name of its type.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        counting = {f.name for f in fields(value) if f.compare}
-        kept = {name: plain(item) for name, item in asdict(value).items() if name in counting}
+        kept = {f.name: plain(getattr(value, f.name)) for f in fields(value) if f.compare}
         return {"type": type(value).__name__, **kept}
-    return list(value) if isinstance(value, tuple) else value
+    try:
+        return as_plain(value)
+    except TypeError:
+        return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> Iterator[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_scnf._extras import require
+from pyro_scnf._spec import describe
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import EMGuide, SemiSupervisedModel, make_guide
@@ -69,15 +70,21 @@ class SemiSupervisedTask(lightning.LightningModule):
         self.optimisation = Optimisation() if optimisation is None else optimisation
         self.steps, self.seed = steps, seed
         self.augment = as_augment(augment)
-        self.settings: dict[str, object] = {
-            "guide": guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__),
+        flow = model.flow
+        compared: dict[str, object] = {
+            "guide": guide,
             "steps": steps,
-            "optimisation": plain(self.optimisation),
+            "optimisation": self.optimisation,
             "seed": seed,
-            "augment": _describe(augment),
+            # The options of a function are not known, so it is not compared.
+            "augment": augment if augment is None or is_dataclass(augment) else "a function",
+            "transform": describe(flow.transform) or type(flow.transform),
+            "prior": describe(flow.prior) or type(flow.prior),
+            "learn_class_probs": isinstance(model.class_probs.logits, nn.Parameter),
             **model.options,
-            **{name: plain(value) for name, value in (settings or {}).items()},
+            **(settings or {}),
         }
+        self.settings = {name: plain(value) for name, value in compared.items()}
 
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -195,12 +202,3 @@ class SemiSupervisedTask(lightning.LightningModule):
                 f"resume: the checkpoint is of another run: {'; '.join(changed)}. Give the same settings, or "
                 "start anew in another folder"
             )
-
-
-def _describe(augment: object) -> object:
-    """The options of ``augment`` if it is a dataclass. The options of another function are unknown."""
-    if augment is None:
-        return None
-    if is_dataclass(augment) and not isinstance(augment, type):
-        return {"type": type(augment).__name__, **asdict(augment)}
-    return "a function"
