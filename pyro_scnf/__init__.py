@@ -5,7 +5,7 @@ One exact generative model of labelled and unlabelled data, inside your own Pyro
 
 from typing import TYPE_CHECKING
 
-from pyro_scnf import flows, nn, priors, transforms
+from pyro_scnf import distributions, flows, models, nn, posterior, priors, terms, transforms
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._lazy import lazy
 from pyro_scnf.class_probs import ClassProbs
@@ -44,6 +44,7 @@ __all__ = [
     "analysis",
     "bits_per_dim",
     "datasets",
+    "distributions",
     "elbo",
     "enumerate_labels",
     "exact_guide",
@@ -51,13 +52,16 @@ __all__ = [
     "load",
     "make_guide",
     "make_prior",
+    "models",
     "nn",
     "plots",
+    "posterior",
     "presets",
     "priors",
     "sample_labels",
     "save",
     "share_encoding",
+    "terms",
     "testing",
     "to_inference_data",
     "training",

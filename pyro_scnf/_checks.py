@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -92,5 +94,7 @@ def check_temperature(temperature: float) -> float:
 def check_at_least(minimum: int, **values: int) -> None:
     """Raise for the first of the named ``values`` that is below ``minimum``."""
     for name, value in values.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {minimum}")
         if value < minimum:
             raise ValueError(f"{name}={value}: expected at least {minimum}")

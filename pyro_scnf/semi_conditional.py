@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
     class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
         """``pyro.distributions.TransformedDistribution``."""
+
+        def log_prob(self, value: Tensor) -> Tensor: ...
+        def sample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
+        def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
 else:
     TransformedDistribution = dist.TransformedDistribution
 

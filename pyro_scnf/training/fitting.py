@@ -120,6 +120,7 @@ def fit(
     if not isinstance(machine, Machine):
         raise ValueError(f"machine={machine!r}: expected a Machine")
     check_at_least(1, steps=steps, validate_every=validate_every)
+    steps, seed = int(steps), int(seed)  # torch takes no number of NumPy
     _check_options(data, patience, minutes, log, out)
     _check_launch(data, machine, out)
     started, home = time.perf_counter(), reference_tensor(model).device
