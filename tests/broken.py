@@ -180,6 +180,12 @@ class WrongEventDim(Tails):
     codomain = constraints.real
 
 
+class WrongSupport(Tails):
+    """It takes any real number, and claims to take positive ones only."""
+
+    codomain = constraints.independent(constraints.positive, 1)
+
+
 class UnstatedSupport(scnf.transforms.Logit):
     """Its data lie in the unit interval, and it does not say so."""
 
@@ -237,7 +243,7 @@ class KeepsTheScale(Tails):
 
 
 class KeepsTheFirstResult(Tails):
-    """It takes the same tensor for the same data, and a result without gradients for one with."""
+    """It keeps the first result for each tensor. It does not see that the data changed or need a gradient."""
 
     def __init__(self, event_shape):
         super().__init__(event_shape)
@@ -426,6 +432,40 @@ class WideDraws(LaplacePrior):
         return Scaled(self.loc[y], scale).to_event(len(self.event_shape))
 
 
+class Wider(dist.Laplace):
+    """Draws are a tenth wider than the density."""
+
+    def rsample(self, sample_shape=()):
+        return self.loc + 1.1 * (super().rsample(torch.Size(sample_shape)) - self.loc)
+
+    def sample(self, sample_shape=()):
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
+class WiderDraws(LaplacePrior):
+    def condition(self, y, temperature=1.0):
+        scale = temperature * self.log_scale[y].exp()
+        return Wider(self.loc[y], scale).to_event(len(self.event_shape))
+
+
+class FarDraws(LaplacePrior):
+    """Draws lie far from where the density is."""
+
+    def condition(self, y, temperature=1.0):
+        scale = temperature * self.log_scale[y].exp()
+        return Shifted(self.loc[y], scale).to_event(len(self.event_shape))
+
+
+class Shifted(dist.Laplace):
+    def rsample(self, sample_shape=()):
+        return super().rsample(torch.Size(sample_shape)) + 100 * self.scale
+
+    def sample(self, sample_shape=()):
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+
 class Unnormalised(dist.Laplace):
     """The density lacks the constant of the scale."""
 
@@ -547,6 +587,7 @@ FOUND_BY_ONE: dict[type[nn.Module], str] = {
     WrongShape: "kind",
     UnusedParameter: "every_parameter_learns",
     TwoPasses: "one_pass",
+    WrongSupport: "data_in_codomain",
     UnstatedSupport: "support",
     CountsCalls: "scoring_changes_nothing",
     WrongLatentsOfInitialize: "initializes",
@@ -559,6 +600,8 @@ FOUND_BY_ONE: dict[type[nn.Module], str] = {
     NotPyros: "kind",
     NoTemperature: "temperature",
     WideDraws: "draws_follow_the_density",
+    WiderDraws: "draws_follow_the_density",
+    FarDraws: "draws_follow_the_density",
     DetachedDraws: "draws_with_gradients",
     ReversedClasses: "class_log_prob",
     OneHotOfLabels: "integer_labels",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import re
 import textwrap
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from broken import FOUND_BY_ONE, FOUND_BY_SEVERAL, case_of
-from third_party import ContextShift, LaplacePrior, Tails
+from third_party import ContextShift, LaplacePrior, ModesPrior, StudentTPrior, Tails
 from torch import nn
 from torch.distributions import constraints
 
@@ -32,6 +33,7 @@ from pyro_scnf.testing import (
     check_module,
     check_prior,
     check_transform,
+    densities,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -106,6 +108,19 @@ class ShiftedExponential(Shift):
         return z.exp() + self.loc, z.sum(-1)
 
 
+class AboveTwo(Exponential):
+    """x = exp(z) + 2."""
+
+    codomain = constraints.independent(constraints.greater_than(2), 1)
+
+    def _inverse_ladj(self, x, *context):
+        z = (x - 2).log()
+        return z, -z.sum(-1)
+
+    def _forward_ladj(self, z, *context):
+        return z.exp() + 2, z.sum(-1)
+
+
 class MarkovPrior(scnf.priors.ClassConditionalPrior):
     """Correlated components, a base class method more, and draws without gradients."""
 
@@ -155,6 +170,48 @@ def test_unusual_priors_pass(build, shape, classes):
     check_prior(build, shape, classes)
     made = PriorCase(lambda: build(shape, classes), shape, classes)
     assert ("density_integrates_to_one" in applicable(PRIOR_CHECKS, made)) == (shape != (40,))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (4,), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("classes", [1, 2])
+@pytest.mark.parametrize(
+    "build",
+    [
+        LaplacePrior,
+        StudentTPrior,
+        functools.partial(StudentTPrior, df=2.0),
+        functools.partial(StudentTPrior, df=3.0),
+        ModesPrior,
+    ],
+    ids=["laplace", "cauchy", "student-t-2", "student-t-3", "modes"],
+)
+def test_heavy_tails_and_modes_pass(build, shape, classes, monkeypatch):
+    told = []
+    tells = densities._tells
+    monkeypatch.setattr(densities, "_tells", lambda weights: told.append(tells(weights)) or told[-1])
+    check_prior(build, shape, classes)
+    assert len(told) == 2 * classes + 1
+    assert all(told)  # every estimate is precise enough to find a fault
+
+
+def test_an_estimate_that_is_too_noisy_is_no_fault(monkeypatch):
+    monkeypatch.setattr(densities, "DRAWS", 400)
+    case = PriorCase(lambda: StudentTPrior((16,), 2), (16,), 2)
+    weights = []
+    tells = densities._tells
+    monkeypatch.setattr(densities, "_tells", lambda values: weights.append(tells(values)) or weights[-1])
+    for name in ("density_integrates_to_one", "draws_follow_the_density"):
+        PRIOR_CHECKS[name](case)
+    assert not any(weights)
+
+
+def test_modes_that_ignore_the_temperature():
+    class Same(ModesPrior):
+        def condition(self, y, temperature=1.0):
+            return super().condition(y)
+
+    with pytest.raises(ConformanceError, match="lie 1 times as far apart as at 1"):
+        PRIOR_CHECKS["temperature"](PriorCase(lambda: Same((4,), 2), (4,), 2))
 
 
 def test_any_module_with_a_score():
@@ -253,7 +310,7 @@ def test_checks_to_skip():
     case = case_of(BROKEN["Lambda"])
     check_transform(lambda: case.build(), (3,), skip=("pickles", "saves", "files_hold_no_data"))
     with pytest.raises(
-        ValueError, match=r"skip=\['pickle'\]: expected names of checks, kind, round_trip_float32"
+        ValueError, match=r"skip=\['pickle'\]: expected names of checks, kind, data_in_codomain"
     ):
         check_transform(lambda: Tails((3,)), (3,), skip=("pickle",))
 
@@ -281,6 +338,32 @@ def test_missing_and_wrong_arguments():
         check_transform(lambda: Tails((3,)), (4,))
     with pytest.raises(ConformanceError, match="Tails is no ConditionalFlowTransform"):
         check_transform(lambda: Tails((3,)), (3,), context_dim=2)
+
+
+def test_what_to_give_as_build():
+    example = re.escape("a callable without arguments that makes a fresh one, such as lambda: ")
+    with pytest.raises(ValueError, match=rf"build is a ready Tails: give {example}Tails\(\(3,\)\)"):
+        check_transform(Tails((3,)), (3,))
+    with pytest.raises(
+        ValueError, match=rf"Tails\(\) fails \(.*event_shape.*\): give {example}Tails\(\(3,\)\)"
+    ):
+        check_transform(Tails, (3,))
+    with pytest.raises(ValueError, match=rf"{example}ContextShift\(\(4,\), 3\)"):
+        check_transform(ContextShift, (4,), context_dim=3)
+    with pytest.raises(ValueError, match=r"such as check_prior\(LaplacePrior, \(3,\), 2\)"):
+        check_prior(LaplacePrior((3,), 2), (3,), 2)
+    with pytest.raises(ValueError, match=rf"{example}LaplacePrior\(\(3,\), 2\)"):
+        PriorCase(LaplacePrior, (3,), 2)
+    with pytest.raises(ValueError, match="build='Tails': expected a callable"):
+        check_transform("Tails", (3,))
+
+
+def test_which_data_to_give():
+    with pytest.raises(ConformanceError, match=r'outside the codomain, .*: give data="unit"$') as error:
+        check_transform(lambda: scnf.transforms.Logit((3,)), (3,))
+    assert set(error.value.failures) == {"data_in_codomain"}
+    with pytest.raises(ConformanceError, match="give data= a callable that makes data inside"):
+        check_transform(lambda: AboveTwo((3,)), (3,))
 
 
 def test_checks_apply_by_what_a_member_has():

@@ -57,3 +57,31 @@ class LaplacePrior(scnf.priors.ClassConditionalPrior):
     def condition(self, y, temperature=1.0):
         scale = temperature * self.log_scale[y].exp()
         return dist.Laplace(self.loc[y], scale).to_event(len(self.event_shape))
+
+
+class StudentTPrior(LaplacePrior):
+    """Independent Student-t components. With one degree of freedom they are Cauchy, and have no mean."""
+
+    def __init__(self, event_shape, num_classes, df=1.0):
+        super().__init__(event_shape, num_classes)
+        self.df = df
+
+    def condition(self, y, temperature=1.0):
+        scale = temperature * self.log_scale[y].exp()
+        return dist.StudentT(self.df, self.loc[y], scale).to_event(len(self.event_shape))
+
+
+class ModesPrior(LaplacePrior):
+    """A mixture of Gaussians inside each class, with means about ten scales apart."""
+
+    def __init__(self, event_shape, num_classes, modes=3, spread=10.0):
+        super().__init__(event_shape, num_classes)
+        table = (num_classes, modes, *self.event_shape)
+        self.logits = nn.Parameter(torch.zeros(num_classes, modes))
+        self.loc = nn.Parameter(spread * torch.randn(table))
+        self.log_scale = nn.Parameter(torch.zeros(table))
+
+    def condition(self, y, temperature=1.0):
+        scale = temperature * self.log_scale[y].exp()
+        modes = dist.Normal(self.loc[y], scale).to_event(len(self.event_shape))
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits[y]), modes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, cast
@@ -27,7 +28,9 @@ __all__ = [
     "PriorCase",
     "Tolerances",
     "Trait",
+    "check_build",
     "perturb",
+    "unit_interval",
 ]
 
 F64 = torch.float64
@@ -77,6 +80,27 @@ def perturb(module: M, size: float = 0.1) -> M:
     return module
 
 
+def check_build(build: object, arguments: str) -> None:
+    """Raise unless ``build`` can be called without arguments.
+
+    :param arguments: arguments of the member, for the example in the message.
+    """
+    name = getattr(build, "__name__", type(build).__name__)
+    expected = (
+        f"give a callable without arguments that makes a fresh one, such as lambda: {name}({arguments})"
+    )
+    if isinstance(build, nn.Module):
+        raise ValueError(f"build is a ready {name}: {expected}")
+    if not callable(build):
+        raise ValueError(f"build={build!r}: expected a callable without arguments that makes a fresh member")
+    try:
+        inspect.signature(build).bind()
+    except ValueError:
+        return  # Python knows no signature of it, as for some functions written in C
+    except TypeError as error:
+        raise ValueError(f"build is {name}, and {name}() fails ({error}): {expected}") from None
+
+
 @dataclass(frozen=True)
 class AnyCase(Generic[Member]):
     """What the cases of all kinds share."""
@@ -86,6 +110,9 @@ class AnyCase(Generic[Member]):
     perturbation: float = field(default=0.1, kw_only=True)
     skip: Collection[str] = field(default=(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_build(self.build, "...")
 
     def member(self, dtype: torch.dtype = F64) -> Member:
         """A fresh member with random parameters."""
@@ -146,6 +173,7 @@ class Case(AnyCase[Layer]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "event_shape", tuple(as_event_shape(self.event_shape)))
+        check_build(self.build, f"{self.event_shape}" + (f", {self.context_dim}" if self.context_dim else ""))
         base = as_event_shape(self.base_shape or self.event_shape, "base_shape")
         object.__setattr__(self, "base_shape", tuple(base))
         if not (callable(self.data) or self.data in ("real", "unit")):
@@ -215,6 +243,7 @@ class PriorCase(AnyCase[ClassConditionalPrior]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "event_shape", tuple(as_event_shape(self.event_shape)))
+        check_build(self.build, f"{self.event_shape}, {self.num_classes}")
 
     def has(self, trait: Trait) -> bool:
         if trait == "small":

@@ -319,7 +319,11 @@ def check_prior(
                 "event_shape or num_classes is missing: give the shape of z_f and the number of labels"
             )
         if isinstance(build, ClassConditionalPrior):
-            raise ValueError("build is a ready prior: give its class, or a function that makes a fresh one")
+            name = type(build).__name__
+            raise ValueError(
+                f"build is a ready prior: give its class, or a function that makes a fresh one, such as "
+                f"check_prior({name}, {tuple(event_shape)}, {num_classes})"
+            )
         make = partial(make_prior, build, event_shape, num_classes)
         build = PriorCase(make, event_shape, num_classes, relaxed, tolerances=tolerances, skip=skip)
     run_all(PRIOR_CHECKS, build)

@@ -11,7 +11,16 @@ from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 
-from pyro_scnf.testing.case import BATCHES, DEFAULT, F64, PARAMETERS, Case, ModuleCase, Tolerances
+from pyro_scnf.testing.case import (
+    BATCHES,
+    DEFAULT,
+    F64,
+    PARAMETERS,
+    Case,
+    ModuleCase,
+    Tolerances,
+    unit_interval,
+)
 from pyro_scnf.testing.check import Check, run_all, table
 from pyro_scnf.testing.compare import require, require_close, require_gradients, require_shape
 from pyro_scnf.testing.contexts import CONTEXT_CHECKS
@@ -44,6 +53,20 @@ def kind(case: Case) -> None:
     require(length == case.context_dim, f"context_dim is {length}, expected {case.context_dim}")
     parts = layer.latent_dim + layer.aux_dim
     require(parts == layer.base_shape.numel(), f"latent_dim + aux_dim is {parts}, not the size of base_shape")
+
+
+def data_in_codomain(case: Case) -> None:
+    """The data of the case lie in the codomain of the layer. Other data would give NaN in most checks."""
+    t, x = case.fresh((64,))
+    if t.codomain.check(x).all():
+        return
+    given = f"data={case.data!r}" if isinstance(case.data, str) else "data="
+    advice = (
+        'give data="unit"'
+        if t.codomain.check(unit_interval(x.shape, F64)).all()
+        else "give data= a callable that makes data inside, such as data=lambda shape: 1 + torch.rand(shape)"
+    )
+    raise AssertionError(f"{given} gives numbers outside the codomain, {t.codomain}: {advice}")
 
 
 # -- values and log-determinants -----------------------------------------------------------------------
@@ -215,8 +238,8 @@ def as_module(case: Case) -> ModuleCase:
         t = case.bijection(layer, contexts)
         base = case.base(x.dtype, x.device)
         density = dist.TransformedDistribution(base, [t], validate_args=False).log_prob(x)
-        # Pyro never asks for the log-determinant of this t(z). A layer may keep it for that, and copies and
-        # files of the layer must still work.
+        # A layer may store the log-determinant of t(z) until Pyro asks for it. Pyro does not ask here, so the
+        # log-determinant stays stored while the layer is copied and saved. Both must still work.
         return density + t(z).flatten(1).sum(-1)
 
     return ModuleCase(case.build, inputs, score, tolerances=case.tolerances, perturbation=case.perturbation)
@@ -225,6 +248,7 @@ def as_module(case: Case) -> ModuleCase:
 TRANSFORM_CHECKS: dict[str, Check[Case]] = {
     **table(
         Check(kind, gate=True),
+        Check(data_in_codomain, gate=True),
         Check(round_trip_float32),
         Check(round_trip_float64),
         Check(log_determinant),
@@ -254,8 +278,8 @@ def check_transform(
 ) -> None:
     """Run every check of :data:`TRANSFORM_CHECKS` that applies to a transform.
 
-    :param build: a callable that makes a fresh transform, or a :class:`Case`, which has the other arguments
-        and some more.
+    :param build: a callable without arguments that makes a fresh transform, or a :class:`Case`, which has
+        the other arguments and some more.
     :param event_shape: shape of one datum, ``(D,)`` or ``(C, H, W)``. Small shapes keep the checks fast.
     :param base_shape: shape of the datum on the latent side; ``event_shape`` by default.
     :param int context_dim: length of a context vector; 0 for an unconditional transform.
@@ -264,8 +288,8 @@ def check_transform(
     :param Tolerances tolerances: how closely numbers must agree.
     :param skip: names of checks to leave out.
     :raises ConformanceError: an ``AssertionError`` with the transform, the failed checks and the numbers.
-    :raises ValueError: if ``event_shape`` is missing, an argument stands beside a :class:`Case`, or ``skip``
-        names a check that does not exist.
+    :raises ValueError: if ``event_shape`` is missing, ``build`` is a ready transform or needs arguments, an
+        argument stands beside a :class:`Case`, or ``skip`` names a check that does not exist.
 
     >>> check_transform(lambda: pyro_scnf.transforms.ActNorm((3,)), (3,))
     >>> build = lambda: pyro_scnf.flows.realnvp((4,), width=8, context_dim=2)
