@@ -84,8 +84,9 @@ def _weighted_draws(d: TorchDistributionMixin, proposal: Proposal) -> tuple[Tens
     """Draws of the proposal q, and their weights p / q for the density p of ``d``."""
     z = proposal.sample(DRAWS)
     log_p = d.log_prob(z.reshape((-1,) + d.event_shape))
-    require(not log_p.isnan().any(), "log_prob is not a number at some values")
-    return z, (log_p - proposal.log_prob(z)).exp()
+    weights = (log_p - proposal.log_prob(z)).exp()
+    require(torch.isfinite(weights).all(), "log_prob is NaN, or far too large, at some values")
+    return z, weights
 
 
 def _standard_error(values: Tensor) -> Tensor:
