@@ -86,5 +86,5 @@ def test_each_process_needs_rows_to_validate_on():
     data = replace(make_data(validated=True), x_val=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="x_val: 1 rows for 2 processes"):
         fit(make_model(data), data, machine=Machine(devices=2))
-    with pytest.raises(ValueError, match="num_nodes=2: give `out`, a folder that all of them see"):
+    with pytest.raises(ValueError, match="num_nodes=2: give `out`, a folder that all nodes see"):
         fit(make_model(data), data, machine=Machine(num_nodes=2))
