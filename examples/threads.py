@@ -1,7 +1,8 @@
 """Choose the number of CPU threads of an example. Import this module before torch.
 
-torch loads OpenMP, which then reads ``OMP_WAIT_POLICY``. With ``PASSIVE``, threads that wait for each other
-sleep and do not spin. Spinning threads would slow a run down badly where other processes use the same cores.
+torch loads OpenMP, which then reads its settings. By default, threads that wait for each other spin for
+milliseconds, which slows a run down badly where other processes use the same cores. Here they spin for some
+ten microseconds, the usual wait within a step, and then sleep. ``benchmarks/speed/threads.py`` compares these ways.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # GNU's OpenMP; others sleep at once
 
 import torch
 

@@ -105,10 +105,19 @@ def test_measuring_leaves_the_random_generator_as_it_was(threads):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(("given", "expected"), [("ACTIVE", "ACTIVE"), (None, "PASSIVE")])
-def test_the_wait_policy_of_the_user_is_kept(monkeypatch, given, expected):
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")  # so that it is restored in either case
-    if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((None, None), ("PASSIVE", "10000")),
+        ((None, "7"), ("PASSIVE", "7")),
+        (("ACTIVE", None), ("ACTIVE", None)),
+    ],
+)
+def test_settings_of_the_user_are_kept(monkeypatch, given, expected):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name, value in zip(names, given, strict=True):
+        monkeypatch.setenv(name, value or "")  # so that it is restored in either case
+        if value is None:
+            monkeypatch.delenv(name)
     load()
-    assert os.environ["OMP_WAIT_POLICY"] == expected
+    assert tuple(map(os.environ.get, names)) == expected

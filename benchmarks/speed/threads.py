@@ -1,14 +1,15 @@
 """Training steps per second of the digits model: by threads, OpenMP's way to wait, and other work.
 
 A step is the forward and backward pass and the update of the preset ``DIGITS``, on the batches that the
-preset trains with. The steps within a fixed time are counted with one and two threads, with the
-environment variable ``OMP_WAIT_POLICY`` unset and ``PASSIVE``, and
+preset trains with. The steps within a fixed time are counted with one and two threads, with OpenMP's own
+way to wait, with ``OMP_WAIT_POLICY=PASSIVE`` (threads sleep at once), with ``GOMP_SPINCOUNT=10000`` besides (they
+spin briefly first, as in the examples), and
 
 * on an idle machine,
 * beside a light neighbour: one process that computes for a fifth of the time,
 * on a busy machine: beside one process per core that computes all the time.
 
-OpenMP reads the variable when it is loaded, so each count is made in a process of its own. There is no
+OpenMP reads these variables when it is loaded, so each count is made in a process of its own. There is no
 bound::
 
     python -m benchmarks.speed.threads --json threads.json
@@ -38,7 +39,11 @@ from benchmarks.tools.records import read_json, write_json
 from benchmarks.tools.runs import ROOT
 
 THREADS = (1, 2)
-POLICIES = ("unset", "PASSIVE")
+POLICIES: dict[str, dict[str, str]] = {
+    "default": {},
+    "sleep": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "brief spin": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"},
+}
 # Number of neighbours, and the share of the time for which each computes.
 LOADS = {"idle": (0, 0.0), "light": (1, 0.2), "busy": (os.cpu_count() or 1, 1.0)}
 WARMUP = 3  # steps
@@ -76,8 +81,7 @@ def count_steps(threads: int, seconds: float) -> dict[str, float]:
 def measure(load: str, threads: int, policy: str, seconds: float, minutes: float | None) -> dict[str, Any]:
     """Count steps in a process of its own; an empty dictionary if ``minutes`` were too few."""
     variables = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
-    if policy != "unset":
-        variables["OMP_WAIT_POLICY"] = policy
+    variables |= POLICIES[policy]
     command = [sys.executable, "-m", "benchmarks.speed.threads"]
     command += ["--count", str(threads), "--seconds", str(seconds)]
     others = busy_cores()
@@ -113,13 +117,17 @@ def main() -> int:
         return 0
     cells = list(itertools.product(LOADS, THREADS, POLICIES))
     if args.smoke_test:
-        args.seconds, cells = 0.2, [("light", 1, "PASSIVE")]
+        args.seconds, cells = 0.2, [("light", 1, "brief spin")]
     deadline = Deadline(args.minutes)
     speeds: dict[str, dict[str, float]] = {load: {} for load in LOADS}
     others: dict[str, dict[str, float | None]] = {load: {} for load in LOADS}
-    print(f"{'load':8}{'threads':>8}  {'OMP_WAIT_POLICY':18}{'steps/s':>8}")
+    print(f"{'load':8}{'threads':>8}  {'waiting':18}{'steps/s':>8}")
     for load, threads, policy in cells:
-        path = args.runs / f"threads_{args.seconds:g}_seconds" / f"{load}_{threads}_{policy}.json"
+        path = (
+            args.runs
+            / f"threads_{args.seconds:g}_seconds"
+            / f"{load}_{threads}_{policy}.json".replace(" ", "_")
+        )
         found = read_json(path)
         if not found and deadline.allows(START + args.seconds / 60):
             found = measure(load, threads, policy, args.seconds, deadline.left())

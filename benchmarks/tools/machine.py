@@ -16,7 +16,7 @@ __all__ = ["QUIET", "THREAD_SETTINGS", "busy_cores", "environment"]
 QUIET = 0.2
 """The most work of others, in cores, on a machine that counts as idle."""
 
-THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables that set threads. Unset them to measure what the code chooses by itself."""
 
 
