@@ -1,8 +1,8 @@
 """Choose the number of CPU threads of an example. Import this module before torch.
 
-torch loads OpenMP, which then reads its settings. By default, threads that wait for each other spin for
-milliseconds, which slows a run down badly where other processes use the same cores. Here they spin for some
-ten microseconds, the usual wait within a step, and then sleep. ``benchmarks/speed/threads.py`` compares these ways.
+torch loads OpenMP, which then reads its settings. By default, threads that wait for each other spin for a
+long time, which slows a run down badly where other processes use the same cores. Here they spin briefly and
+then sleep. ``benchmarks/speed/threads.py`` compares these ways to wait.
 """
 
 from __future__ import annotations

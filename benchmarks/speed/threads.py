@@ -1,9 +1,9 @@
 """Training steps per second of the digits model: by threads, OpenMP's way to wait, and other work.
 
 A step is the forward and backward pass and the update of the preset ``DIGITS``, on the batches that the
-preset trains with. The steps within a fixed time are counted with one and two threads, with OpenMP's own
-way to wait, with ``OMP_WAIT_POLICY=PASSIVE`` (threads sleep at once), with ``GOMP_SPINCOUNT=10000`` besides (they
-spin briefly first, as in the examples), and
+preset trains with. The steps within a fixed time are counted with one and two threads. Threads wait in
+OpenMP's own way, or sleep at once (``OMP_WAIT_POLICY=PASSIVE``), or spin briefly and then sleep
+(``GOMP_SPINCOUNT=10000`` besides, as in the examples). Each count is made
 
 * on an idle machine,
 * beside a light neighbour: one process that computes for a fifth of the time,
