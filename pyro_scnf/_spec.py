@@ -124,8 +124,10 @@ def as_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         items = [as_plain(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
-    if value is None or isinstance(value, str):
-        return None if value is None else str(value)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str(value)
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, Integral):

@@ -59,6 +59,11 @@ class ClassProbs(nn.Module):
         return cls(num_classes, torch.bincount(y[y >= 0], minlength=num_classes).float())
 
     @property
+    def learnable(self) -> bool:
+        """Whether the probabilities are parameters."""
+        return isinstance(self.logits, nn.Parameter)
+
+    @property
     def log_probs(self) -> Tensor:
         r""":math:`\log p(y)`, normalised, ``(K,)``, in nats."""
         return self.logits.log_softmax(-1)

@@ -64,7 +64,7 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
         "prior": _described(flow.prior, "flow.prior", "make_prior, by a word, a dict or an import path"),
         "num_classes": flow.num_classes,
         "aux_scale": "unit" if flow.aux is not None and flow.aux.raw_scale is None else "learnable",
-        "learn_class_probs": isinstance(model.class_probs.logits, nn.Parameter),
+        "learn_class_probs": model.class_probs.learnable,
         "options": model.options,
     }
     content = {"format": FORMAT, "model": as_plain(description), "state_dict": model.state_dict()}

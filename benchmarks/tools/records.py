@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pyro_scnf._files import replacing
 
 __all__ = ["read_json", "write_json"]
 
@@ -14,15 +15,13 @@ __all__ = ["read_json", "write_json"]
 def write_json(path: Path | None, record: Mapping[str, object]) -> None:
     """Write ``record`` to ``path``, if one was given.
 
-    The file is written beside its place and then renamed. A reader therefore never sees half a file,
-    and a process that is killed leaves the old file as it was.
+    A reader never sees half a file, and a process that is killed leaves the old file as it was.
     """
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    partial.replace(path)
+    text = json.dumps(record, indent=2) + "\n"
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read_json(path: Path | None) -> dict[str, Any]:

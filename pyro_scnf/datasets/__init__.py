@@ -5,7 +5,7 @@ scikit-learn makes the toys and ships the digits (extra ``datasets``); torchvisi
 
 from pyro_scnf.datasets.augment import Augment, ImageAugment, Jitter, RandomShift, random_shift
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.images import IMAGES, ImageSet, images
+from pyro_scnf.datasets.images import IMAGES, ImageSet, enlarged_digits, images
 from pyro_scnf.datasets.neighbours import (
     deskew,
     link_neighbours,
@@ -14,7 +14,7 @@ from pyro_scnf.datasets.neighbours import (
     upright_features,
 )
 from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class
-from pyro_scnf.datasets.toys import TOYS, digits, enlarged_digits, toy
+from pyro_scnf.datasets.toys import TOYS, digits, toy
 
 __all__ = [
     "IMAGES",

@@ -1,4 +1,4 @@
-"""Image data sets that torchvision reads, with few of their labels kept."""
+"""Image data sets with few of their labels kept: those that torchvision reads, and enlarged digits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_scnf._checks import UNLABELLED, check_at_least
+from pyro_scnf._extras import require
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import keep_labels
 
-__all__ = ["IMAGES", "ImageSet", "images"]
+__all__ = ["IMAGES", "ImageSet", "enlarged_digits", "images"]
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,47 @@ def images(
     if name not in IMAGES:
         raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, IMAGES))}")
     check_at_least(0, num_val=num_val)
-    (x, truth), (x_test, y_test) = _read(name, Path(root).expanduser().absolute(), download)
-    num_classes = IMAGES[name].num_classes
-    data = SemiSupervisedData(
-        x, keep_labels(truth, num_classes, labels, split, seed), x_test, y_test, num_classes
-    )
+    train, test = _read(name, Path(root).expanduser().absolute(), download)
+    return _partly_labelled(train, test, IMAGES[name].num_classes, labels, split, seed, num_val)
+
+
+def enlarged_digits(
+    *, labels: int = 100, split: str = "balanced", num_test: int = 360, num_val: int = 0, seed: int = 0
+) -> SemiSupervisedData:
+    """:func:`~pyro_scnf.datasets.digits` enlarged to 28×28 pixels of 256 grey levels, in uint8.
+
+    They stand in for MNIST where nothing can be downloaded.
+
+    :param int labels: how many labels to keep, see :func:`keep_labels`.
+    :param str split: how labels are chosen, one of :data:`SPLITS`.
+    :param int num_test: test images.
+    :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
+    :param int seed: seed of the split, of the choice of labels and of held-out rows.
+    :raises ValueError: for labels that :func:`keep_labels` refuses, or if ``num_val`` is not below the number
+        of unlabelled rows.
+    """
+    check_at_least(0, num_val=num_val)
+    bunch = require("sklearn.datasets", "datasets").load_digits()
+    x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
+    x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    train, test = order[num_test:], order[:num_test]
+    return _partly_labelled((x[train], y[train]), (x[test], y[test]), 10, labels, split, seed, num_val)
+
+
+def _partly_labelled(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    labels: int | Tensor,
+    split: str,
+    seed: int,
+    num_val: int,
+) -> SemiSupervisedData:
+    """Hide all but some training labels, and hold ``num_val`` rows out."""
+    x, truth = train
+    shown = keep_labels(truth, num_classes, labels, split, seed)
+    data = SemiSupervisedData(x, shown, *test, num_classes)
     hidden = int((data.y == UNLABELLED).sum())
     if num_val and num_val >= hidden:
         raise ValueError(f"num_val={num_val}: expected less than the {hidden} unlabelled rows")

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from pyro_scnf._extras import require
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import keep_labels, keep_labels_per_class
+from pyro_scnf.datasets.splits import keep_labels_per_class
 
-__all__ = ["TOYS", "digits", "enlarged_digits", "toy"]
+__all__ = ["TOYS", "digits", "toy"]
 
 Points = tuple[np.ndarray, np.ndarray]
 """Points of the plane ``(N, 2)`` and their labels ``(N,)``."""
@@ -101,29 +100,6 @@ def digits(*, labels_per_class: int = 10, num_test: int = 360, seed: int = 0) ->
     """
     data = require("sklearn.datasets", "datasets").load_digits()
     return _split(data.images[:, None], data.target, num_test, labels_per_class, seed, 10)
-
-
-def enlarged_digits(
-    *, labels: int = 100, split: str = "balanced", num_test: int = 360, num_val: int = 0, seed: int = 0
-) -> SemiSupervisedData:
-    """:func:`digits` enlarged to 28×28 pixels of 256 grey levels, in uint8.
-
-    They stand in for MNIST where nothing can be downloaded.
-
-    :param int labels: how many labels to keep, see :func:`keep_labels`.
-    :param str split: how labels are chosen, one of :data:`SPLITS`.
-    :param int num_test: test images.
-    :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
-    :param int seed: seed of the split, of the choice of labels and of held-out rows.
-    """
-    bunch = require("sklearn.datasets", "datasets").load_digits()
-    x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
-    x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    train, test = order[num_test:], order[:num_test]
-    shown = keep_labels(y[train], 10, labels, split, seed)
-    data = SemiSupervisedData(x[train], shown, x[test], y[test], 10)
-    return data.hold_out(num_val, seed, truth=y[train]) if num_val else data
 
 
 def _split(

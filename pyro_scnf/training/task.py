@@ -7,7 +7,7 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_scnf._extras import require
@@ -80,7 +80,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             "augment": augment if augment is None or is_dataclass(augment) else "a function",
             "transform": describe(flow.transform) or type(flow.transform),
             "prior": describe(flow.prior) or type(flow.prior),
-            "learn_class_probs": isinstance(model.class_probs.logits, nn.Parameter),
+            "learn_class_probs": model.class_probs.learnable,
             **model.options,
             **(settings or {}),
         }
