@@ -33,6 +33,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     prior = f"p(z_f | y): {', '.join(scnf.PRIORS)}, with options (gmm:covariance=full), or an import path"
     parser.add_argument("--prior", default="flow", help=prior)
     parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="how to treat unknown labels")
+    terms = f"training terms: {', '.join(scnf.TERMS)}, with options (balance:weight=2); default: the preset's"
+    parser.add_argument("--terms", nargs="*", help=terms)
     parser.add_argument("--seed", type=int, default=0, help="seed of the data split and of training")
     parser.add_argument("--steps", type=positive, help="optimiser steps; by default those of the preset")
     parser.add_argument("--out", type=Path, help="folder for metrics, figures and checkpoints")
@@ -66,6 +68,7 @@ def train(
     args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
     steps = args.steps or (smoke_steps if args.smoke_test else preset.steps)
     run = {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
+    run |= {} if args.terms is None else {"terms": args.terms}
     return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
 
 

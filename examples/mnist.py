@@ -36,7 +36,6 @@ def main() -> dict[str, object]:
     parser.add_argument("--labels", type=common.positive, default=100, help="labelled images")
     parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
     parser.add_argument("--latent-dim", type=common.positive, help="components of z_f, out of 784")
-    parser.add_argument("--clf-weight", type=float, help="weight of the classification loss")
     parser.add_argument("--batch-size", type=common.positive, help="unlabelled images a step")
     parser.add_argument("--labelled-batch-size", type=common.positive, help="labelled images a step")
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
@@ -51,17 +50,16 @@ def main() -> dict[str, object]:
         args.data, slow = "digits", replace(preset.optimisation, learning_rate=1e-4)
         preset = replace(preset, optimisation=slow, batch_size=20, labelled_batch_size=10)
         preset = replace(preset, held_out=min(preset.held_out, 100))
-    sizes = {"batch_size": args.batch_size, "labelled_batch_size": args.labelled_batch_size}
-    preset = replace(preset, **{name: size for name, size in sizes.items() if size is not None})
+    given = {name: getattr(args, name) for name in ("batch_size", "labelled_batch_size", "terms")}
+    preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)
 
     choice = {"labels": args.labels, "split": args.split or preset.split, "num_val": preset.held_out}
     files = partial(images, args.data, args.data_root, download=args.download)
     data = (enlarged_digits if args.data == "digits" else files)(seed=args.seed, **choice)
-    if preset.neighbours:
+    if preset.uses_pairs:
         data = link_neighbours(data, preset.neighbours, upright_features)
-    weights = {"latent_dim": args.latent_dim, "classification_weight": args.clf_weight}
-    model = preset.make_model(data, args.prior, **weights).to(args.device)
+    model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
     machine = Machine(args.device, args.devices, precision=args.precision, compile=args.compile)
     result = common.train(args, preset, model, data, 4, machine=machine, minutes=args.minutes, log=args.log)
     if result.rank:

@@ -19,12 +19,13 @@ from pyro_scnf.models import (
     exact_guide,
     make_guide,
 )
-from pyro_scnf.objective import elbo
+from pyro_scnf.objective import elbo, with_terms
 from pyro_scnf.posterior import enumerate_labels, sample_labels, to_inference_data
 from pyro_scnf.priors import PRIORS, make_prior
 from pyro_scnf.saving import load, save
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import share_encoding
+from pyro_scnf.terms import TERMS, make_terms
 
 if TYPE_CHECKING:
     from pyro_scnf import analysis, datasets, plots, presets, testing, training
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GUIDES",
     "PRIORS",
+    "TERMS",
     "UNLABELLED",
     "ClassProbs",
     "EMGuide",
@@ -52,6 +54,7 @@ __all__ = [
     "load",
     "make_guide",
     "make_prior",
+    "make_terms",
     "models",
     "nn",
     "plots",
@@ -66,6 +69,7 @@ __all__ = [
     "to_inference_data",
     "training",
     "transforms",
+    "with_terms",
 ]
 
 

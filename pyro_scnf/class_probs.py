@@ -8,16 +8,10 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pyro_scnf._checks import LOG_ZERO, check_at_least, check_labels, validating
+from pyro_scnf._checks import check_at_least, check_labels, validating
 
-__all__ = ["ClassProbs", "log_certainty", "log_class_probs"]
-
-
-def log_certainty(y: Tensor, num_classes: int, like: Tensor) -> Tensor:
-    """Log-probabilities ``(B, K)`` of known labels ``(B,)``, in the dtype of ``like``."""
-    return torch.where(F.one_hot(y, num_classes).bool(), 0.0, LOG_ZERO).to(like.dtype)
+__all__ = ["ClassProbs", "log_class_probs"]
 
 
 class ClassProbs(nn.Module):

@@ -1,4 +1,4 @@
-"""The training loss of a model and a guide."""
+"""The training loss of a model, a guide and training terms."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_scnf._shapes import no_autocast
-from pyro_scnf.models.guides import exact_guide
-from pyro_scnf.sharing import share_encoding
+from pyro_scnf.models import SemiSupervisedModel, exact_guide
+from pyro_scnf.models.plates import training_term
+from pyro_scnf.models.scoring import ForTerms, Observed, check_used, score_step
+from pyro_scnf.sharing import carried, evaluation
+from pyro_scnf.terms import Terms, TrainingTerm, make_terms, weighted
 
-__all__ = ["elbo"]
+__all__ = ["Objective", "elbo", "with_terms"]
 
 
 def _leave_autocast() -> ExitStack:
@@ -27,31 +30,72 @@ def _leave_autocast() -> ExitStack:
     return off
 
 
-class _NegativeELBO(nn.Module):
-    """Pyro's ``TraceEnum_ELBO``, with one encoding of the data and with sums over labels outside autocast."""
+class Objective(nn.Module):
+    """The loss that :func:`elbo` returns: Pyro's ``TraceEnum_ELBO`` plus training terms.
+
+    :ivar dict terms: the training terms by name.
+    :ivar dict parts: what the latest call added up, without gradient: ``nll``, the negative ELBO, and each
+        term by name with its weight.
+    """
 
     def __init__(
-        self, model: Callable[..., object], guide: Callable[..., object], max_plate_nesting: int
+        self,
+        model: Callable[..., object],
+        guide: Callable[..., object],
+        terms: Terms,
+        max_plate_nesting: int,
     ) -> None:
         super().__init__()
-        self.model, self.guide = model, guide
+        self.model, self.guide, self.terms = model, guide, make_terms(terms)
         self.elbo = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
+        self.parts: dict[str, Tensor] = {}
+        if self.terms:
+            _checked(model)
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        with share_encoding():
+    def forward(
+        self,
+        *args: Tensor,
+        pairs: Tensor | None = None,
+        view: Tensor | None = None,
+        progress: float = 0.0,
+        **kwargs: Tensor,
+    ) -> Tensor:
+        """The loss of a batch, a scalar in nats.
+
+        :param args: arguments of the model, and keyword arguments likewise.
+        :param pairs: pairs of rows that probably share their label, ``(P, 2)``, numbered from 0 through both
+            batches, the labelled one first.
+        :param view: the unlabelled rows, perturbed once more.
+        :param float progress: share of training that is done, 0 to 1. The weights of terms depend on it.
+        :raises ValueError: if a term needs something that the call lacks, or no term uses ``pairs`` or
+            ``view``.
+        """
+        check_used(self.terms, pairs=pairs is not None, view=view is not None)
+        step = None
+        with evaluation():
+            if self.terms:  # before the model, which then finds the class tables
+                extra = ForTerms(pairs, view, progress)
+                step = score_step(_checked(self.model), self.terms, Observed(*args, **kwargs), extra)
             traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
         # significant bits are too few for a log-likelihood.
         with _leave_autocast():
             value = sum(_compute_dice_elbo(model_trace, guide_trace) for model_trace, guide_trace in traces)
-        loss = -torch.as_tensor(value)  # a model without any sample site gives the number 0
+            nll = -torch.as_tensor(value)  # a model without any sample site gives the number 0
+            terms = {} if step is None else weighted(self.terms, step)
+            loss = sum(terms.values(), start=nll)
+        self.parts = {name: part.detach() for name, part in {"nll": nll, **terms}.items()}
         warn_if_nan(loss, "loss")
         return loss
 
 
 def elbo(
-    model: Callable[..., object], guide: Callable[..., object] = exact_guide, *, max_plate_nesting: int = 1
-) -> nn.Module:
+    model: Callable[..., object],
+    guide: Callable[..., object] = exact_guide,
+    terms: Terms = (),
+    *,
+    max_plate_nesting: int = 1,
+) -> Objective:
     r"""The negative ELBO as a module: ``loss = elbo(model)(x, y); loss.backward()``.
 
     With the empty guide it is the exact :math:`-\log p(x, y) - \log p(x')` of labelled and unlabelled rows,
@@ -60,14 +104,75 @@ def elbo(
 
     :param model: any Pyro model. Its parameters become parameters of the returned module.
     :param guide: empty by default; an :class:`~pyro_scnf.EMGuide` or one of your own.
+    :param terms: what to minimise besides, see :func:`~pyro_scnf.terms.make_terms`. They need a
+        :class:`~pyro_scnf.SemiSupervisedModel`. They cost no pass of the flow, and share the class tables
+        with model and guide.
     :param int max_plate_nesting: how deep the plates of the model are nested.
-    :return: a module. Called with the arguments of the model, it returns the loss, a scalar.
+    :return: a module, see :class:`Objective`. Called with the arguments of the model, it returns the loss, a
+        scalar.
+    :raises ValueError: for terms that are unknown, or that do not go with the model.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
-    >>> loss = elbo(pyro_scnf.SemiSupervisedModel(flow))
+    >>> model = pyro_scnf.SemiSupervisedModel(flow)
     >>> x = torch.randn(8, 2)
-    >>> bool((loss(x) + flow.log_prob(x).sum()).abs() < 1e-3)
+    >>> bool((elbo(model)(x) + flow.log_prob(x).sum()).abs() < 1e-3)
     True
+    >>> loss = elbo(model, terms=["classification:weight=20,end=0.3", "balance"])
+    >>> total = loss(x[:2], torch.tensor([0, 1]), x[2:], progress=0.5)
+    >>> list(loss.parts)
+    ['nll', 'classification', 'balance']
     """
-    return _NegativeELBO(model, guide, max_plate_nesting)
+    return Objective(model, guide, terms, max_plate_nesting)
+
+
+def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object]:
+    """``model`` with training terms, for Pyro's own ``SVI``.
+
+    :param model: the model to train.
+    :param terms: see :func:`~pyro_scnf.terms.make_terms`.
+    :return: a Pyro model that takes the arguments of ``model``, and ``pairs``, ``view`` and ``progress`` like
+        :class:`Objective`. Each term is a factor of its name. The factors are marked as training terms, so
+        :func:`~pyro_scnf.enumerate_labels` leaves them out.
+    :raises ValueError: for terms that are unknown, or a model that they cannot see into.
+
+    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
+    >>> model = with_terms(pyro_scnf.SemiSupervisedModel(flow), "classification:weight=20")
+    >>> elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    >>> svi = pyro.infer.SVI(model, pyro_scnf.exact_guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    >>> loss = svi.step(torch.randn(2, 2), torch.tensor([0, 1]), torch.randn(6, 2), progress=0.5)
+    """
+    return _WithTerms(_checked(model), make_terms(terms))
+
+
+class _WithTerms:
+    """A model with factors for training terms. It is a class because a closure cannot be pickled."""
+
+    def __init__(self, model: SemiSupervisedModel, terms: dict[str, TrainingTerm]) -> None:
+        self.model, self.terms = model, terms
+
+    def __call__(
+        self,
+        *args: Tensor,
+        pairs: Tensor | None = None,
+        view: Tensor | None = None,
+        progress: float = 0.0,
+        **kwargs: Tensor,
+    ) -> object:
+        with carried():
+            extra = ForTerms(pairs, view, progress)
+            step = score_step(self.model, self.terms, Observed(*args, **kwargs), extra)
+            out = self.model(*args, **kwargs)
+        for name, value in weighted(self.terms, step).items():
+            training_term(name, -value)
+        return out
+
+
+def _checked(model: object) -> SemiSupervisedModel:
+    """Raise unless training terms can see into ``model``."""
+    if not isinstance(model, SemiSupervisedModel):
+        raise ValueError(
+            f"terms: they need a SemiSupervisedModel, and the model is a {type(model).__name__}. In a larger "
+            "Pyro model, call with_terms(model, terms) for the part that is one"
+        )
+    return model

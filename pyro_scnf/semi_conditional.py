@@ -2,71 +2,26 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
-from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
+from pyro_scnf.given_label import GivenLabel
 from pyro_scnf.priors import PriorSpec, make_prior
 from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
 from pyro_scnf.transforms.compose import Layer
-from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["SemiConditionalFlow"]
-
-if TYPE_CHECKING:
-    # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
-    class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
-        """``pyro.distributions.TransformedDistribution``."""
-
-        def log_prob(self, value: Tensor) -> Tensor: ...
-        def sample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
-        def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
-else:
-    TransformedDistribution = dist.TransformedDistribution
-
-
-class _Decoder(_OneShotLadj):
-    """The bijection in the distributions that :meth:`SemiConditionalFlow.condition` returns.
-
-    It is the flow of ``owner``. Its inverse takes part in :func:`~pyro_scnf.share_encoding`.
-    """
-
-    bijective = True
-
-    def __init__(self, owner: SemiConditionalFlow) -> None:
-        super().__init__()
-        self.owner = owner
-
-    @property
-    def domain(self) -> constraints.Constraint:
-        return self.owner.transform.domain
-
-    @property
-    def codomain(self) -> constraints.Constraint:
-        return self.owner.transform.codomain
-
-    def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.owner.transform.call_and_ladj(z)
-
-    def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.owner.encode_flat(x)
-
-    def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return self.owner.transform.forward_shape(shape)
-
-    def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        return self.owner.transform.inverse_shape(shape)
 
 
 @ConditionalDistribution.register
@@ -154,7 +109,7 @@ class SemiConditionalFlow(nn.Module):
         parts = [prior] if self.aux is None else [self.aux((), temperature), prior]
         return ConcatDistribution(parts)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TransformedDistribution:
+    def condition(self, y: Tensor, temperature: float = 1.0) -> GivenLabel:
         r"""The distribution of x given ``y``, for use in ``pyro.sample``.
 
         :param y: integer labels ``(*batch,)``, or one-hot or relaxed class weights ``(*batch, K)``.
@@ -169,7 +124,7 @@ class SemiConditionalFlow(nn.Module):
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
-        return TransformedDistribution(self.base(y, temperature), [_Decoder(self)])
+        return GivenLabel(self, y, temperature)
 
     def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient."""
@@ -179,11 +134,19 @@ class SemiConditionalFlow(nn.Module):
     # -- the big flow --------------------------------------------------------------------------
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
-        return sharing.encode_shared(self.transform, self.transform.inverse_and_ladj, x)
+        z, ladj = sharing.shared("encoding", (self.transform,), self._encode, [x])[0]
+        return z, ladj
 
     def encode_together(self, *xs: Tensor) -> None:
-        """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass."""
-        sharing.encode_together(self.transform, self.transform.inverse_and_ladj, xs)
+        """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass.
+
+        Outside of it there is nothing to keep the encodings in, and this does nothing.
+        """
+        if sharing.can_keep((self.transform,), xs):
+            sharing.shared("encoding", (self.transform,), self._encode, xs)
+
+    def _encode(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.transform.inverse_and_ladj(torch.cat(list(xs)) if len(xs) > 1 else sharing.alias(xs[0]))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Data to latents.
@@ -247,12 +210,56 @@ class SemiConditionalFlow(nn.Module):
             inner.compile(*args, **kwargs)
 
     # -- densities over all labels -------------------------------------------------------------
+    def common_log_prob(self, x: Tensor) -> Tensor:
+        r"""The terms of :math:`\log p(x \mid y)` that all labels share, ``(*batch,)``, in nats.
+
+        These are :math:`\log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})`.
+        """
+        z_aux, _, ladj = self.encode(x)
+        return self._common(z_aux, ladj)
+
+    def _common(self, z_aux: Tensor, ladj: Tensor) -> Tensor:
+        return ladj if self.aux is None else ladj + self.aux().log_prob(z_aux)
+
+    def class_table(self, x: Tensor) -> Tensor:
+        r""":math:`\log p(z_f \mid y = k)` for every k, ``(*batch, K)``, in nats: what depends on the label.
+
+        Inside :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is
+        computed once for each x.
+        """
+        return self.class_tables(x)[0]
+
+    def class_tables(self, *xs: Tensor) -> list[Tensor]:
+        """The :meth:`class_table` of several batches ``(B_i, *event_shape)``, from one call of the prior."""
+        return [table for (table,) in self._share_tables(self._class_tables, xs)]
+
+    def _share_tables(
+        self, compute: Callable[[Sequence[Tensor]], tuple[Tensor]], xs: Sequence[Tensor]
+    ) -> list[tuple[Tensor, ...]]:
+        return sharing.shared("class table", (self.transform, self.prior), compute, xs)
+
+    def find_class_table(self, x: Tensor) -> Tensor | None:
+        """The :meth:`class_table` of x, if :func:`share_encoding` holds it already."""
+        found = sharing.find("class table", (self.transform, self.prior), x)
+        return None if found is None else found[0]
+
+    @property
+    def has_fixed_prior(self) -> bool:
+        """Whether the prior's parameters are plain ones, so that every use of them sees the same values.
+
+        Those of a ``PyroModule`` may be random, or another effect handler may replace them.
+        """
+        return not any(isinstance(module, PyroModule) for module in self.prior.modules())
+
+    def _class_tables(self, xs: Sequence[Tensor]) -> tuple[Tensor]:
+        latents = [self.encode(x)[1] for x in xs]
+        return (self.prior.class_log_prob(torch.cat(latents) if len(latents) > 1 else latents[0]),)
+
     def class_log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""
         z_aux, z_f, ladj = self.encode(x)
-        if self.aux is not None:
-            ladj = ladj + self.aux().log_prob(z_aux)
-        return ladj[..., None] + self.prior.class_log_prob(z_f)
+        ((table,),) = self._share_tables(lambda _: (self.prior.class_log_prob(z_f),), [x])
+        return self._common(z_aux, ladj)[..., None] + table
 
     def log_prob(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> Tensor:
         r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, in nats.
@@ -264,8 +271,7 @@ class SemiConditionalFlow(nn.Module):
 
     def posterior(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> dist.Categorical:
         r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        _, z_f, _ = self.encode(x)
         # Leave out the terms that all labels share. They are thousands of nats, and adding them in
         # float32 would round away the differences between labels.
-        joint = self.prior.class_log_prob(z_f) + log_class_probs(class_probs, self.num_classes)
+        joint = self.class_table(x) + log_class_probs(class_probs, self.num_classes)
         return dist.Categorical(logits=joint.log_softmax(-1))

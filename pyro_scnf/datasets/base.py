@@ -27,6 +27,9 @@ class SemiSupervisedData:
         than ``y`` shows.
     :ivar neighbours: ``(N, k)``: for each row of ``x``, the numbers of the k rows most like it. They
         probably share its label. ``None`` before :func:`~pyro_scnf.datasets.link_neighbours`.
+    :ivar label_log_prior: evidence about the labels of single rows, from a graph, annotators or another
+        model: normalised log-probabilities ``(N, K)``, or ``None``. In training it takes the place of
+        :math:`\\log p(y)` in the rows without label. Validation and testing do not use it.
     """
 
     x: Tensor
@@ -37,6 +40,7 @@ class SemiSupervisedData:
     x_val: Tensor | None = None
     y_val: Tensor | None = None
     neighbours: Tensor | None = None
+    label_log_prior: Tensor | None = None
 
     @property
     def labelled(self) -> tuple[Tensor, Tensor]:
@@ -77,7 +81,15 @@ class SemiSupervisedData:
         keep = torch.ones(len(self.x), dtype=torch.bool)
         keep[rows[order[:size]]] = False
         y_val = None if truth is None else self._check_truth(truth)[~keep]
-        return replace(self, x=self.x[keep], y=self.y[keep], x_val=self.x[~keep], y_val=y_val)
+        evidence = None if self.label_log_prior is None else self.label_log_prior[keep]
+        return replace(
+            self,
+            x=self.x[keep],
+            y=self.y[keep],
+            x_val=self.x[~keep],
+            y_val=y_val,
+            label_log_prior=evidence,
+        )
 
     def _check_truth(self, truth: Tensor) -> Tensor:
         """Raise unless ``truth`` holds a label for every row and agrees with ``y``. Return it as int64."""

@@ -88,8 +88,8 @@ def link_neighbours(
 ) -> SemiSupervisedData:
     """``data`` with the :func:`nearest_neighbours` of every training row.
 
-    :func:`pyro_scnf.training.fit` then makes every batch of pairs of neighbours. A model with an
-    ``agreement_weight`` assumes that the two rows of a pair share their label. Neighbours are found among
-    labelled and unlabelled rows alike, without use of the labels.
+    :func:`pyro_scnf.training.fit` then makes every batch of pairs of neighbours, for training terms such as
+    :class:`~pyro_scnf.terms.Agreement`, which assumes that the two rows of a pair share their label.
+    Neighbours are found among labelled and unlabelled rows alike, without use of the labels.
     """
     return replace(data, neighbours=nearest_neighbours(data.x, k, features))

@@ -4,6 +4,7 @@ from pyro_scnf.models.guides import GUIDES, EMGuide, exact_guide, make_guide
 from pyro_scnf.models.label_marginal import LabelMarginal
 from pyro_scnf.models.reparam import FlowSitesReparam
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
+from pyro_scnf.models.updates import Updates, update_after_step
 
 __all__ = [
     "GUIDES",
@@ -11,6 +12,8 @@ __all__ = [
     "FlowSitesReparam",
     "LabelMarginal",
     "SemiSupervisedModel",
+    "Updates",
     "exact_guide",
     "make_guide",
+    "update_after_step",
 ]

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_scnf._checks import UNLABELLED, check_temperature
-from pyro_scnf.class_probs import log_certainty
+from pyro_scnf._labels import log_certainty
 from pyro_scnf.models.plates import data_plate, weigh
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
+from pyro_scnf.sharing import current, keeps_class_tables
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
@@ -103,24 +104,41 @@ class EMGuide(nn.Module):
         x_unlabelled: Tensor | None = None,
         *,
         weights: Tensor | None = None,
-        pairs: Tensor | None = None,
+        label_log_prior: Tensor | None = None,
         n: int | None = None,
+        pairs: Tensor | None = None,
+        view: Tensor | None = None,
+        progress: float = 0.0,
     ) -> None:
-        """Sample the missing labels from q. The arguments are those of the model."""
+        """Sample the missing labels from q.
+
+        The arguments are those of the model. ``pairs``, ``view`` and ``progress`` are those of training terms
+        (:func:`pyro_scnf.with_terms`). They say nothing about q.
+        """
         model = self.model
         y = model.check_batch(x, y, x_unlabelled, weights)
         if x is None:
             return
         if x_unlabelled is not None:
+            _, evidence = model.split_evidence(label_log_prior, len(x), len(x_unlabelled))
             model.flow.encode_together(x, x_unlabelled)
-            self._label("y_unlabelled", "unlabelled", model.num_unlabelled, x_unlabelled, None, weights)
+            size = model.num_unlabelled
+            self._label("y_unlabelled", "unlabelled", size, x_unlabelled, None, weights, evidence)
         elif y is None or bool((y == UNLABELLED).any()):
-            self._label("y", "data", model.num_data, x, y, weights)
+            given = None if label_log_prior is None else model.check_evidence(label_log_prior, len(x))
+            self._label("y", "data", model.num_data, x, y, weights, given)
 
     def _label(
-        self, site: str, plate: str, size: int | None, x: Tensor, y: Tensor | None, weights: Tensor | None
+        self,
+        site: str,
+        plate: str,
+        size: int | None,
+        x: Tensor,
+        y: Tensor | None,
+        weights: Tensor | None,
+        evidence: Tensor | None,
     ) -> None:
-        logits = self._log_posterior(x)
+        logits = self._log_posterior(x, evidence)
         if y is not None:
             known = log_certainty(y.clamp(min=0), logits.shape[-1], logits)
             logits = torch.where((y == UNLABELLED)[:, None], logits, known)
@@ -134,16 +152,20 @@ class EMGuide(nn.Module):
                 infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
                 pyro.sample(site, dist.Categorical(logits=logits, validate_args=False), infer=infer)
 
-    def _log_posterior(self, x: Tensor) -> Tensor:
+    def _log_posterior(self, x: Tensor, evidence: Tensor | None) -> Tensor:
         r"""Normalised :math:`\log q`, ``(B, K)``, without gradient.
 
-        If the model shares the encoding, the encoding keeps its graph, because the model's loss needs it.
+        What the model shares keeps its graph, because the model's loss needs it: always the encoding, and the
+        class table if the model sums over all labels.
         """
         model = self.model if self.old is None else cast(SemiSupervisedModel, self.old.module)
-        with torch.set_grad_enabled(self.old is None and torch.is_grad_enabled()):
-            _, z_f, _ = model.flow.encode(x)
+        shares = self.old is None and torch.is_grad_enabled() and current() is not None
+        if shares:
+            model.flow.encode(x)
+        with torch.set_grad_enabled(shares and self.estep == "enumerate" and keeps_class_tables()):
+            table = model.flow.class_table(x)
         with torch.no_grad():
-            joint = model.flow.prior.class_log_prob(z_f.detach()) + model.class_probs.log_probs
+            joint = table + (model.class_probs.log_probs if evidence is None else evidence)
             # Normalise before Categorical does so again. The joint is thousands of nats, and one
             # normalisation in float32 would leave rounding errors of that size.
             return (joint.log_softmax(-1) / self.temperature).log_softmax(-1)

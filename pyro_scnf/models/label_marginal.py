@@ -66,8 +66,7 @@ class LabelMarginal(dist.TorchDistribution):
 
     def posterior(self, value: Tensor) -> dist.Categorical:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        _, z_f, _ = self.flow.encode(value)
-        joint = self.flow.prior.class_log_prob(z_f) + self.log_class_probs
+        joint = self.flow.class_table(value) + self.log_class_probs
         return dist.Categorical(logits=joint.log_softmax(-1))
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:

@@ -14,14 +14,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_at_least, check_finite, check_labels, validating
+from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.class_probs import ClassProbs, log_certainty
+from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.models.guard import guard_label_site
-from pyro_scnf.models.plates import PartlyKnown, count_rows, data_plate, training_term, weigh
+from pyro_scnf.models.plates import PartlyKnown, count_rows, data_plate, weigh
 from pyro_scnf.semi_conditional import SemiConditionalFlow
-from pyro_scnf.sharing import share_encoding
-from pyro_scnf.terms.agreement import check_pairs, log_agreement
-from pyro_scnf.terms.balance import imbalance
+from pyro_scnf.sharing import carried
+from pyro_scnf.terms import Scored
 
 __all__ = ["SemiSupervisedModel"]
 
@@ -49,18 +49,11 @@ class SemiSupervisedModel(PyroModule):
         set: the plate then scales the batch up to that size.
     :param int num_unlabelled: likewise for the unlabelled data set.
     :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
-    :param float classification_weight: weight of an extra term :math:`\log p(y \mid x)` of the
-        labelled rows, the classification loss of the SCNF paper.
-    :param float agreement_weight: weight of an extra term for ``pairs`` of rows that probably share a
-        label, :func:`~pyro_scnf.terms.log_agreement`. It is scaled in the same way as unlabelled rows.
-    :param float balance_weight: weight, per unlabelled row, of an extra term that keeps the mean of the
-        unlabelled posteriors near :math:`p(y)`, :func:`~pyro_scnf.terms.imbalance`.
-    :param float purity: probability that the two rows of a pair share their label.
-    :param float final_term_share: share of their weights that the three extra terms (classification,
-        agreement, balance) have at the end of training. The weights fall to it along half a cosine, as
-        :meth:`set_progress` reports the progress of training.
-    :raises ValueError: for a weight, share or size out of range, or if ``class_probs`` and ``flow`` have
-        different numbers of classes.
+    :raises ValueError: for a weight or size out of range, or if ``class_probs`` and ``flow`` have different
+        numbers of classes.
+
+    The model is :math:`p(x, y)` and nothing else. What only training minimises is a
+    :class:`~pyro_scnf.terms.TrainingTerm`.
 
     Train it with :func:`pyro_scnf.elbo`, or with ``SVI`` and ``TraceEnum_ELBO(max_plate_nesting=1)``. It
     works with ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any other
@@ -79,25 +72,10 @@ class SemiSupervisedModel(PyroModule):
         num_labelled: int | None = None,
         num_unlabelled: int | None = None,
         labelled_weight: float = 1.0,
-        classification_weight: float = 0.0,
-        agreement_weight: float = 0.0,
-        balance_weight: float = 0.0,
-        purity: float = 0.98,
-        final_term_share: float = 1.0,
     ) -> None:
         super().__init__()
-        if labelled_weight <= 0 or classification_weight < 0:
-            raise ValueError(
-                f"labelled_weight={labelled_weight}, classification_weight={classification_weight}: "
-                "expected a positive and a non-negative number"
-            )
-        if agreement_weight < 0 or balance_weight < 0 or not 0 < purity < 1:
-            raise ValueError(
-                f"agreement_weight={agreement_weight}, balance_weight={balance_weight}, purity={purity}: "
-                "expected two non-negative numbers and a probability"
-            )
-        if not 0 <= final_term_share <= 1:
-            raise ValueError(f"final_term_share={final_term_share}: expected a share, 0 to 1")
+        if not 0 < labelled_weight < math.inf:
+            raise ValueError(f"labelled_weight={labelled_weight}: expected a positive number")
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
@@ -111,10 +89,6 @@ class SemiSupervisedModel(PyroModule):
             )
         self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
         self.labelled_weight = labelled_weight
-        self.classification_weight = classification_weight
-        self.agreement_weight, self.balance_weight = agreement_weight, balance_weight
-        self.purity, self.final_term_share = purity, final_term_share
-        self._terms_scale = 1.0
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         """Register a child module's parameters with Pyro at its first access in a call of the model.
@@ -137,7 +111,7 @@ class SemiSupervisedModel(PyroModule):
         x_unlabelled: Tensor | None = None,
         *,
         weights: Tensor | None = None,
-        pairs: Tensor | None = None,
+        label_log_prior: Tensor | None = None,
         n: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Run the model. The class describes the ways to call it.
@@ -148,8 +122,9 @@ class SemiSupervisedModel(PyroModule):
         :param weights: weight of each unlabelled row, ``(B',)``; in the one-plate form, of each row,
             ``(B,)``. If the *model* enumerates the label, Pyro cannot weigh its rows one by one. Use an
             :class:`~pyro_scnf.EMGuide` then, and give it the same weights.
-        :param pairs: pairs of rows that probably share their label, ``(P, 2)``, for the two-plate form only.
-            Rows are numbered from 0 through both batches, the labelled one first.
+        :param label_log_prior: evidence about the labels of single rows: normalised log-probabilities that
+            take the place of :math:`\log p(y)` in these rows, ``(B, K)``. In the two-plate form it is that
+            of the unlabelled rows, ``(B', K)``, or of all rows, ``(B + B', K)``, the labelled ones first.
         :param int n: number of rows to draw if nothing is observed.
         :return: x; in the two-plate form, ``x`` and ``x_unlabelled``.
         :raises ValueError: for arguments of a wrong shape or type, or arguments that do not go together.
@@ -157,22 +132,17 @@ class SemiSupervisedModel(PyroModule):
         """
         y = self.check_batch(x, y, x_unlabelled, weights)
         if x_unlabelled is None:
-            if pairs is not None:
-                raise ValueError(f"{type(self).__name__}: pairs are for model(x, y, x_unlabelled)")
-            return self._rows("", "data", self.num_data, x, y, weights, n)
+            rows = count_rows(x, y, n)
+            evidence = None if label_log_prior is None else self.check_evidence(label_log_prior, rows)
+            return self._rows("", "data", self.num_data, rows, x, y, weights, evidence)
         assert x is not None  # check_batch raises otherwise
-        assert y is not None
-        with share_encoding():
+        first, second = self.split_evidence(label_log_prior, len(x), len(x_unlabelled))
+        with carried():
             self.flow.encode_together(x, x_unlabelled)
-            labelled = self._rows("", "labelled", self.num_labelled, x, y, None, None)
-            joined: tuple[Tensor, Tensor | None] | None = None
-            if self.balance_weight or (self.agreement_weight and pairs is not None):
-                joined = y, pairs
-                if weights is not None:
-                    raise ValueError(f"{type(self).__name__}: weights do not go with pairs or balance_weight")
-            size = self.num_unlabelled
+            labelled = self._rows("", "labelled", self.num_labelled, len(x), x, y, None, first)
+            rows, size = len(x_unlabelled), self.num_unlabelled
             unlabelled = self._rows(
-                "_unlabelled", "unlabelled", size, x_unlabelled, None, weights, None, joined
+                "_unlabelled", "unlabelled", size, rows, x_unlabelled, None, weights, second
             )
         return labelled, unlabelled
 
@@ -181,22 +151,18 @@ class SemiSupervisedModel(PyroModule):
         suffix: str,
         plate: str,
         size: int | None,
+        rows: int,
         x: Tensor | None,
         y: Tensor | None,
         weights: Tensor | None,
-        n: int | None,
-        joined: tuple[Tensor, Tensor | None] | None = None,
+        evidence: Tensor | None,
     ) -> Tensor:
-        """The sites of one plate.
-
-        :param joined: labels of the labelled batch and pairs, for the terms that need both batches.
-        """
+        """The sites of one plate."""
         known = None if y is None else y != UNLABELLED
         labelled = known is not None and bool(known.all())
-        rows = count_rows(x, y, n)
         site = f"y{suffix}"
         guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
-        prior: dist.Categorical = self.class_probs()
+        prior = self.class_probs() if evidence is None else dist.Categorical(logits=evidence)
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
             weigh(scales, weights)
             if labelled:
@@ -208,11 +174,7 @@ class SemiSupervisedModel(PyroModule):
             else:
                 label = pyro.sample(site, PartlyKnown(prior, y, known), infer={"enumerate": "parallel"})
                 self._observe_some(site, label, y, known)
-            out = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
-            if self.classification_weight and x is not None and y is not None and known is not None:
-                self._classify(x, y, known)
-            if joined is not None and x is not None:
-                self._join(x, *joined)
+            out: Tensor = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
         return out
 
     def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Tensor) -> None:
@@ -226,44 +188,39 @@ class SemiSupervisedModel(PyroModule):
         ruled_out = torch.where(known & (label != y), zero + LOG_ZERO, zero)
         pyro.factor(f"{site}_observed", ruled_out, has_rsample=False)
 
-    def _classify(self, x: Tensor, y: Tensor, known: Tensor) -> None:
-        """The classification term of the known rows."""
-        posterior = self.flow.posterior(x, self.class_probs)
-        log_prob = posterior.log_prob(y.clamp(min=0)) * known
-        # If all rows are labelled, labelled_weight scales every term in the plate. Undo that for this one.
-        weight = self.classification_weight / (self.labelled_weight if bool(known.all()) else 1.0)
-        training_term("classification", self._terms_scale * weight * log_prob)
+    # -- scores under every label --------------------------------------------------------------
+    def score(self, x: Tensor, *, label_log_prior: Tensor | None = None, scale: float = 1.0) -> Scored:
+        r"""Rows of data scored under every label, for training terms.
 
-    def _join(self, x_unlabelled: Tensor, y: Tensor, pairs: Tensor | None) -> None:
-        """The balance and agreement terms. They are part of the unlabelled plate and scaled with it."""
-        rows = len(x_unlabelled)
-        log_prior = self.class_probs.log_probs
-        log_posterior = self.flow.posterior(x_unlabelled, self.class_probs).logits
-        if self.balance_weight:
-            # Detach p(y). A learned p(y) would follow the posteriors, and the term would then be small even
-            # if all rows had one label.
-            balance = imbalance(log_posterior, log_prior.detach())
-            training_term("balance", (-self._terms_scale * self.balance_weight * balance).expand(rows))
-        if pairs is not None and self.agreement_weight:
-            check_pairs(pairs, len(y) + rows, type(self).__name__)
-            known = log_certainty(y, self.flow.num_classes, log_posterior)
-            agreement = log_agreement(torch.cat([known, log_posterior]), pairs, self.purity).sum() / rows
-            training_term("agreement", (self._terms_scale * self.agreement_weight * agreement).expand(rows))
-
-    def set_progress(self, progress: float) -> None:
-        """Report how much of training is done. The weights of the extra terms depend on it.
-
-        :func:`pyro_scnf.training.fit` calls this at every step, and with 0 at the end. At 0, as in a new
-        model, the extra terms have their full weights.
-
-        :param float progress: share of training that is done, 0 to 1.
-        :raises ValueError: for a number out of range.
+        :param x: ``(B, *event_shape)``.
+        :param label_log_prior: evidence that takes the place of :math:`\log p(y)`, ``(B, K)``.
+        :param float scale: how many rows of the data set each row stands for.
         """
-        if not 0 <= progress <= 1:
-            raise ValueError(f"progress={progress}: expected a share of training, 0 to 1")
-        self._terms_scale = self.final_term_share + (1 - self.final_term_share) * 0.5 * (
-            1 + math.cos(math.pi * progress)
-        )
+        log_prior = log_class_probs = self.class_probs.log_probs
+        if label_log_prior is not None:
+            log_prior = self.check_evidence(label_log_prior, len(x))
+        given = self.flow.class_table(x)
+        return Scored(self.flow.common_log_prob(x), given, log_prior, scale, log_class_probs)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, in nats."""
+        return self.flow.log_prob(x, self.class_probs)
+
+    def posterior(self, x: Tensor, *, label_log_prior: Tensor | None = None) -> dist.Categorical:
+        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``.
+
+        :param label_log_prior: evidence about the labels, normalised log-probabilities ``(*batch, K)``. It
+            takes the place of :math:`\log p(y)`.
+        """
+        if label_log_prior is None:
+            return self.flow.posterior(x, self.class_probs)
+        batch = check_event(x, self.flow.event_shape, "x", type(self).__name__)
+        evidence = self.check_evidence(label_log_prior, *batch)
+        return dist.Categorical(logits=(self.flow.class_table(x) + evidence).log_softmax(-1))
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Set every data-dependent parameter from a batch, see :meth:`SemiConditionalFlow.initialize`."""
+        self.flow.initialize(x, y)
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
@@ -301,18 +258,29 @@ class SemiSupervisedModel(PyroModule):
                 )
         return y
 
+    def check_evidence(self, label_log_prior: Tensor, *batch: int) -> Tensor:
+        """Raise ``ValueError`` unless there are log-probabilities for each row of a batch. Return them."""
+        logits, owner = self.class_probs.logits, type(self).__name__
+        return check_label_log_prior(label_log_prior, batch, self.flow.num_classes, logits, owner)
+
+    def split_evidence(
+        self, label_log_prior: Tensor | None, labelled: int, unlabelled: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The evidence about labelled and about unlabelled rows in the two-plate form, both checked."""
+        if label_log_prior is None:
+            return None, None
+        if len(label_log_prior) == labelled + unlabelled:
+            evidence = self.check_evidence(label_log_prior, labelled + unlabelled)
+            return evidence[:labelled], evidence[labelled:]
+        return None, self.check_evidence(label_log_prior, unlabelled)
+
     @property
     def options(self) -> dict[str, float | None]:
-        """The numbers that make the loss, by the names of the arguments: sizes, weights, purity."""
+        """The numbers that make the loss, by the names of the arguments: sizes and weight."""
         return {
             "num_labelled": self.num_labelled,
             "num_unlabelled": self.num_unlabelled,
             "labelled_weight": self.labelled_weight,
-            "classification_weight": self.classification_weight,
-            "agreement_weight": self.agreement_weight,
-            "balance_weight": self.balance_weight,
-            "purity": self.purity,
-            "final_term_share": self.final_term_share,
         }
 
     @property
@@ -321,16 +289,3 @@ class SemiSupervisedModel(PyroModule):
         if self.num_labelled is None or self.num_unlabelled is None:
             return None
         return self.num_labelled + self.num_unlabelled
-
-    # -- conveniences --------------------------------------------------------------------------
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Set every data-dependent parameter from a batch, see :meth:`SemiConditionalFlow.initialize`."""
-        self.flow.initialize(x, y)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, in nats."""
-        return self.flow.log_prob(x, self.class_probs)
-
-    def posterior(self, x: Tensor) -> dist.Categorical:
-        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        return self.flow.posterior(x, self.class_probs)

@@ -23,7 +23,7 @@ from pyro_scnf.posterior.draws import (
 )
 from pyro_scnf.posterior.labels import enumerate_labels, sample_labels
 from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, make_datasets, name_dims
-from pyro_scnf.sharing import share_encoding
+from pyro_scnf.sharing import evaluation
 
 if TYPE_CHECKING:
     import arviz
@@ -126,7 +126,7 @@ def to_inference_data(
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     chunks = [{k: v[i : i + size] for k, v in draws.items()} for i in range(0, shape.numel(), size)]
 
-    with share_encoding():
+    with evaluation():
         # Run the model on one draw, with the shapes that it has in training, to learn its sites.
         first = {name: values[:1] for name, values in draws.items()}
         sites = sample_sites(trace_draws(model, args, first, max_plate_nesting, parallel=False))

@@ -19,7 +19,7 @@ from pyro_scnf.posterior.draws import (
     sample_sites,
     trace_draws,
 )
-from pyro_scnf.sharing import share_encoding
+from pyro_scnf.sharing import evaluation
 
 __all__ = ["enumerate_labels", "sample_labels"]
 
@@ -65,7 +65,7 @@ def enumerate_labels(
     """
     posterior = {} if posterior is None else dict(posterior)
     num_draws = count_draws(posterior)
-    with share_encoding():
+    with evaluation():
         if parallel:
             return _log_joint(model, args, posterior, site, max_plate_nesting, parallel)
         each = [{name: draws[s : s + 1] for name, draws in posterior.items()} for s in range(num_draws)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
@@ -15,6 +15,7 @@ from pyro_scnf.datasets.augment import Augment
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.terms import Terms, make_terms
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
@@ -38,24 +39,19 @@ class ModelOptions:
 
     :ivar class_probs: ``"uniform"``, ``"learnable"``, or ``"empirical"`` for the frequencies of the labels.
     :ivar bool scaled: whether batches are scaled up to the sizes of the data set.
-
-    The other options have the names and meanings of the model's arguments.
+    :ivar float labelled_weight: weight of the labelled rows in the likelihood.
     """
 
     class_probs: Literal["uniform", "learnable", "empirical"] = "uniform"
     scaled: bool = False
     labelled_weight: float = 1.0
-    classification_weight: float = 0.0
-    agreement_weight: float = 0.0
-    balance_weight: float = 0.0
-    purity: float = 0.98
-    final_term_share: float = 1.0
 
 
 class FitOptions(TypedDict, total=False):
     """Options of :func:`pyro_scnf.training.fit`."""
 
     guide: str | Callable[..., object]
+    terms: Terms
     optimisation: Optimisation | None
     machine: Machine | None
     steps: int
@@ -84,9 +80,11 @@ class Preset:
     :ivar labelled_batch_size: labelled rows a step; ``None`` for all.
     :ivar int validate_every: steps between validations and checkpoints.
     :ivar model: options of the model around the flow.
+    :ivar terms: what training minimises besides the negative log-likelihood, see
+        :func:`~pyro_scnf.terms.make_terms`.
     :ivar int initial_rows: how many rows, the first ones, set data-dependent parameters; 0 for all.
     :ivar str split: how labels are chosen, one of :data:`~pyro_scnf.datasets.SPLITS`.
-    :ivar int neighbours: number of nearest rows that are assumed to share a row's label; 0 for none.
+    :ivar int neighbours: number of nearest rows to link to each row, if a term uses pairs.
     :ivar int held_out: unlabelled rows to hold out for validation; with 0 the last weights are kept.
     :ivar int draws: number of dequantisations of every test row.
     """
@@ -99,11 +97,17 @@ class Preset:
     labelled_batch_size: int | None = None
     validate_every: int = 50
     model: ModelOptions = ModelOptions()
+    terms: Terms = ()
     initial_rows: int = 0
     split: Literal["balanced", "stratified"] = "balanced"
     neighbours: int = 0
     held_out: int = 0
     draws: int = 1
+
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether a term uses pairs of neighbours, so that the data need links."""
+        return any("pairs" in term.needs for term in make_terms(self.terms).values())
 
     def make_model(
         self,
@@ -111,30 +115,20 @@ class Preset:
         prior: PriorSpec = "flow",
         *,
         latent_dim: int | None = None,
-        classification_weight: float | None = None,
     ) -> SemiSupervisedModel:
         """A model for ``data``, initialised from them.
 
         :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`. ``"flow"`` is the conditional
             flow of the preset; with options (``"flow:steps=6"``) it is one with these options alone.
         :param latent_dim: number of components of :math:`z_f`; by default that of the preset.
-        :param classification_weight: weight of the classification term; by default that of the preset.
         """
-        options = self.model
-        if classification_weight is not None:
-            options = replace(options, classification_weight=classification_weight)
-        probs = options.class_probs
+        options, probs = self.model, self.model.class_probs
         model = SemiSupervisedModel(
             self.flow(prior, data.num_classes, latent_dim),
             ClassProbs.from_labels(data.y, data.num_classes) if probs == "empirical" else probs,
             num_labelled=len(data.labelled[0]) if options.scaled else None,
             num_unlabelled=len(data.unlabelled) if options.scaled else None,
             labelled_weight=options.labelled_weight,
-            classification_weight=options.classification_weight,
-            agreement_weight=options.agreement_weight,
-            balance_weight=options.balance_weight,
-            purity=options.purity,
-            final_term_share=options.final_term_share,
         )
         rows = slice(self.initial_rows or None)
         model.initialize(self.augment.prepare(data.x[rows]), data.y[rows])
@@ -146,16 +140,11 @@ class Preset:
         """Train ``model`` with the settings of the preset (extra ``train``).
 
         :param options: options of :func:`pyro_scnf.training.fit`. They override those of the preset.
-        :raises ValueError: if the preset trains on pairs of neighbours and the data have none.
         """
-        if self.neighbours and data.neighbours is None:
-            raise ValueError(
-                "data: the preset trains on pairs of neighbours, but the data have none; link them with "
-                f"link_neighbours(data, {self.neighbours})"
-            )
         from pyro_scnf.training import fit
 
         own: FitOptions = {
+            "terms": self.terms,
             "augment": self.augment,
             "optimisation": self.optimisation,
             "steps": self.steps,

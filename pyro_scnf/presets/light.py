@@ -10,6 +10,7 @@ from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.terms import Agreement, Balance, Classification
 from pyro_scnf.training.options import Optimisation
 
 __all__ = ["DIGITS", "MNIST_CPU", "MNIST_FAST", "TOY"]
@@ -36,7 +37,8 @@ TOY = Preset(
     optimisation=Optimisation(),
     steps=1500,
     batch_size=256,
-    model=ModelOptions(scaled=True, classification_weight=20.0),
+    model=ModelOptions(scaled=True),
+    terms=(Classification(20.0),),
     held_out=100,
 )
 """Points of the plane, a few of them labelled.
@@ -61,7 +63,8 @@ DIGITS = Preset(
     optimisation=Optimisation(learning_rate=2e-3, gradient_clip=50.0),
     steps=600,
     batch_size=128,
-    model=ModelOptions(labelled_weight=0.1, classification_weight=10.0),
+    model=ModelOptions(labelled_weight=0.1),
+    terms=(Classification(10.0),),
     held_out=100,
     draws=8,
 )
@@ -112,15 +115,10 @@ MNIST_CPU = Preset(
     batch_size=96,
     labelled_batch_size=16,
     validate_every=250,
-    # A light model would need many passes to find the classes from the density alone. The label terms
+    model=ModelOptions(labelled_weight=0.1),
+    # A light model would need many passes to find the classes from the density alone. The terms of labels
     # therefore begin strong. They fade during training, so that the density decides in the end.
-    model=ModelOptions(
-        labelled_weight=0.1,
-        classification_weight=200.0,
-        agreement_weight=300.0,
-        balance_weight=200.0,
-        final_term_share=0.3,
-    ),
+    terms=(Classification(200.0, end=0.3), Agreement(300.0, end=0.3), Balance(200.0, end=0.3)),
     initial_rows=512,
     neighbours=5,
     held_out=1000,

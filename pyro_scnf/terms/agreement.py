@@ -2,11 +2,17 @@ r"""Agreement of pairs that probably share a label, such as neighbours or two vi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
 from torch import Tensor
 
 from pyro_scnf._checks import validating
+from pyro_scnf._labels import log_certainty
+from pyro_scnf.terms.base import Part, Step, TrainingTerm
 
-__all__ = ["check_pairs", "log_agreement"]
+__all__ = ["Agreement", "check_pairs", "log_agreement"]
 
 
 def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor:
@@ -34,6 +40,38 @@ def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor
     same = (first + second).logsumexp(-1).exp()
     # A is a multiple of the identity plus a constant, so one sum over labels takes the place of two.
     return (other + (purity - other) * same).log()
+
+
+@dataclass(frozen=True)
+class Agreement(TrainingTerm):
+    r"""Minus :func:`log_agreement`, summed over pairs of rows that probably share their label.
+
+    At weight 1, with equally probable classes and without plate sizes, the loss is then the exact negative
+    log-likelihood of pairs with joined labels, less a constant.
+
+    :param float purity: probability that the two rows of a pair share their label, in (0, 1).
+    :raises ValueError: for a number out of range.
+    """
+
+    purity: float = 0.98
+
+    needs: ClassVar[frozenset[Part]] = frozenset({"pairs", "unlabelled", "y"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.purity < 1:
+            raise ValueError(f"Agreement: purity={self.purity}: expected a probability, 0 < purity < 1")
+        object.__setattr__(self, "purity", float(self.purity))
+
+    def nats(self, step: Step) -> Tensor:
+        assert step.unlabelled is not None
+        assert step.y is not None
+        assert step.pairs is not None
+        rows = step.unlabelled.log_posterior
+        check_pairs(step.pairs, len(step.y) + len(rows), "Agreement")
+        known = log_certainty(step.y, rows.shape[-1], rows)
+        agreement = log_agreement(torch.cat([known, rows]), step.pairs, self.purity)
+        return -step.unlabelled.scale * agreement.sum()
 
 
 def check_pairs(pairs: Tensor, rows: int, owner: str) -> None:

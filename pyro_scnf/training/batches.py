@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_scnf._checks import UNLABELLED, check_at_least
+from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf.datasets import SemiSupervisedData
 
 __all__ = ["Batch", "StepBatches", "derive_seed"]
@@ -25,9 +26,9 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def fingerprint(data: SemiSupervisedData) -> str:
-    """A digest of training rows, validation rows, labels and links. Other data have another digest."""
+    """A digest of training rows, validation rows, labels, links and evidence. Other data have another one."""
     digest = hashlib.blake2b(digest_size=8)
-    for value in (data.x, data.y, data.neighbours, data.x_val):
+    for value in (data.x, data.y, data.neighbours, data.x_val, data.label_log_prior):
         if value is not None:
             digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -43,6 +44,8 @@ class Batch(NamedTuple):
     :ivar x_unlabelled: unlabelled data ``(B_u, *event_shape)``; ``None`` if every row is labelled.
     :ivar pairs: pairs of neighbours ``(P, 2)``, as row numbers in ``torch.cat([x, x_unlabelled])``;
         ``None`` if the data have no ``neighbours``.
+    :ivar label_log_prior: evidence about the labels of ``x_unlabelled``, ``(B_u, K)``; ``None`` if the data
+        have none.
     """
 
     step: int
@@ -50,6 +53,7 @@ class Batch(NamedTuple):
     y: Tensor | None
     x_unlabelled: Tensor | None
     pairs: Tensor | None = None
+    label_log_prior: Tensor | None = None
 
 
 class _Passes:
@@ -132,6 +136,7 @@ class StepBatches(Dataset[Batch]):
             "batch_size", min(batch_size, unlabelled or batch_size), unlabelled
         )
         self.neighbours = None if data.neighbours is None else self._check_neighbours(data.neighbours)
+        self.evidence = None if data.label_log_prior is None else self._check_evidence(data).to(device)
         self._labelled = _Passes(labelled, seed, "labelled")
         self._unlabelled = _Passes(unlabelled, seed, "unlabelled")
 
@@ -167,6 +172,14 @@ class StepBatches(Dataset[Batch]):
             )
         return neighbours.cpu()
 
+    def _check_evidence(self, data: SemiSupervisedData) -> Tensor:
+        """Raise unless the evidence fits the data and is of use. Return it."""
+        assert data.label_log_prior is not None
+        if not self.unlabelled_size:
+            raise ValueError("data: label_log_prior is evidence about unlabelled rows, and there are none")
+        like = data.label_log_prior
+        return check_label_log_prior(like, (len(self.x),), data.num_classes, like, "data")
+
     def __getitem__(self, step: int) -> Batch:
         labelled, pairs = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size), None
         if self.neighbours is not None:
@@ -179,6 +192,7 @@ class StepBatches(Dataset[Batch]):
             self.y[labelled] if len(labelled) else None,
             self.x[unlabelled] if len(unlabelled) else None,
             pairs,
+            None if self.evidence is None else self.evidence[unlabelled],
         )
 
     def _mine(self, passes: _Passes, rows: Tensor, step: int, size: int) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pyro_scnf.models import SemiSupervisedModel
 
-__all__ = ["first_bad_term", "is_finite"]
+__all__ = ["first_bad_part", "first_bad_term", "is_finite"]
 
 
 @torch.no_grad()
@@ -45,6 +47,13 @@ def _first_bad_term_of(model: SemiSupervisedModel, rows: Tensor) -> str | None:
     if not is_finite(model.posterior(rows).logits):
         return "log p(y | x) of {kind} data"
     return None
+
+
+def first_bad_part(parts: Mapping[str, Tensor]) -> str:
+    """The first part of the loss that is NaN or infinite, in words."""
+    bad = (name for name, part in parts.items() if name != "nll" and not is_finite(part))
+    name = next(bad, None)
+    return "their sum" if name is None else f"the training term {name}"
 
 
 def is_finite(value: Tensor) -> bool:

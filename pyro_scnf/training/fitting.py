@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._checks import UNLABELLED, check_at_least
 from pyro_scnf._extras import require
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.models.scoring import HINTS
+from pyro_scnf.terms import Part, Terms, TrainingTerm, make_terms
 from pyro_scnf.training.batches import fingerprint
 from pyro_scnf.training.checkpoint import Checkpoints
 from pyro_scnf.training.loaders import Loaders
@@ -63,6 +65,7 @@ def fit(
     data: SemiSupervisedData,
     *,
     guide: str | Callable[..., object] = "exact",
+    terms: Terms = (),
     optimisation: Optimisation | None = None,
     machine: Machine | None = None,
     steps: int = 1000,
@@ -89,6 +92,8 @@ def fit(
     :param data: training data. :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` sets rows aside for
         validation. :func:`~pyro_scnf.datasets.link_neighbours` makes every batch consist of pairs.
     :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
+    :param terms: what training minimises besides the negative log-likelihood: words, dicts or objects, see
+        :func:`~pyro_scnf.terms.make_terms`.
     :param optimisation: optimiser, schedule, averaging and clipping, see :class:`Optimisation`.
     :param machine: device, processes and precision, see :class:`Machine`.
     :param int steps: optimiser steps.
@@ -109,7 +114,9 @@ def fit(
         ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
     :param bool progress: show a progress bar.
     :raises ValueError: for options out of range; for ``patience`` without validation data; for ``log``
-        without ``out``; if the checkpoint to resume from was made with other settings.
+        without ``out``; for a term that needs what the data lack (labels, neighbours, evidence, ``augment``
+        for a view), or neighbours that no term uses; if the checkpoint to resume from was made with other
+        settings.
     :raises RuntimeError: if the loss or its gradient becomes NaN or infinite. The message names the step
         and the term, and ``out`` keeps the checkpoints from before.
     """
@@ -122,12 +129,15 @@ def fit(
     check_at_least(1, steps=steps, validate_every=validate_every)
     steps, seed = int(steps), int(seed)  # torch takes no number of NumPy
     _check_options(data, patience, minutes, log, out)
+    named = make_terms(terms)
+    _check_terms(named, data, augment)
     _check_launch(data, machine, out)
     started, home = time.perf_counter(), reference_tensor(model).device
     task = SemiSupervisedTask(
         model,
         guide,
         optimisation,
+        terms=named.values(),
         steps=steps,
         augment=augment,
         seed=seed,
@@ -166,7 +176,6 @@ def fit(
             )
         finally:
             model.to(home)  # Lightning leaves the model on the CPU
-            model.set_progress(0.0)
         kept.load_best(model)
         trainer.strategy.barrier()  # a temporary folder is removed next; all processes must have read it
     total, seconds_here = int(trainer.global_step), time.perf_counter() - started
@@ -207,6 +216,31 @@ def _check_options(
         raise ValueError(f"log={log!r}: expected 'csv', 'tensorboard' or None")
     if log is not None and out is None:
         raise ValueError(f"log={log!r}: give `out`, the folder to write to")
+
+
+def _check_terms(
+    terms: Mapping[str, TrainingTerm], data: SemiSupervisedData, augment: Callable[[Tensor], Tensor] | None
+) -> None:
+    """Raise if a term needs what the data lack at any step, or if no term uses the neighbours."""
+    labelled = bool((data.y != UNLABELLED).any())
+    unlabelled = bool((data.y == UNLABELLED).any())
+    given: dict[Part, bool] = {
+        "y": labelled,
+        "labelled": labelled,
+        "unlabelled": unlabelled,
+        "pairs": data.neighbours is not None,
+        "view": unlabelled and augment is not None,
+        "evidence": data.label_log_prior is not None,
+    }
+    for name, term in terms.items():
+        missing = [part for part in sorted(term.needs) if not given.get(part, True)]
+        if missing and term.weight > 0:
+            raise ValueError(f"terms: {name} needs {HINTS[missing[0]]}")
+    if data.neighbours is not None and not any("pairs" in term.needs for term in terms.values()):
+        raise ValueError(
+            "data: its neighbours are linked, but no training term uses pairs; add a term such as "
+            "'agreement:weight=10', or give replace(data, neighbours=None)"
+        )
 
 
 def _check_launch(data: SemiSupervisedData, machine: Machine, out: str | Path | None) -> None:

@@ -14,10 +14,11 @@ from pyro_scnf._extras import require
 from pyro_scnf._spec import describe
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
-from pyro_scnf.models import EMGuide, SemiSupervisedModel, make_guide
+from pyro_scnf.models import SemiSupervisedModel, make_guide, update_after_step
 from pyro_scnf.objective import elbo
+from pyro_scnf.terms import Terms, needs_at
 from pyro_scnf.training.batches import Batch, derive_seed
-from pyro_scnf.training.diagnosis import first_bad_term, is_finite
+from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_finite
 from pyro_scnf.training.options import Optimisation, differences, plain
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
 
@@ -37,11 +38,13 @@ class SemiSupervisedTask(lightning.LightningModule):
     :func:`~pyro_scnf.training.fit` consists of this task, batches and a trainer. The task takes the batches
     of :class:`~pyro_scnf.training.StepBatches`. The noise of a step depends only on ``seed`` and the number
     of the step, so a resumed run gives the result of an uninterrupted one. The task logs ``loss`` (nats per
-    example), ``grad_norm`` and, on validation data, ``val_nll``, ``val_error`` (per cent) if the labels are
-    known, and ``val_bits_per_dim`` if ``augment`` has ``bins``.
+    example), the parts of the loss if there are training terms, and ``grad_norm``. On validation data it logs
+    ``val_nll``, ``val_error`` (per cent) if the labels are known, and ``val_bits_per_dim`` if ``augment`` has
+    ``bins``.
 
     :param model: an initialised model.
     :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
+    :param terms: training terms, see :func:`~pyro_scnf.terms.make_terms`.
     :param Optimisation optimisation: optimiser and schedule. Clipping and averaging are set in the trainer.
     :param int steps: length of the run, for the schedule.
     :param augment: see :class:`~pyro_scnf.datasets.Augment`.
@@ -57,6 +60,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         guide: str | Callable[..., object] = "exact",
         optimisation: Optimisation | None = None,
         *,
+        terms: Terms = (),
         steps: int,
         augment: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
@@ -66,13 +70,14 @@ class SemiSupervisedTask(lightning.LightningModule):
         self.model = model
         self.guide = make_guide(guide, model) if isinstance(guide, str) else guide
         # Keep it in a list. As a submodule it would put model and guide into state_dict a second time.
-        self.objective = [elbo(model, self.guide)]
+        self.objective = [elbo(model, self.guide, terms)]
         self.optimisation = Optimisation() if optimisation is None else optimisation
         self.steps, self.seed = steps, seed
         self.augment = as_augment(augment)
         flow = model.flow
         compared: dict[str, object] = {
             "guide": guide,
+            "terms": {name: repr(term) for name, term in self.objective[0].terms.items()},
             "steps": steps,
             "optimisation": self.optimisation,
             "seed": seed,
@@ -89,24 +94,31 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(derive_seed(self.seed, "noise", batch.step, self.global_rank))
-        self.model.set_progress(min(1.0, batch.step / self.steps))
+        objective, progress = self.objective[0], min(1.0, batch.step / self.steps)
         x = None if batch.x is None else self.augment.labelled(batch.x)
         x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
-        options = {} if batch.pairs is None else {"pairs": batch.pairs}
+        options = {"pairs": batch.pairs, "label_log_prior": batch.label_log_prior}
+        if batch.x_unlabelled is not None and "view" in needs_at(objective.terms, progress):
+            options["view"] = self.augment(batch.x_unlabelled)
+        given = {name: value for name, value in options.items() if value is not None}
         try:
-            loss = self.objective[0](*arguments, **options)
+            loss: Tensor = objective(*arguments, **given, progress=progress)
         except ValueError as error:
             term = first_bad_term(self.model, x, x_unlabelled)
             if term is None:
                 raise
             raise self._stopped("scoring failed", term) from error  # Pyro refuses NaN and infinity
-        loss = loss / self._examples(x, x_unlabelled)
+        examples = self._examples(x, x_unlabelled)
+        loss = loss / examples
         if not torch.isfinite(loss):
-            term = first_bad_term(self.model, x, x_unlabelled) or "their sum"
+            term = first_bad_term(self.model, x, x_unlabelled) or first_bad_part(objective.parts)
             raise self._stopped(f"the loss is {loss.item()}", term)
         self.log("loss", loss.detach(), prog_bar=True, batch_size=1, sync_dist=True)
-        return cast(Tensor, loss)
+        if objective.terms:
+            for name, part in objective.parts.items():
+                self.log(name, part / examples, batch_size=1, sync_dist=True)
+        return loss
 
     def _examples(self, x: Tensor | None, x_unlabelled: Tensor | None) -> int:
         """How many examples the loss counts: those of the data set if it is scaled up, else of the batch."""
@@ -187,8 +199,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if isinstance(self.guide, EMGuide):
-            self.guide.update()
+        update_after_step(self.model, self.guide)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:

@@ -1,0 +1,131 @@
+r"""The distribution :math:`p(x \mid y)` of a semi-conditional flow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_scnf import sharing
+from pyro_scnf.distributions import ConcatDistribution
+from pyro_scnf.transforms import FlowTransform
+from pyro_scnf.transforms.one_shot import _OneShotLadj
+
+__all__ = ["GivenLabel"]
+
+if TYPE_CHECKING:
+    # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
+    class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
+        """``pyro.distributions.TransformedDistribution``."""
+
+        def log_prob(self, value: Tensor) -> Tensor: ...
+        def sample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
+        def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
+else:
+    TransformedDistribution = dist.TransformedDistribution
+
+
+class _Flow(Protocol):
+    """What :class:`GivenLabel` uses of a :class:`~pyro_scnf.SemiConditionalFlow`, which is built on it."""
+
+    transform: FlowTransform
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def has_fixed_prior(self) -> bool: ...
+    def base(self, y: Tensor, temperature: float) -> ConcatDistribution: ...
+    def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+    def common_log_prob(self, x: Tensor) -> Tensor: ...
+    def class_table(self, x: Tensor) -> Tensor: ...
+    def find_class_table(self, x: Tensor) -> Tensor | None: ...
+
+
+class _Decoder(_OneShotLadj):
+    """The bijection in the distributions that :meth:`SemiConditionalFlow.condition` returns.
+
+    It is the flow of ``owner``. Its inverse takes part in :func:`~pyro_scnf.share_encoding`.
+    """
+
+    bijective = True
+
+    def __init__(self, owner: _Flow) -> None:
+        super().__init__()
+        self.owner = owner
+
+    @property
+    def domain(self) -> constraints.Constraint:
+        return self.owner.transform.domain
+
+    @property
+    def codomain(self) -> constraints.Constraint:
+        return self.owner.transform.codomain
+
+    def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.owner.transform.call_and_ladj(z)
+
+    def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.owner.encode_flat(x)
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return self.owner.transform.forward_shape(shape)
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return self.owner.transform.inverse_shape(shape)
+
+
+class GivenLabel(TransformedDistribution):
+    r""":math:`p(x \mid y)`, the distribution that :meth:`SemiConditionalFlow.condition` returns.
+
+    It takes part in :func:`~pyro_scnf.share_encoding`, also after the model that made it has returned.
+    """
+
+    def __init__(self, owner: _Flow, y: Tensor, temperature: float) -> None:
+        base = owner.base(y, temperature)
+        self.owner, self.y, self.block = owner, y, sharing.current()
+        # A class table has no row for relaxed labels, for other temperatures, or for parameters with a batch.
+        self.has_row = (
+            not y.is_floating_point() and temperature == 1 and base.parts[-1].batch_shape == y.shape
+        )
+        super().__init__(base, [_Decoder(owner)])
+
+    def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:
+        new = self._get_checked_instance(GivenLabel, _instance)
+        new.owner, new.y, new.block, new.has_row = self.owner, self.y, self.block, self.has_row
+        expanded: GivenLabel = super().expand(batch_shape, _instance=new)
+        return expanded
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        with sharing.inside(self.block):
+            given = self._from_table(value) if self.has_row else None
+            if given is None:
+                return super().log_prob(value)
+            if self._validate_args:
+                self._validate_sample(value)
+            log_prob = self.owner.common_log_prob(value) + given
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+
+    def _from_table(self, x: Tensor) -> Tensor | None:
+        r""":math:`\log p(z_f \mid y)` out of the class table of x. ``None`` if there is no use in a table.
+
+        Enumerated labels ``(K, 1, ...)`` make up the whole table. For other labels a table helps only if it
+        has been computed already.
+        """
+        owner, y, batch = self.owner, self.y, x.shape[: x.dim() - len(self.event_shape)]
+        if sharing.current() is None or not owner.has_fixed_prior:
+            return None
+        if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
+            rows = owner.class_table(x).index_select(-1, y.flatten()).movedim(-1, 0)
+            return rows.reshape(rows.shape[:1] + (1,) * (y.dim() - 1 - len(batch)) + batch)
+        table = owner.find_class_table(x)
+        if table is None or torch.broadcast_shapes(y.shape, batch) != batch:
+            return None
+        return table.gather(-1, y.expand(batch)[..., None])[..., 0]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "block": None}  # a copy or a file holds no data

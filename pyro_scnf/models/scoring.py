@@ -1,0 +1,189 @@
+"""What training terms see of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import get_args
+
+from torch import Tensor
+
+from pyro_scnf._checks import UNLABELLED, check_finite
+from pyro_scnf._shapes import check_event
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
+from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, needs_at
+
+__all__ = ["HINTS", "ForTerms", "Observed", "check_used", "score_step"]
+
+HINTS: dict[Part, str] = {
+    "y": "labels: give x and y",
+    "labelled": "labelled rows: give x and y",
+    "unlabelled": "unlabelled rows",
+    "pairs": "pairs of rows: give pairs, or link_neighbours(data)",
+    "view": "a second view of the unlabelled rows: give view, or augment",
+    "evidence": "evidence about the unlabelled rows: give label_log_prior",
+}
+"""What a term needs, in words, and where a user gives it."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The arguments of a model's call in which data are observed."""
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    x_unlabelled: Tensor | None = None
+    _: KW_ONLY
+    weights: Tensor | None = None
+    label_log_prior: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ForTerms:
+    """What only training terms look at.
+
+    :ivar pairs: pairs of rows ``(P, 2)``, numbered from 0 through both batches, the labelled one first.
+    :ivar view: the unlabelled rows, perturbed once more.
+    :ivar float progress: share of training that is done, 0 to 1.
+    """
+
+    pairs: Tensor | None = None
+    view: Tensor | None = None
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one kind: those of ``x`` that ``mask`` picks, or all of them."""
+
+    x: Tensor
+    evidence: Tensor | None
+    scale: float
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x) if self.mask is None else int(self.mask.sum())
+
+    @property
+    def picked_evidence(self) -> Tensor | None:
+        """The evidence about these rows alone."""
+        return self.evidence if self.evidence is None or self.mask is None else self.evidence[self.mask]
+
+    def score(self, model: SemiSupervisedModel) -> Scored:
+        """These rows under every label."""
+        rows, mask, evidence = model.score(self.x, scale=self.scale), self.mask, self.picked_evidence
+        if evidence is not None:
+            rows = replace(rows, log_prior=evidence)
+        return rows if mask is None else replace(rows, common=rows.common[mask], given=rows.given[mask])
+
+
+def score_step(
+    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Observed, extra: ForTerms
+) -> Step:
+    """What ``terms`` need to see of a batch. Terms of weight 0 at this moment need nothing.
+
+    Inside :func:`~pyro_scnf.share_encoding`, :math:`f_w` and the prior run once for all rows, and the model
+    that follows uses the same encodings and class tables.
+
+    :raises ValueError: if a term needs a part that the batch lacks, or if the batch has weights, pairs or a
+        view that do not go with the terms.
+    """
+    _check_batch(model, terms, batch, extra)
+    known, labelled, unlabelled = _divide(model, batch)
+    evidence = None if unlabelled is None else unlabelled.picked_evidence
+    view = None
+    if extra.view is not None and unlabelled is not None:
+        view = _Rows(extra.view, evidence, unlabelled.scale)
+        if len(view) != len(unlabelled):
+            raise ValueError(
+                f"view: {len(view)} rows, expected one for each of {len(unlabelled)} unlabelled rows"
+            )
+    rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
+    _check_needs(terms, extra.progress, {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows})
+
+    needs = needs_at(terms, extra.progress)
+    wanted = {part: some for part, some in rows.items() if some is not None and part in needs}
+    scored = _score(model, batch, wanted)
+    return Step(
+        known if "y" in needs else None,
+        extra.progress,
+        extra.pairs if "pairs" in needs else None,
+        scored.get("labelled"),
+        scored.get("unlabelled"),
+        scored.get("view"),
+        evidence if "evidence" in needs else None,
+    )
+
+
+def _divide(model: SemiSupervisedModel, batch: Observed) -> tuple[Tensor | None, _Rows | None, _Rows | None]:
+    """The known labels, the labelled rows and the unlabelled rows of a batch."""
+    x, u, evidence = batch.x, batch.x_unlabelled, batch.label_log_prior
+    y = model.check_batch(x, batch.y, u, batch.weights)
+    if x is None:
+        return None, None, None
+    if u is not None:
+        first, second = model.split_evidence(evidence, len(x), len(u))
+        labelled = _Rows(x, first, _scale(model.num_labelled, len(x)))
+        return y, labelled, _Rows(u, second, _scale(model.num_unlabelled, len(u)))
+    checked = None if evidence is None else model.check_evidence(evidence, len(x))
+    whole = _Rows(x, checked, _scale(model.num_data, len(x)))
+    known = None if y is None else y != UNLABELLED
+    if y is None or known is None or not bool(known.any()):
+        return None, None, whole
+    if bool(known.all()):
+        return y, whole, None
+    return y[known], replace(whole, mask=known), replace(whole, mask=~known)
+
+
+def _scale(size: int | None, rows: int) -> float:
+    return 1.0 if size is None else size / rows
+
+
+def _score(model: SemiSupervisedModel, batch: Observed, wanted: Mapping[Part, _Rows]) -> dict[Part, Scored]:
+    """Score rows with one pass of the flow and one call of the prior. The model's rows share the pass."""
+    tables = {id(rows.x): rows.x for rows in wanted.values()}
+    all_rows = {id(x): x for x in (batch.x, batch.x_unlabelled) if x is not None} | tables
+    if len(all_rows) > 1:
+        model.flow.encode_together(*all_rows.values())
+    if len(tables) > 1:
+        model.flow.class_tables(*tables.values())
+    return {part: rows.score(model) for part, rows in wanted.items()}
+
+
+# -- checks ----------------------------------------------------------------------------------------
+def _check_batch(
+    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Observed, extra: ForTerms
+) -> None:
+    """Raise for arguments that no term uses, or that do not go with the terms."""
+    if not 0 <= extra.progress <= 1:
+        raise ValueError(f"progress={extra.progress}: expected a share of training, 0 to 1")
+    if any(getattr(module, "_pyro_samples", None) for module in model.flow.prior.modules()):
+        raise ValueError(f"terms: {', '.join(terms)}: the prior has a PyroSample, expected plain parameters")
+    check_used(terms, pairs=extra.pairs is not None, view=extra.view is not None)
+    if extra.pairs is not None and batch.x_unlabelled is None:
+        raise ValueError("pairs are for (x, y, x_unlabelled): they number the rows of both batches")
+    other = {part for term in terms.values() for part in term.needs} - {"labelled", "y"}
+    if batch.weights is not None and (batch.x_unlabelled is None or other):
+        raise ValueError("weights of single rows do not go with training terms that look at these rows")
+    if extra.view is not None:
+        check_event(extra.view, model.flow.event_shape, "view", type(model).__name__)
+        check_finite(extra.view, "view", type(model).__name__)
+
+
+def check_used(terms: Mapping[str, TrainingTerm], *, pairs: bool, view: bool = False) -> None:
+    """Raise if there are pairs or a view, and no term that uses them."""
+    needs = {part for term in terms.values() for part in term.needs}
+    for part, given in (("pairs", pairs), ("view", view)):
+        if given and part not in needs:
+            names = ", ".join(terms) or "none at all"
+            raise ValueError(f"{part}: given, but no training term uses them (terms: {names})")
+
+
+def _check_needs(terms: Mapping[str, TrainingTerm], progress: float, given: Mapping[Part, object]) -> None:
+    """Raise if a term needs a part that is missing."""
+    for name, term in terms.items():
+        for part in sorted(term.needs) if term.weight_at(progress) > 0 else ():
+            if part not in get_args(Part):
+                raise ValueError(f"terms: {name} needs {part!r}, expected one of {', '.join(get_args(Part))}")
+            if given[part] is None:
+                raise ValueError(f"terms: {name} needs {HINTS[part]}")

@@ -1,0 +1,31 @@
+"""Work that a part of a model does after each optimiser step."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from pyro_scnf.models.semi_supervised import SemiSupervisedModel
+
+__all__ = ["Updates", "update_after_step"]
+
+
+@runtime_checkable
+class Updates(Protocol):
+    """A guide, a prior or class probabilities with an ``update`` of their own.
+
+    An :class:`~pyro_scnf.EMGuide` advances its average. What an update changes belongs into buffers, so that
+    checkpoints hold it.
+    """
+
+    def update(self) -> None:
+        """Called once after each optimiser step."""
+
+
+def update_after_step(model: SemiSupervisedModel, guide: object) -> None:
+    """Update the guide, the prior and the class probabilities, if they are :class:`Updates`.
+
+    :func:`pyro_scnf.training.fit` does so. Call it after each optimiser step in a loop of your own.
+    """
+    for part in (guide, model.flow.prior, model.class_probs):
+        if isinstance(part, Updates):
+            part.update()

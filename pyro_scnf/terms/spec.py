@@ -1,0 +1,85 @@
+"""Name training terms by words, dicts, import paths, classes or objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+from pyro_scnf._spec import read_spec
+from pyro_scnf.terms.agreement import Agreement
+from pyro_scnf.terms.balance import Balance
+from pyro_scnf.terms.base import Part, Step, TrainingTerm
+from pyro_scnf.terms.classification import Classification
+from pyro_scnf.terms.consistency import Consistency
+
+__all__ = ["TERMS", "TermSpec", "Terms", "make_terms", "needs_at", "weighted"]
+
+TERMS: dict[str, Callable[..., TrainingTerm]] = {
+    "agreement": Agreement,
+    "balance": Balance,
+    "classification": Classification,
+    "consistency": Consistency,
+}
+"""Training terms by name."""
+
+TermSpec = str | Mapping[str, object] | Callable[..., TrainingTerm] | TrainingTerm
+"""The ways to name a training term, see :func:`make_terms`."""
+
+Terms = TermSpec | Iterable[TermSpec] | None
+"""The ways to name several training terms, see :func:`make_terms`."""
+
+
+def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
+    """The training terms that ``specs`` names, by the names that logs and ``loss.parts`` use.
+
+    :param specs: one term or several (``None``, or an empty list, for no term). A term is one of
+
+        * a word of :data:`TERMS`, with options: ``"agreement:weight=300,purity=0.98"``;
+        * the import path of your own class, ``"my_package.my_module.MyTerm:weight=2"``;
+        * a mapping with the key ``name`` and the options, ``{"name": "balance", "weight": 200}``;
+        * a class or a function that returns a term;
+        * a :class:`TrainingTerm`.
+    :raises ValueError: for an unknown word, wrong options, or anything that is no term.
+
+    Of two terms with the same name, the second is called ``NAME_2``.
+
+    >>> make_terms(["classification:weight=20,end=0.3", "balance"])["classification"].weight_at(1.0)
+    6.0
+    """
+    if specs is None:
+        specs = ()
+    several = [specs] if isinstance(specs, str | Mapping | TrainingTerm) or callable(specs) else list(specs)
+    terms: dict[str, TrainingTerm] = {}
+    for spec in several:
+        term = _make_term(spec)
+        name, number = term.name, 1
+        while name in terms:
+            number += 1
+            name = f"{term.name}_{number}"
+        terms[name] = term
+    return terms
+
+
+def needs_at(terms: Mapping[str, TrainingTerm], progress: float) -> frozenset[Part]:
+    """The parts of a step that ``terms`` need when the share ``progress`` of training is done."""
+    active = (term.needs for term in terms.values() if term.weight_at(progress) > 0)
+    return frozenset().union(*active)
+
+
+def weighted(terms: Mapping[str, TrainingTerm], step: Step) -> dict[str, Tensor]:
+    """Each term times its weight at this step. Terms of weight 0 are left out."""
+    return {name: term(step) for name, term in terms.items() if term.weight_at(step.progress) > 0}
+
+
+def _make_term(spec: TermSpec) -> TrainingTerm:
+    if isinstance(spec, TrainingTerm):
+        return spec
+    named = read_spec(spec, TERMS, "terms")
+    try:
+        term = named.factory(**named.options)
+    except TypeError as error:
+        raise ValueError(f"terms: {spec!r}: {error}") from error
+    if not isinstance(term, TrainingTerm):
+        raise ValueError(f"terms: {spec!r} makes a {type(term).__name__}, expected a TrainingTerm")
+    return term
