@@ -159,6 +159,8 @@ class _WithTerms:
         progress: float = 0.0,
         **kwargs: Tensor,
     ) -> object:
+        if not args and kwargs.get("x") is None:
+            return self.model(**kwargs)  # it draws data, of which terms have nothing to say
         with carried():
             extra = ForTerms(pairs, view, progress)
             step = score_step(self.model, self.terms, Observed(*args, **kwargs), extra)

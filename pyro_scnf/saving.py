@@ -20,7 +20,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file's layout."""
 
 

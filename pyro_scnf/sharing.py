@@ -43,10 +43,10 @@ class Block:
         entry = self.entries.get(key)
         if entry is None or entry.x() is not x:
             return None
-        tensors = _tensors_of(modules)
-        if tensors is None or entry.state != _state_of(x, tensors):
+        parts = _parts_of(modules)
+        if parts is None or entry.state != _state_of(x, parts):
             return None
-        if self.watch and not (_same(entry.data, [x]) and _same(entry.contents, tensors)):
+        if self.watch and not (_same(entry.data, [x]) and _same(entry.contents, parts.tensors)):
             return None
         self.entries.move_to_end(key)
         if entry.frozen or entry.with_grad == torch.is_grad_enabled():
@@ -62,9 +62,9 @@ class Block:
         """
         if kind == "class table" and not self.evaluations and value[0].requires_grad:
             return
-        tensors = _tensors_of(modules)
-        state = None if tensors is None else _state_of(x, tensors)
-        if tensors is None or state is None:
+        parts = _parts_of(modules)
+        state = None if parts is None else _state_of(x, parts)
+        if parts is None or state is None:
             return
         key, entries = (kind, *map(id, modules), id(x)), self.entries
         entries[key] = _Entry(
@@ -72,9 +72,9 @@ class Block:
             modules,
             state,
             _copy([x]) if self.watch else [],
-            self._contents_of(modules, tensors) if self.watch else [],
+            self._contents_of(modules, parts.tensors) if self.watch else [],
             torch.is_grad_enabled(),
-            not any(t.requires_grad for t in (x, *tensors)),
+            not any(t.requires_grad for t in (x, *parts.tensors)),
             value,
         )
         entries.move_to_end(key)
@@ -127,10 +127,10 @@ def share_encoding() -> Iterator[None]:
     table :math:`\log p(z_f \mid y = k)`. :func:`pyro_scnf.elbo` opens such a block by itself.
 
     A value is used again only for the *same tensor object*, with unchanged values and unchanged parameters,
-    under the same gradient and autocast mode. After an optimiser step a tensor is therefore encoded anew. The
-    block notices every change, also one that PyTorch does not count: a write through ``.data``, as some of
-    Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters and of
-    the data, and compares them at each use.
+    under the same gradient, training and autocast mode. After an optimiser step a tensor is therefore encoded
+    anew. The block notices every change, also one that PyTorch does not count: a write through ``.data``, as
+    some of Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters
+    and of the data, and compares them at each use.
 
     The block holds at most 32 values and their graphs. It drops a value when its data tensor is gone, and all
     of them at its end. As with any shared graph, call ``backward`` once per block, or keep the flow frozen.
@@ -251,8 +251,8 @@ def find(kind: Kind, modules: Modules, x: Tensor) -> Value | None:
 
 def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:
     """Whether a block is open that would keep values of all of ``xs``."""
-    tensors = None if _BLOCK.get() is None else _tensors_of(modules)
-    return tensors is not None and all(_state_of(x, tensors) is not None for x in xs)
+    parts = None if _BLOCK.get() is None else _parts_of(modules)
+    return parts is not None and all(_state_of(x, parts) is not None for x in xs)
 
 
 def alias(x: Tensor) -> Tensor:
@@ -261,34 +261,42 @@ def alias(x: Tensor) -> Tensor:
 
 
 # -- what a value depends on -----------------------------------------------------------------------
-def _tensors_of(modules: Modules) -> list[Tensor] | None:
-    """Parameters and buffers of ``modules``. ``None`` if a ``PyroSample`` is among them.
+class _Parts(NamedTuple):
+    """What modules consist of: their parameters and buffers, and which of them are in training mode."""
 
-    A ``PyroSample`` has another value at each use. ``Module.parameters()`` also makes names and looks for
-    repetitions. It would take most of the time that sharing costs.
+    tensors: list[Tensor]
+    training: list[bool]
+
+
+def _parts_of(modules: Modules) -> _Parts | None:
+    """The parts of ``modules``. ``None`` if one is a ``PyroSample``, which has another value at each use.
+
+    ``Module.parameters()`` also makes names and looks for repetitions. It would take most of the time that
+    sharing costs.
     """
-    found: list[Tensor] = []
+    parts = _Parts([], [])
     stack: list[nn.Module | None] = list(modules)
     while stack:
         module = stack.pop()
         if module is not None:
             if module.__dict__.get("_pyro_samples"):
                 return None
-            found += [t for t in module._parameters.values() if t is not None]
-            found += [t for t in module._buffers.values() if t is not None]
+            parts.tensors.extend(t for t in module._parameters.values() if t is not None)
+            parts.tensors.extend(t for t in module._buffers.values() if t is not None)
+            parts.training.append(module.training)
             stack += module._modules.values()
-    return found
+    return parts
 
 
-def _state_of(x: Tensor, tensors: list[Tensor]) -> tuple[object, ...] | None:
-    """What PyTorch says of ``x`` and of the tensors of the modules. ``None`` if a value cannot be kept.
+def _state_of(x: Tensor, parts: _Parts) -> tuple[object, ...] | None:
+    """What is known of ``x`` and of the modules without reading values. ``None`` if a value cannot be kept.
 
     Inference tensors have no version, and tensors inside ``torch.func`` have no address.
     """
     try:
-        versions = tuple((id(t), t._version, t.data_ptr(), t.requires_grad) for t in (x, *tensors))
+        versions = [(id(t), t._version, t.data_ptr(), t.requires_grad) for t in (x, *parts.tensors)]
         autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        return versions, autocast, torch.is_inference_mode_enabled()
+        return versions, parts.training, autocast, torch.is_inference_mode_enabled()
     except RuntimeError:
         return None
 

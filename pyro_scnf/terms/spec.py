@@ -23,6 +23,9 @@ TERMS: dict[str, Callable[..., TrainingTerm]] = {
 }
 """Training terms by name."""
 
+RESERVED = ("nll", "loss", "grad_norm")
+"""Names that logs use for something else."""
+
 TermSpec = str | Mapping[str, object] | Callable[..., TrainingTerm] | TrainingTerm
 """The ways to name a training term, see :func:`make_terms`."""
 
@@ -42,7 +45,8 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
         * a :class:`TrainingTerm`.
     :raises ValueError: for an unknown word, wrong options, or anything that is no term.
 
-    Of two terms with the same name, the second is called ``NAME_2``.
+    Of two terms with the same name, the second is called ``NAME_2``, and so is a term with the name of another
+    column of the log.
 
     >>> make_terms(["classification:weight=20,end=0.3", "balance"])["classification"].weight_at(1.0)
     6.0
@@ -54,7 +58,7 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     for spec in several:
         term = _make_term(spec)
         name, number = term.name, 1
-        while name in terms:
+        while name in (*terms, *RESERVED):
             number += 1
             name = f"{term.name}_{number}"
         terms[name] = term
