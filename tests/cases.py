@@ -17,7 +17,8 @@ from pyro_scnf import flows
 from pyro_scnf import nn as snn
 from pyro_scnf import transforms as T
 from pyro_scnf.flows.builder import CouplingBuilder
-from pyro_scnf.testing import Case, PriorCase, Tolerances
+from pyro_scnf.terms import Agreement, Balance, Classification, Consistency
+from pyro_scnf.testing import Case, PriorCase, TermCase, Tolerances
 
 WIDTH = 6
 
@@ -356,3 +357,23 @@ GUIDES: dict[str, Callable[[scnf.SemiSupervisedModel], Any]] = {
     "em-copy": lambda model: scnf.EMGuide(model, "sample", decay=0.0),
 }
 """Guides over the label of a ``SemiSupervisedModel``."""
+
+TERMS: dict[str, TermCase] = {
+    "classification": TermCase(Classification),
+    "classification-evidence": TermCase(partial(Classification, targets="evidence")),
+    "classification-falling": TermCase(partial(Classification, 20.0, end=0.3), 5),
+    "agreement": TermCase(Agreement),
+    "agreement-impure": TermCase(partial(Agreement, 3.0, end=0.5, until=0.4, purity=0.6), 4, (5, 3)),
+    "agreement-two-classes": TermCase(Agreement, 2),
+    "balance": TermCase(Balance),
+    "balance-falling": TermCase(partial(Balance, 200.0, end=0.0), 4),
+    "consistency": TermCase(Consistency, common={"view": -1.0}),
+    "consistency-rising": TermCase(
+        partial(Consistency, 0.5, start=0.0, until=0.25), 4, (3, 5), common={"view": -1.0}
+    ),
+    "consistency-probabilities": TermCase(partial(Consistency, kind="probabilities")),
+    "consistency-probabilities-rising": TermCase(
+        partial(Consistency, 30.0, start=0.0, end=2.0, kind="probabilities"), 4
+    ),
+}
+"""Training terms."""

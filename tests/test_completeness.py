@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
-from cases import CONDITIONAL_TRANSFORMS, GUIDES, PRIORS, TRANSFORMS
+from cases import CONDITIONAL_TRANSFORMS, GUIDES, PRIORS, TERMS, TRANSFORMS
 
 import pyro_scnf as scnf
 from pyro_scnf.priors import ClassConditionalPrior
-from pyro_scnf.testing import Case, PriorCase
+from pyro_scnf.terms import TrainingTerm
+from pyro_scnf.testing import Case, PriorCase, TermCase
 from pyro_scnf.transforms import SCALES, ConditionalFlowTransform, FlowTransform
 
 
@@ -26,7 +28,7 @@ def parts(table: Mapping[str, Case | PriorCase]) -> set[type]:
     return {type(module) for entry in table.values() for module in entry.build().modules()}
 
 
-def tops(table: Mapping[str, Case | PriorCase]) -> set[type]:
+def tops(table: Mapping[str, Case | PriorCase | TermCase]) -> set[type]:
     return {type(entry.build()) for entry in table.values()}
 
 
@@ -48,6 +50,24 @@ def test_every_conditioner_and_scale_has_a_case_of_both_kinds():
 def test_every_prior_has_a_case():
     assert public_classes(scnf.priors, ClassConditionalPrior) - tops(PRIORS) == set()
     assert set(scnf.PRIORS) <= set(PRIORS)
+
+
+def test_every_training_term_has_a_case():
+    assert public_classes(scnf.terms, TrainingTerm) - tops(TERMS) == set()
+    assert set(scnf.TERMS) <= set(TERMS)
+
+
+@pytest.mark.parametrize(("term", "option"), [("Classification", "targets"), ("Consistency", "kind")])
+def test_every_word_of_an_option_of_a_term_has_a_case(term, option):
+    hints = get_type_hints(getattr(scnf.terms, term))
+    built = (case.build() for case in TERMS.values())
+    used = {getattr(member, option) for member in built if type(member).__name__ == term}
+    assert used == set(get_args(hints[option]))
+
+
+def test_weights_of_the_cases_fall_and_rise():
+    changes = [member.end - member.start for member in (case.build() for case in TERMS.values())]
+    assert min(changes) < 0 < max(changes)
 
 
 def test_every_guide_has_a_case():

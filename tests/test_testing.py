@@ -14,7 +14,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from broken import FOUND_BY_ONE, FOUND_BY_SEVERAL, case_of
-from third_party import ContextShift, LaplacePrior, ModesPrior, StudentTPrior, Tails
+from broken_terms import TERMS_FOUND_BY_ONE, TERMS_FOUND_BY_SEVERAL, term_case
+from third_party import (
+    ContextShift,
+    Entropy,
+    LaplacePrior,
+    ModesPrior,
+    StudentTPrior,
+    Tails,
+    ViewLikelihood,
+)
 from torch import nn
 from torch.distributions import constraints
 
@@ -23,20 +32,24 @@ from pyro_scnf import testing
 from pyro_scnf.testing import (
     MODULE_CHECKS,
     PRIOR_CHECKS,
+    TERM_CHECKS,
     TRANSFORM_CHECKS,
     Case,
     ConformanceError,
     ModuleCase,
     PriorCase,
+    TermCase,
     Tolerances,
     applicable,
     check_module,
     check_prior,
+    check_term,
     check_transform,
     densities,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
+BROKEN_TERMS = {cls.__name__: cls for cls in (*TERMS_FOUND_BY_ONE, *TERMS_FOUND_BY_SEVERAL)}
 BROKEN = {cls.__name__: cls for cls in (*FOUND_BY_ONE, *FOUND_BY_SEVERAL)}
 
 
@@ -55,8 +68,16 @@ def test_a_prior_of_a_third_party():
     check_prior({"name": LaplacePrior, "spread": 2.0}, (2, 1, 2), 2)
 
 
+def test_terms_of_a_third_party():
+    check_term(Entropy)
+    check_term(Entropy(2.0, end=0.5), 5)
+    check_term(ViewLikelihood, common={"view": -1.0})
+    check_term({"name": "third_party.ViewLikelihood", "temperature": 3.0}, 2, common={"view": -1.0})
+
+
 @pytest.mark.parametrize(
-    ("member", "page"), [(Tails, "layer"), (ContextShift, "layer"), (LaplacePrior, "prior")]
+    ("member", "page"),
+    [(Tails, "layer"), (ContextShift, "layer"), (LaplacePrior, "prior"), (Entropy, "term")],
 )
 def test_they_are_those_of_the_documentation(member, page):
     source = textwrap.indent(inspect.getsource(member), "    ", lambda line: bool(line.strip()))
@@ -243,6 +264,29 @@ def test_the_checks_that_find_it(name):
     assert FOUND_BY_SEVERAL[BROKEN[name]] <= set(failures(BROKEN[name]))
 
 
+@functools.cache
+def term_failures(cls) -> dict[str, str]:
+    with pytest.raises(ConformanceError) as caught:
+        check_term(term_case(cls))
+    assert caught.value.member == cls.__name__
+    return caught.value.failures
+
+
+@pytest.mark.parametrize("name", [cls.__name__ for cls in TERMS_FOUND_BY_ONE])
+def test_the_one_check_that_finds_the_fault_of_a_term(name):
+    assert set(term_failures(BROKEN_TERMS[name])) == {TERMS_FOUND_BY_ONE[BROKEN_TERMS[name]]}
+
+
+@pytest.mark.parametrize("name", [cls.__name__ for cls in TERMS_FOUND_BY_SEVERAL])
+def test_the_checks_that_find_the_fault_of_a_term(name):
+    assert TERMS_FOUND_BY_SEVERAL[BROKEN_TERMS[name]] <= set(term_failures(BROKEN_TERMS[name]))
+
+
+def test_every_check_of_terms_finds_some_fault():
+    found = set().union(*map(term_failures, BROKEN_TERMS.values()))
+    assert set(TERM_CHECKS) - found == {"cuda"}
+
+
 @pytest.mark.parametrize(
     ("checks", "kind"), [(TRANSFORM_CHECKS, Case), (PRIOR_CHECKS, PriorCase)], ids=["transforms", "priors"]
 )
@@ -358,6 +402,36 @@ def test_what_to_give_as_build():
         check_transform("Tails", (3,))
 
 
+def test_what_a_term_case_needs():
+    with pytest.raises(ValueError, match="build is a ready Entropy: give a callable"):
+        TermCase(Entropy())
+    with pytest.raises(ValueError, match="build is a TermCase: give it the other arguments"):
+        check_term(TermCase(Entropy), 4)
+    with pytest.raises(ValueError, match="terms='entropie': expected one of 'agreement'"):
+        check_term("entropie")
+    with pytest.raises(ValueError, match="build=3: expected a term"):
+        check_term(3)
+    with pytest.raises(ValueError, match=r"common=\{'pairs': -1.0\}: expected the parts labelled, unlabel"):
+        check_term(Entropy, common={"pairs": -1.0})
+    with pytest.raises(ValueError, match=r"rows=\(1, 6\): expected two numbers of at least 2"):
+        TermCase(Entropy, rows=(1, 6))
+    with pytest.raises(ValueError, match="num_classes=1: expected at least 2"):
+        check_term(Entropy, 1)
+    with pytest.raises(ValueError, match=r"skip=\['kinds'\]: expected names of checks, kind, one_number"):
+        check_term(Entropy, skip=("kinds",))
+
+
+def test_a_message_about_a_term_holds_the_numbers():
+    with pytest.raises(ConformanceError, match=r"ForgetsTheFlow fails the check response_to_common: ") as one:
+        check_term(term_case(BROKEN_TERMS["ForgetsTheFlow"]))
+    expected = "derivative by view.common of a step with evidence, of rows that stand for 1.5 data: got 0, "
+    assert f"{expected}expected -1.5 at index (0,)" in str(one.value)
+
+
+def test_checks_of_terms_that_are_skipped():
+    check_term(TermCase(BROKEN_TERMS["ForgetsTheFlow"], skip=("response_to_common",)))
+
+
 def test_which_data_to_give():
     with pytest.raises(ConformanceError, match=r'outside the codomain, .*: give data="unit"$') as error:
         check_transform(lambda: scnf.transforms.Logit((3,)), (3,))
@@ -420,7 +494,7 @@ def test_it_needs_no_pytest():
         assert "import pytest" not in path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", {**TRANSFORM_CHECKS, **PRIOR_CHECKS, **MODULE_CHECKS})
+@pytest.mark.parametrize("name", {**TRANSFORM_CHECKS, **PRIOR_CHECKS, **TERM_CHECKS, **MODULE_CHECKS})
 def test_every_check_is_documented(name):
     page = (DOCS / "api" / "testing.rst").read_text(encoding="utf-8")
     assert f"``{name}``" in page

@@ -1,10 +1,13 @@
-"""Members as a third party writes them: the examples of ``docs/own_layer.rst`` and ``docs/own_prior.rst``."""
+"""Members as a third party writes them. Some are examples of the documentation."""
+
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
 from torch import nn
 
 import pyro_scnf as scnf
+from pyro_scnf.terms import TrainingTerm
 
 
 class Tails(scnf.transforms.FlowTransform):
@@ -85,3 +88,29 @@ class ModesPrior(LaplacePrior):
         scale = temperature * self.log_scale[y].exp()
         modes = dist.Normal(self.loc[y], scale).to_event(len(self.event_shape))
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits[y]), modes)
+
+
+@dataclass(frozen=True)
+class Entropy(TrainingTerm):
+    """Entropy of the label posteriors of unlabelled rows."""
+
+    needs = frozenset({"unlabelled"})
+
+    def nats(self, step):
+        rows = step.unlabelled
+        log_p = rows.log_posterior.clamp(min=-1e4)
+        return -rows.scale * (log_p.exp() * log_p).sum()
+
+
+@dataclass(frozen=True)
+class ViewLikelihood(TrainingTerm):
+    """Minus the log-likelihood of the second view, tempered."""
+
+    temperature: float = 1.0
+
+    needs = frozenset({"view"})
+
+    def nats(self, step):
+        rows = step.view
+        joint = (rows.given + rows.log_prior) / self.temperature
+        return -rows.scale * (rows.common + joint.logsumexp(-1)).sum()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf.priors import ClassConditionalPrior
+from pyro_scnf.terms import TrainingTerm
 from pyro_scnf.transforms import ConditionalFlowTransform
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.one_shot import _OneShotLadj
@@ -24,6 +25,7 @@ __all__ = [
     "PARAMETERS",
     "AnyCase",
     "Case",
+    "LearnerCase",
     "ModuleCase",
     "PriorCase",
     "Tolerances",
@@ -35,7 +37,8 @@ __all__ = [
 
 F64 = torch.float64
 M = TypeVar("M", bound=nn.Module)
-Member = TypeVar("Member", bound=nn.Module, covariant=True)
+Member = TypeVar("Member", covariant=True)
+Learner = TypeVar("Learner", bound=nn.Module, covariant=True)
 
 Trait = Literal["parameters", "context", "relaxed", "small", "cuda"]
 """What a member or the machine may have. A check may need some of these."""
@@ -89,7 +92,7 @@ def check_build(build: object, arguments: str) -> None:
     expected = (
         f"give a callable without arguments that makes a fresh one, such as lambda: {name}({arguments})"
     )
-    if isinstance(build, nn.Module):
+    if isinstance(build, nn.Module | TrainingTerm):
         raise ValueError(f"build is a ready {name}: {expected}")
     if not callable(build):
         raise ValueError(f"build={build!r}: expected a callable without arguments that makes a fresh member")
@@ -107,21 +110,14 @@ class AnyCase(Generic[Member]):
 
     build: Callable[[], Member]
     tolerances: Tolerances = field(default=DEFAULT, kw_only=True)
-    perturbation: float = field(default=0.1, kw_only=True)
     skip: Collection[str] = field(default=(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_build(self.build, "...")
 
-    def member(self, dtype: torch.dtype = F64) -> Member:
-        """A fresh member with random parameters."""
-        return perturb(self.build(), self.perturbation).to(dtype)
-
     def has(self, trait: Trait) -> bool:
         """Whether the member, or the machine, has ``trait``."""
-        if trait == "parameters":
-            return any(parameter.requires_grad for parameter in self.build().parameters())
         return trait == "cuda" and torch.cuda.is_available()
 
     def describe(self) -> str:
@@ -130,7 +126,23 @@ class AnyCase(Generic[Member]):
 
 
 @dataclass(frozen=True)
-class ModuleCase(AnyCase[nn.Module]):
+class LearnerCase(AnyCase[Learner]):
+    """What the cases of modules share."""
+
+    perturbation: float = field(default=0.1, kw_only=True)
+
+    def member(self, dtype: torch.dtype = F64) -> Learner:
+        """A fresh member with random parameters."""
+        return perturb(self.build(), self.perturbation).to(dtype)
+
+    def has(self, trait: Trait) -> bool:
+        if trait == "parameters":
+            return any(parameter.requires_grad for parameter in self.build().parameters())
+        return super().has(trait)
+
+
+@dataclass(frozen=True)
+class ModuleCase(LearnerCase[nn.Module]):
     """A module that scores rows of data, to be checked.
 
     :param build: a callable that makes a fresh module.
@@ -148,7 +160,7 @@ class ModuleCase(AnyCase[nn.Module]):
 
 
 @dataclass(frozen=True)
-class Case(AnyCase[Layer]):
+class Case(LearnerCase[Layer]):
     """A transform or a conditional transform to be checked.
 
     :param build: a callable that makes a fresh transform.
@@ -223,7 +235,7 @@ def unit_interval(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PriorCase(AnyCase[ClassConditionalPrior]):
+class PriorCase(LearnerCase[ClassConditionalPrior]):
     """A class-conditional prior to be checked.
 
     :param build: a callable without arguments that makes a fresh prior.
