@@ -10,8 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import toy_flow
 
+import pyro_scnf as scnf
 from benchmarks import all as runner
+from benchmarks.speed import terms
+from benchmarks.speed.semi_conditional import count_passes
 from benchmarks.tools import timing
 from benchmarks.tools.code_version import code_version
 from benchmarks.tools.neighbours import neighbours
@@ -45,6 +50,19 @@ def test_a_missed_bound_is_an_error(capsys):
     assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.3, 1.2)}) == 1
     assert timing.report_bounds({"a": (float("nan"), 1.2)}) == 1
     assert "MISSED" in capsys.readouterr().out
+
+
+# -- what the gradients for NUTS compute -------------------------------------------
+def test_only_one_of_the_two_gradients_evaluates_the_prior():
+    flow = toy_flow("flow").requires_grad_(False)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    with scnf.share_encoding():
+        gradients = terms.gradients(flow, x)
+        prior = {name: count_passes(flow.prior.flow, run) for name, run in gradients.items()}
+        encoder = {name: count_passes(flow.transform, run)[0] for name, run in gradients.items()}
+    assert {name: passes for name, (passes, _) in prior.items()} == {terms.ANEW: 1, terms.KEPT: 0}
+    assert encoder == {terms.ANEW: 0, terms.KEPT: 0}
+    torch.testing.assert_close(prior[terms.ANEW][1], prior[terms.KEPT][1])
 
 
 # -- neighbours --------------------------------------------------------------------

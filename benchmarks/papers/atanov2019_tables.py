@@ -44,7 +44,8 @@ class Row:
     options: tuple[str, ...]
 
 
-CLF = ("--clf-weight", "1.0")  # Neither the paper nor its code says which weight it used.
+# Neither the paper nor its code says which weight it used.
+CLF = ("--terms", "classification:weight=1")
 TABLES = {
     2: (
         Row("SCNF-GLOW, SGD", "1.9 ± 0.3", "1.145 ± 0.004", ()),
