@@ -15,6 +15,8 @@ import pkgutil
 import re
 import runpy
 from collections.abc import Callable
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ import pytest
 import torch
 
 import pyro_scnf as scnf
+from pyro_scnf.terms import Scored, Step
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXTS = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.rst"))]
@@ -104,6 +107,34 @@ def test_formulas_need_no_network() -> None:
     conf = runpy.run_path(str(DOCS / "conf.py"))
     assert [Path(file).name for file in conf["html_static_path"]] == [conf["mathjax_path"]]
     assert all(Path(file).is_file() for file in conf["html_static_path"])
+
+
+# -- training terms --------------------------------------------------------------------------------
+def first_column(page: str, heading: str) -> set[str]:
+    """The first column of the first table after ``heading``, without its markup."""
+    text = (DOCS / page).read_text(encoding="utf-8").split(heading, 1)[1]
+    table = re.split(r"^=+  =+$", text, maxsplit=2, flags=re.MULTILINE)[1]
+    return set(re.findall(r'^(?::class:)?`+(?:~pyro_scnf\.terms\.)?"?(\w+)"?`+ ', table, re.MULTILINE))
+
+
+def test_page_lists_all_that_a_term_sees() -> None:
+    assert first_column("own_term.rst", "What a term sees\n") == {f.name for f in fields(Step)}
+    computed = {name for name, member in vars(Scored).items() if isinstance(member, cached_property)}
+    expected = {f.name for f in fields(Scored)} | computed
+    assert first_column("own_term.rst", "Scored rows are a") == expected
+
+
+def test_pages_list_every_term() -> None:
+    assert first_column("training.rst", "Training terms\n---") == set(scnf.TERMS)
+    classes = {type(term).__name__ for term in scnf.make_terms(scnf.TERMS.values()).values()}
+    assert first_column("maths.rst", "The terms of this package are") == classes
+
+
+def test_terms_on_command_lines_exist() -> None:
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.rst"))
+    words = " ".join(re.findall(r"--terms ((?:[\w.]+:\S+ ?)+)", pages)).split()
+    terms = scnf.make_terms([word for word in words if not word.startswith("my_package.")])
+    assert "classification" in terms
 
 
 # -- the page of results ---------------------------------------------------------------------------

@@ -95,6 +95,11 @@ def test_tables_name_every_prior_and_guide() -> None:
     assert table_words("`make_guide(...)`") == set(scnf.GUIDES)
 
 
+def test_readme_names_every_training_term() -> None:
+    paragraph = next(p for p in README.split("\n\n") if p.startswith("`terms=`"))
+    assert set(re.findall(r'`"([a-z]+)"`', paragraph)) == set(scnf.TERMS)
+
+
 def test_example_prior_specifications_build() -> None:
     prior = scnf.make_prior("gmm:covariance=full,means=latents", (4,), 3)
     assert (prior.covariance, prior.means) == ("full", "latents")
