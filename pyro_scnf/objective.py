@@ -136,7 +136,8 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
         :func:`~pyro_scnf.enumerate_labels` leaves them out.
     :raises ValueError: for terms that are unknown, or a model that they cannot see into.
 
-    >>> flow = pyro_scnf.SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
+    >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
+    >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
     >>> model = with_terms(pyro_scnf.SemiSupervisedModel(flow), "classification:weight=20")
     >>> elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
     >>> svi = pyro.infer.SVI(model, pyro_scnf.exact_guide, pyro.optim.Adam({"lr": 1e-3}), elbo)

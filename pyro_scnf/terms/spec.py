@@ -48,7 +48,8 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     Of two terms with the same name, the second is called ``NAME_2``, and so is a term with the name of another
     column of the log.
 
-    >>> make_terms(["classification:weight=20,end=0.3", "balance"])["classification"].weight_at(1.0)
+    >>> terms = make_terms(["classification:weight=20,end=0.3", "balance"])
+    >>> terms["classification"].weight_at(1.0)
     6.0
     """
     if specs is None:
