@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import counting, relative, toy_flow
+from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
@@ -301,9 +302,10 @@ class TestSites:
     @pytest.mark.parametrize("y", [[0, 1, 2, 0, 1, 2], [0, -1, 2, -1, -1, 1]])
     def test_training_terms_are_no_likelihood(self, flow, x, y):
         y = torch.tensor(y)
-        plain = scnf.enumerate_labels(scnf.SemiSupervisedModel(flow), (x, y))
-        model = scnf.SemiSupervisedModel(flow, classification_weight=5.0)
-        assert torch.equal(scnf.enumerate_labels(model, (x, y)), plain)
+        model = scnf.SemiSupervisedModel(flow)
+        with_terms = scnf.with_terms(model, "classification:weight=5")
+        assert "classification" in poutine.trace(with_terms).get_trace(x, y).nodes
+        assert torch.equal(scnf.enumerate_labels(with_terms, (x, y)), scnf.enumerate_labels(model, (x, y)))
 
 
 def test_label_draws_follow_their_generator():

@@ -375,7 +375,6 @@ def test_batches_larger_than_their_data_set(sizes):
     [
         ({"labelled_weight": 0.0}, "labelled_weight=0.0"),
         ({"labelled_weight": -1.0}, "labelled_weight=-1.0"),
-        ({"classification_weight": -0.1}, "classification_weight=-0.1"),
         ({"class_probs": "flat"}, "probs='flat': expected 'uniform', 'learnable'"),
         ({"class_probs": torch.ones(4)}, "probs: expected 3 non-negative weights"),
         ({"class_probs": torch.tensor([1.0, -1.0, 1.0])}, "probs: expected 3 non-negative weights"),

@@ -147,27 +147,26 @@ def test_labelled_weight(problem):
 
 
 @pytest.mark.parametrize("labelled_weight", [1.0, 5.0])
-def test_classification_weight_stands_beside_the_labelled_weight(problem, labelled_weight):
+def test_the_classification_term_stands_beside_the_labelled_weight(problem, labelled_weight):
     flow, x, y, other = problem
-    model = scnf.SemiSupervisedModel(
-        flow, "learnable", labelled_weight=labelled_weight, classification_weight=0.3
-    )
+    model = scnf.SemiSupervisedModel(flow, "learnable", labelled_weight=labelled_weight)
     perturb(model.class_probs, 0.5)
     joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     labelled = labelled_weight * known + 0.3 * (known - joint.logsumexp(-1))
     unlabelled = joint_by_hand(flow, other, model.class_probs.logits).logsumexp(-1)
-    check(model, scnf.elbo(model)(x, y, other), -labelled.sum() - unlabelled.sum(), 1e-10)
+    loss = scnf.elbo(model, terms="classification:weight=0.3")
+    check(model, loss(x, y, other), -labelled.sum() - unlabelled.sum(), 1e-10)
 
 
-def test_classification_weight_in_a_partly_labelled_batch(problem):
+def test_the_classification_term_in_a_partly_labelled_batch(problem):
     flow, x, y, _ = problem
-    model = scnf.SemiSupervisedModel(flow, classification_weight=0.3)
+    model = scnf.SemiSupervisedModel(flow)
     mixed = torch.tensor([int(y[0]), -1, int(y[2]), -1])
     joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     rows = torch.where(mixed >= 0, known + 0.3 * (known - joint.logsumexp(-1)), joint.logsumexp(-1))
-    check(model, scnf.elbo(model)(x, mixed), -rows.sum(), 1e-10)
+    check(model, scnf.elbo(model, terms="classification:weight=0.3")(x, mixed), -rows.sum(), 1e-10)
 
 
 @pytest.mark.parametrize("probs", ["uniform", "learnable", torch.tensor([1.0, 2.0, 5.0])])

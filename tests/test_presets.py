@@ -153,8 +153,6 @@ def test_a_preset_makes_the_model_that_it_says(moons):
     preset = scnf.presets.TOY
     model = preset.make_model(moons)
     assert (model.num_labelled, model.num_unlabelled) == (10, 90)
-    assert model.classification_weight == 20.0
-    assert preset.make_model(moons, classification_weight=0.0).classification_weight == 0.0
     assert type(preset.make_model(moons, "student-t:df=4.0").flow.prior).__name__ == "StudentTMixturePrior"
     actnorm = next(m for m in model.flow.transform.modules() if isinstance(m, T.ActNorm))
     assert actnorm.loc.abs().sum() > 0  # initialised from the data
@@ -179,7 +177,10 @@ def test_a_preset_trains_as_it_says_and_options_come_on_top(moons, tmp_path):
     assert (result.steps, settings["batch_size"], settings["validate_every"]) == (6, 32, 3)
     assert settings["augment"] == {"type": "Jitter", "scale": 0.05, "bins": None}
     assert settings["optimisation"]["optimizer"] == "adamw"
+    assert settings["terms"] == {"classification": repr(scnf.terms.Classification(20.0))}
     assert preset.fit(model, moons, steps=2, guide="em", progress=False).steps == 2
+    preset.fit(model, moons, terms=(), out=tmp_path, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["settings"]["terms"] == {}
 
 
 def test_the_presets_of_one_paper_differ_in_h_alone():
@@ -192,11 +193,12 @@ def test_the_presets_of_one_paper_differ_in_h_alone():
 def test_the_options_of_a_preset_reach_its_model(name):
     preset = scnf.presets.PRESETS[name]
     data = {"toy": lambda: toy("moons"), "digits": digits}.get(name, enlarged_digits)()
-    options, found = vars(preset.model), preset.make_model(data).options
-    shared = options.keys() & found.keys()
-    assert len(shared) == 6
-    assert {key: found[key] for key in shared} == {key: options[key] for key in shared}
+    model = preset.make_model(data)
+    found = model.options
+    assert found["labelled_weight"] == preset.model.labelled_weight
     assert found["num_labelled"] == (len(data.labelled[0]) if preset.model.scaled else None)
+    assert found["num_unlabelled"] == (len(data.unlabelled) if preset.model.scaled else None)
+    assert model.class_probs.learnable == (preset.model.class_probs == "learnable")
 
 
 def test_only_the_first_rows_initialise_if_the_preset_says_so(moons):
@@ -211,10 +213,11 @@ def test_only_the_first_rows_initialise_if_the_preset_says_so(moons):
 def test_pairs_that_a_preset_trains_on_must_be_there():
     data = enlarged_digits()
     model = scnf.presets.MNIST_CPU.make_model(data)
-    with pytest.raises(
-        ValueError, match=r"the preset trains on pairs of neighbours.*link_neighbours\(data, 5\)"
-    ):
+    message = r"terms: agreement needs pairs of rows: give pairs, or link_neighbours\(data\)"
+    with pytest.raises(ValueError, match=message):
         scnf.presets.MNIST_CPU.fit(model, data, steps=1)
+    for preset in scnf.presets.PRESETS.values():
+        assert preset.uses_pairs == (preset.neighbours > 0)
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist-cpu", "mnist-paper"])

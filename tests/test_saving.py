@@ -62,7 +62,7 @@ def test_every_preset(name, tmp_path):
 )
 @pytest.mark.parametrize("probs", ["uniform", "learnable", torch.tensor([0.2, 0.3, 0.5])])
 def test_every_prior_and_kind_of_class_probabilities(prior, probs, tmp_path):
-    options = {"num_labelled": 7, "num_unlabelled": 90, "labelled_weight": 0.5, "classification_weight": 2.0}
+    options = {"num_labelled": 7, "num_unlabelled": 90, "labelled_weight": 0.5}
     loaded = round_trip(small_model(prior, class_probs=probs, **options), tmp_path / "model.pt")
     assert {name: getattr(loaded, name) for name in options} == options
 
@@ -297,7 +297,7 @@ def test_files_of_other_versions_or_models(tmp_path):
     path = tmp_path / "model.pt"
     scnf.save(small_model(), path)
     change(path, format=99)
-    with pytest.raises(ValueError, match="it has format 99, this version reads format 1"):
+    with pytest.raises(ValueError, match="it has format 99, this version reads format 2"):
         scnf.load(path)
     scnf.save(small_model(), path)
     change(path, state_dict=small_model("student-t").state_dict())

@@ -48,13 +48,31 @@ class Outer(PyroModule):
         return self.scnf(*args)
 
 
-@pytest.mark.parametrize("args", [(X,), (X, Y), (X, torch.where(Y > 1, -1, Y)), (X, Y, X + 1)])
-@pytest.mark.parametrize("build", [lambda: learnable(classification_weight=0.5), Outer])
+ARGS = [(X,), (X, Y), (X, torch.where(Y > 1, -1, Y)), (X, Y, X + 1)]
+TERMS = [["balance"], ["classification"], ["balance", "classification"], ["balance", "classification"]]
+
+
+@pytest.mark.parametrize("args", ARGS)
+@pytest.mark.parametrize("build", [learnable, Outer])
 def test_each_parameter_has_one_site_a_call(build, args):
     model = build()
     for _ in range(2):
         with ParamSites() as sites:
             scnf.elbo(model)(*args)
+        assert len(sites.counts) == len(list(model.parameters()))
+        assert set(sites.counts.values()) == {1}
+
+
+@pytest.mark.parametrize(("args", "terms"), list(zip(ARGS, TERMS, strict=True)))
+@pytest.mark.parametrize("attach", ["elbo", "with_terms"])
+def test_training_terms_add_no_site_of_a_parameter(attach, args, terms):
+    model = learnable()
+    loss = scnf.elbo(model, terms=terms)
+    if attach == "with_terms":
+        loss = scnf.elbo(scnf.with_terms(model, terms))
+    for _ in range(2):
+        with ParamSites() as sites:
+            loss(*args)
         assert len(sites.counts) == len(list(model.parameters()))
         assert set(sites.counts.values()) == {1}
 
@@ -77,11 +95,13 @@ def test_sites_are_those_of_a_flow_put_in_later():
     assert found == {id(parameter) for parameter in model.parameters()}
 
 
-def test_svi_with_pyros_optimiser_moves_every_parameter():
+@pytest.mark.parametrize("terms", [None, ["classification", "balance"]])
+def test_svi_with_pyros_optimiser_moves_every_parameter(terms):
     model = learnable("flow")
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
-    svi = SVI(model, scnf.exact_guide, Adam({"lr": 0.01}), elbo)
+    trained = model if terms is None else scnf.with_terms(model, terms)
+    svi = SVI(trained, scnf.exact_guide, Adam({"lr": 0.01}), elbo)
     # Last layers start at zero, so the layers before them get no gradient in the first step.
     for _ in range(3):
         svi.step(X, Y, X + 1)
@@ -93,7 +113,7 @@ def test_svi_with_pyros_optimiser_moves_every_parameter():
 def test_an_encoding_depends_on_every_parameter_and_buffer():
     module = nn.Sequential(nn.BatchNorm1d(2), toy_flow("flow"), nn.Linear(2, 2, bias=False))
     expected = [*module.parameters(), *module.buffers()]
-    assert {id(t) for t in sharing._tensors_of((module,))} == {id(t) for t in expected}
+    assert {id(t) for t in sharing._parts_of((module,)).tensors} == {id(t) for t in expected}
 
 
 def test_two_semi_conditional_flows_over_one_flow_share_its_encoding():
