@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from pyro_scnf.datasets import (
     pixel_features,
     toy,
 )
-from pyro_scnf.terms import imbalance, log_agreement
+from pyro_scnf.terms import Agreement, Balance, Classification, imbalance, log_agreement
 from pyro_scnf.training import StepBatches, fit
 
 F64 = torch.float64
@@ -60,21 +61,21 @@ def test_imbalance_is_a_divergence():
 def test_a_class_that_cannot_be_plays_no_part():
     flow = toy_flow("gmm", dtype=F64)
     impossible = torch.tensor([0.5, 0.5, 0.0], dtype=F64)
-    model = scnf.SemiSupervisedModel(flow, impossible, balance_weight=1.0)
-    loss = scnf.elbo(model)(torch.randn(2, 2, dtype=F64), torch.tensor([0, 1]), torch.randn(6, 2, dtype=F64))
+    model = scnf.SemiSupervisedModel(flow, impossible)
+    batch = torch.randn(2, 2, dtype=F64), torch.tensor([0, 1]), torch.randn(6, 2, dtype=F64)
+    loss = scnf.elbo(model, terms=Balance())(*batch)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters() if p.grad is not None)
 
 
 def test_balance_does_not_teach_the_class_probabilities():
-    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64), "learnable", balance_weight=1e6)
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64), "learnable")
     batch = torch.randn(2, 2, dtype=F64), torch.tensor([0, 1]), torch.randn(6, 2, dtype=F64)
     gradients = []
     for weight in (0.0, 1e6):
         model.zero_grad()
-        model.balance_weight = weight
-        scnf.elbo(model)(*batch).backward()
+        scnf.elbo(model, terms=Balance(weight))(*batch).backward()
         gradients.append(model.class_probs.logits.grad.clone())
     # The divergence compares the posteriors with p(y). The posteriors depend on p(y) too, and the gradient
     # must pass through them. It must not pass through the p(y) that they are compared with.
@@ -93,10 +94,10 @@ def problem(**options):
 
 def test_weight_one_gives_the_exact_likelihood_of_pairs():
     """The labels of a pair have the joint probability A_kl / K. Everything else is as without pairs."""
-    flow, model, batch = problem(agreement_weight=1.0, purity=0.9)
+    flow, model, batch = problem()
     x, y, unlabelled = batch
     pairs = torch.tensor([[0, 5], [6, 7], [8, 9]])  # labelled and unlabelled, then twice two unlabelled rows
-    loss = scnf.elbo(model)(*batch, pairs=pairs)
+    loss = scnf.elbo(model, terms=Agreement(purity=0.9))(*batch, pairs=pairs)
     joint = (torch.full((3, 3), 1 / 3, dtype=F64) * agreement_matrix(3, 0.9)).log()
     labelled = flow.class_log_prob(x).gather(1, y[:, None])[:, 0] - math.log(3)
     p = flow.class_log_prob(unlabelled)
@@ -117,34 +118,39 @@ def test_terms_are_weighted_and_scaled_with_the_unlabelled_plate(sizes):
     known = torch.where(torch.nn.functional.one_hot(batch[1], 3).bool(), 0.0, -torch.inf).to(F64)
     agreement = log_agreement(torch.cat([known, log_posterior]), pairs, 0.8).sum()
     balance = imbalance(log_posterior, torch.full((3,), -math.log(3), dtype=F64))
-    model = scnf.SemiSupervisedModel(flow, agreement_weight=5.0, balance_weight=7.0, purity=0.8, **sizes)
     factor = sizes.get("num_unlabelled", 6) / 6
     expected = scnf.elbo(plain)(*batch) + factor * (7 * 6 * balance - 5 * agreement)
-    assert relative(scnf.elbo(model)(*batch, pairs=pairs), expected) < 1e-10
+    loss = scnf.elbo(plain, terms=["agreement:weight=5,purity=0.8", "balance:weight=7"])
+    assert relative(loss(*batch, pairs=pairs), expected) < 1e-10
+    assert loss.parts.keys() == {"nll", "agreement", "balance"}
+    assert relative(loss.parts["agreement"], -5 * factor * agreement) < 1e-10
+    assert relative(loss.parts["balance"], 7 * factor * 6 * balance) < 1e-10
 
 
 def test_terms_fall_in_training():
-    flow, model, batch = problem(
-        classification_weight=2.0, agreement_weight=3.0, balance_weight=1.0, final_term_share=0.2
-    )
-    pairs = torch.tensor([[4, 5]])
-    full, plain = scnf.elbo(model)(*batch, pairs=pairs), scnf.elbo(scnf.SemiSupervisedModel(flow))(*batch)
+    _, model, batch = problem()
+    pairs, weights = torch.tensor([[4, 5]]), {Classification: 2.0, Agreement: 3.0, Balance: 1.0}
+    full = scnf.elbo(model, terms=[term(weight) for term, weight in weights.items()])(*batch, pairs=pairs)
+    plain = scnf.elbo(model)(*batch)
+    falling = scnf.elbo(model, terms=[term(weight, end=0.2) for term, weight in weights.items()])
 
     def at(progress):
-        model.set_progress(progress)
-        return scnf.elbo(model)(*batch, pairs=pairs)
+        return falling(*batch, pairs=pairs, progress=progress)
 
+    assert relative(falling(*batch, pairs=pairs), full) < 1e-10
     assert relative(at(0.0), full) < 1e-10
     assert relative(at(1.0), plain + 0.2 * (full - plain)) < 1e-10
     assert relative(at(0.5), plain + 0.6 * (full - plain)) < 1e-10
 
 
 def test_pairs_cost_no_pass_of_the_flow_and_leave_the_generative_model_alone():
-    flow, model, batch = problem(agreement_weight=1.0, balance_weight=1.0)
+    flow, model, batch = problem()
+    pairs = torch.tensor([[4, 5]])
     with counting(flow.transform, "inverse_and_ladj") as counter:
-        scnf.elbo(model, scnf.EMGuide(model))(*batch, pairs=torch.tensor([[4, 5]]))
+        scnf.elbo(model, scnf.EMGuide(model), ["agreement", "balance"])(*batch, pairs=pairs)
     assert counter.calls == 1
-    joint = scnf.enumerate_labels(model, batch, site="y_unlabelled")
+    trained = partial(scnf.with_terms(model, ["agreement", "balance"]), pairs=pairs)
+    joint = scnf.enumerate_labels(trained, batch, site="y_unlabelled")
     assert relative(joint[0], flow.class_log_prob(batch[2]) - math.log(3)) < 1e-10
 
 
@@ -158,40 +164,62 @@ def test_pairs_cost_no_pass_of_the_flow_and_leave_the_generative_model_alone():
     ],
 )
 def test_pairs_that_are_none(pairs, message):
-    _, model, batch = problem(agreement_weight=1.0)
+    _, model, batch = problem()
     with pytest.raises(ValueError, match=message):
-        scnf.elbo(model)(*batch, pairs=pairs)
+        scnf.elbo(model, terms="agreement")(*batch, pairs=pairs)
 
 
-def test_progress_is_a_share_and_pairs_have_no_weights():
-    _, model, batch = problem(agreement_weight=1.0)
-    with pytest.raises(ValueError, match=r"progress=1.5"):
-        model.set_progress(1.5)
-    with pytest.raises(ValueError, match="weights do not go with pairs"):
-        scnf.elbo(model, scnf.EMGuide(model))(
-            *batch, pairs=torch.tensor([[4, 5]]), weights=torch.ones(6, dtype=F64)
-        )
+def test_pairs_without_a_term_and_a_term_without_pairs():
+    _, model, batch = problem()
+    pairs = torch.tensor([[4, 5]])
+    for terms, names in (((), "none at all"), (["classification", "balance"], "classification, balance")):
+        with pytest.raises(ValueError, match=f"pairs: given, but no training term uses them .terms: {names}"):
+            scnf.elbo(model, terms=terms)(*batch, pairs=pairs)
+    with pytest.raises(ValueError, match="terms: agreement needs pairs of rows: give pairs, or link_neigh"):
+        scnf.elbo(model, terms="agreement")(*batch)
+
+
+@pytest.mark.parametrize("progress", [1.5, -0.1, math.nan])
+def test_progress_is_a_share(progress):
+    _, model, batch = problem()
+    with pytest.raises(ValueError, match=f"progress={progress}: expected a share of training"):
+        scnf.elbo(model, terms="balance")(*batch, progress=progress)
+
+
+def test_pairs_have_no_weights():
+    _, model, batch = problem()
+    weights = torch.ones(6, dtype=F64)
+    loss = scnf.elbo(model, scnf.EMGuide(model), "agreement")
+    with pytest.raises(ValueError, match="weights of single rows do not go with training terms that look at"):
+        loss(*batch, pairs=torch.tensor([[4, 5]]), weights=weights)
+    # Terms of the labelled rows alone do not look at the rows that have weights.
+    both = scnf.elbo(model, scnf.EMGuide(model), "classification")
+    plain = scnf.elbo(model, scnf.EMGuide(model))
+    extra = both(*batch, weights=2 * weights) - plain(*batch, weights=2 * weights)
+    assert relative(extra, both(*batch) - plain(*batch)) < 1e-10
 
 
 def test_pairs_belong_to_two_plates():
-    _, model, (x, y, _) = problem(agreement_weight=1.0)
-    with pytest.raises(ValueError, match="pairs are for model"):
-        scnf.elbo(model)(x, y, pairs=torch.tensor([[0, 1]]))
+    _, model, (x, y, _) = problem()
+    with pytest.raises(ValueError, match="pairs are for .x, y, x_unlabelled."):
+        scnf.elbo(model, terms="agreement")(x, y, pairs=torch.tensor([[0, 1]]))
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("term", "options"),
     [
-        {"agreement_weight": -1.0},
-        {"balance_weight": -1.0},
-        {"purity": 1.0},
-        {"final_term_share": 2.0},
-        {"purity": 0.0},
+        (Agreement, {"weight": -1.0}),
+        (Balance, {"weight": -1.0}),
+        (Agreement, {"purity": 1.0}),
+        (Agreement, {"purity": 0.0}),
+        (Balance, {"end": -0.5}),
+        (Balance, {"until": 0.0}),
     ],
 )
-def test_options_out_of_range(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        scnf.SemiSupervisedModel(toy_flow(), **options)
+def test_options_out_of_range(term, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{term.__name__}: {name}={value}: expected"):
+        term(**options)
 
 
 # -- neighbours and batches of them -----------------------------------------------------------------
@@ -301,15 +329,16 @@ def test_batches_too_small_for_pairs(size, free):
 def test_training_on_pairs_brings_neighbours_to_agree():
     data = link_neighbours(toy("moons", num_train=200, num_test=50, seed=0).hold_out(40), 3)
 
-    def agreement(**options):
+    def agreement(weight, balance):
         torch.manual_seed(0)
         flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=2, width=16, blocks=1), "gmm", 2)
-        model = scnf.SemiSupervisedModel(flow, **options)
+        model = scnf.SemiSupervisedModel(flow)
         model.initialize(data.x, data.y)
-        fit(model, data, steps=60, batch_size=60, validate_every=30, progress=False)
+        terms = [Agreement(weight), Balance(balance)]
+        fit(model, data, terms=terms, steps=60, batch_size=60, validate_every=30, progress=False)
         with torch.no_grad():
             log_posterior = model.posterior(data.x).logits
             pairs = torch.stack([torch.arange(len(data.x)), data.neighbours[:, 0]], -1)
             return log_agreement(log_posterior, pairs, 0.98).mean()
 
-    assert agreement(agreement_weight=50.0, balance_weight=10.0) > agreement() + 0.01
+    assert agreement(50.0, 10.0) > agreement(0.0, 0.0) + 0.01
