@@ -7,9 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainee import PAIRED, grouped, make_data, make_model
+from torch import Tensor
+from trainee import EVERY_TERM, PAIRED, grouped, make_data, make_model
 
+from pyro_scnf.datasets import Augment
+from pyro_scnf.terms import Balance, Classification
 from pyro_scnf.training import fit
+
+
+class Views(Augment):
+    """Two fixed views of unlabelled rows, in turn.
+
+    Random views would not do, because the noise of each process is its own.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x if self.calls % 2 else 0.9 * x + 0.1 * x.flip(-1)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def labelled(self, x: Tensor) -> Tensor:
+        return x
+
 
 CASES: dict[str, dict[str, Any]] = {
     "gmm": {},
@@ -18,7 +42,18 @@ CASES: dict[str, dict[str, Any]] = {
     "em-ema": {"guide": "em-ema"},
     "unaveraged": {"ema_decay": None},
     "in pieces": {"minutes": 1e-9},
-    "pairs": {"batch_size": 18, "linked": True},
+    "pairs": {"batch_size": 18, "linked": True, "terms": PAIRED},
+    "evidence": {"evidence": 0, "terms": (Classification(2.0),)},
+    "taught by evidence": {"evidence": 0, "sizes": True, "terms": (Classification(2.0, targets="evidence"),)},
+    "all sums over rows": {
+        "batch_size": 18,
+        "linked": True,
+        "evidence": 0,
+        "sizes": True,
+        "guide": "em",
+        "terms": tuple(term for term in EVERY_TERM if not term.per_process),
+    },
+    "balance": {"terms": (Balance(20.0),)},
     "no folder": {"out": None, "log": None},
 }
 
@@ -30,12 +65,14 @@ def train(
     prior: Any = "gmm",
     sizes: bool = False,
     linked: bool = False,
+    evidence: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The weights and the result of a run of eleven steps, on this process."""
-    data = make_data(validated=True, linked=linked)
+    data = make_data(validated=True, linked=linked, evidence=evidence)
     known = {"num_labelled": len(data.labelled[0]), "num_unlabelled": len(data.unlabelled)} if sizes else {}
-    model = make_model(data, prior, class_probs="learnable", **known, **(PAIRED if linked else {}))
+    model = make_model(data, prior, class_probs="learnable", **known)
+    augment = Views() if any("view" in term.needs for term in options.get("terms", ())) else None
     options = {"out": folder, "log": "csv", "batch_size": 16, **options}
     with torch.no_grad():  # ranks begin with different weights; those of rank 0 must win
         for parameter in model.parameters():
@@ -48,6 +85,7 @@ def train(
             steps=11,
             labelled_batch_size=6,
             validate_every=4,
+            augment=augment,
             progress=False,
             resume="minutes" in options,
             **grouped(devices=devices, **options),

@@ -201,7 +201,7 @@ def test_pairs_have_no_weights():
 
 def test_pairs_belong_to_two_plates():
     _, model, (x, y, _) = problem()
-    with pytest.raises(ValueError, match="pairs are for .x, y, x_unlabelled."):
+    with pytest.raises(ValueError, match=r"pairs are for .x, y, x_unlabelled."):
         scnf.elbo(model, terms="agreement")(x, y, pairs=torch.tensor([[0, 1]]))
 
 

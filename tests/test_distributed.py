@@ -14,6 +14,7 @@ import several
 import torch
 from trainee import make_data, make_model
 
+from pyro_scnf.terms import TERMS, make_terms
 from pyro_scnf.training import Machine, fit
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
@@ -39,7 +40,24 @@ def found(folder, name, rank=0):
     return torch.load(folder / f"{name}.{rank}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", several.CASES)
+def per_process(name):
+    """Whether a case has a term of which several processes minimise another number than one does."""
+    return any(term.per_process for term in several.CASES[name].get("terms", ()))
+
+
+def test_balance_alone_is_per_process():
+    assert [name for name, term in TERMS.items() if term.per_process] == ["balance"]
+    tried = {type(term) for case in several.CASES.values() for term in case.get("terms", ())}
+    assert tried == set(TERMS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in several.CASES if per_process(name)])
+def test_terms_declared_per_process_do_depend_on_the_number_of_processes(folders, name):
+    one, two = (found(folder, name)["weights"] for folder in folders)
+    assert any((value - two[key]).abs().max() > 1e-6 for key, value in one.items())
+
+
+@pytest.mark.parametrize("name", [name for name in several.CASES if not per_process(name)])
 def test_two_processes_end_where_one_does(folders, name):
     one, two = (found(folder, name) for folder in folders)
     for key, value in one["weights"].items():
@@ -58,14 +76,18 @@ def test_all_processes_end_with_the_same_bits(folders, name):
     assert first["best_nll"] == second["best_nll"]
 
 
-@pytest.mark.parametrize("name", [name for name in several.CASES if name not in ("in pieces", "no folder")])
+LOGGED = [name for name in several.CASES if name not in ("in pieces", "no folder") and not per_process(name)]
+
+
+@pytest.mark.parametrize("name", LOGGED)
 def test_logs_are_those_of_the_whole_batch(folders, name):
     logs = [(folder / name / "log/version_0/metrics.csv").read_text() for folder in folders]
     one, two = (list(csv.DictReader(log.splitlines())) for log in logs)
     assert len(one) == len(two) > 3
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        assert {"loss", "grad_norm", "val_nll"} <= a.keys()
+        terms = make_terms(several.CASES[name].get("terms"))
+        assert {"loss", "grad_norm", "val_nll", *terms, *(["nll"] if terms else [])} <= a.keys()
         for key in a:
             assert a[key] == b[key] or float(a[key]) == pytest.approx(float(b[key]), rel=1e-6), key
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trainee import EVERY, STEPS, grouped, jitter, killed, make_data, make_model, train
+from trainee import EVERY, EVERY_TERM, PAIRED, STEPS, grouped, jitter, killed, make_data, make_model, train
 
+from pyro_scnf.terms import Agreement, Balance, Classification
 from pyro_scnf.training import AtomicCheckpointIO, FitResult, fit
 
 
@@ -65,7 +67,10 @@ MOMENTS = [
     ("in a step", 15, {"precision": "bf16-mixed", "gradient_clip": 0.1, "validated": True}),
     ("in a step", 15, {"optimizer": "adamax", "schedule": "cosine", "labelled_batch_size": 7}),
     ("in a step", 22, {"steps": 23, "validated": True}),
-    ("in a step", 15, {"linked": True}),
+    ("in a step", 15, {"linked": True, "terms": PAIRED}),
+    ("in a step", 15, {"evidence": 0}),
+    ("in a step", 15, {"linked": True, "evidence": 0, "terms": EVERY_TERM}),
+    ("in a step", 15, {"linked": True, "evidence": 0, "terms": EVERY_TERM, "guide": "em", "validated": True}),
 ]
 
 
@@ -170,13 +175,13 @@ def stopped(tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"final_term_share": 0.2}, "final_term_share 1.0 -> 0.2"),
-        ({"classification_weight": 3.0}, "classification_weight 0.0 -> 3.0"),
+        ({"labelled_weight": 3.0}, "labelled_weight 1.0 -> 3.0"),
         ({"labels_of": 7}, "data '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
+        ({"evidence": 0}, "data '[0-9a-f]{16}' -> '[0-9a-f]{16}'"),
     ],
 )
 def test_another_objective_or_other_data_are_another_run(stopped, change, message):
-    data = make_data()
+    data = make_data(evidence=change.pop("evidence", None))
     if "labels_of" in change:
         data = replace(data, y=data.y.roll(change.pop("labels_of")))
     model = make_model(data, **change)
@@ -192,6 +197,49 @@ def test_another_objective_or_other_data_are_another_run(stopped, change, messag
             out=stopped,
             resume=True,
         )
+
+
+@pytest.fixture(scope="module")
+def stopped_with_terms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped_with_terms")
+    train(folder, linked=True, evidence=0, terms=PAIRED, minutes=1e-9)
+    return folder
+
+
+CLASSIFICATION, AGREEMENT = map(repr, PAIRED)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (
+            (PAIRED[0], Agreement(20.0, end=0.5, purity=0.9)),
+            f"terms.agreement {AGREEMENT!r} -> {AGREEMENT.replace('0.98', '0.9')!r}",
+        ),
+        (
+            (Classification(3.0, end=0.5), PAIRED[1]),
+            f"terms.classification {CLASSIFICATION!r} -> {CLASSIFICATION.replace('2.0', '3.0')!r}",
+        ),
+        ((PAIRED[1],), f"terms.classification {CLASSIFICATION!r} -> None"),
+        ((*PAIRED, Balance()), f"terms.balance None -> {repr(Balance())!r}"),
+    ],
+)
+def test_other_terms_are_another_run(stopped_with_terms, terms, message):
+    with pytest.raises(ValueError, match=f"another run: {re.escape(message)}. Give the same settings"):
+        train(stopped_with_terms, linked=True, evidence=0, terms=terms, resume=True)
+
+
+def test_other_evidence_is_other_data(stopped_with_terms):
+    for evidence in (1, None):
+        with pytest.raises(ValueError, match=r"another run: data '\w{16}' -> '\w{16}'\. Give"):
+            train(stopped_with_terms, linked=True, evidence=evidence, terms=PAIRED, resume=True)
+
+
+def test_the_same_terms_in_other_words_are_the_same_run(stopped_with_terms, tmp_path):
+    words = ({"name": "classification", "weight": 2, "end": 0.5}, "agreement:weight=20,end=0.5")
+    folder = shutil.copytree(stopped_with_terms, tmp_path / "copy")
+    resumed = train(folder, linked=True, evidence=0, terms=words, resume=True)
+    assert_as_uninterrupted(resumed, linked=True, evidence=0, terms=PAIRED)
 
 
 def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData, link_neighbours, toy
+from pyro_scnf.terms import Agreement, Balance, Classification, Consistency, TrainingTerm
 from pyro_scnf.training import FitResult, Machine, Optimisation, fit
 
 STEPS, EVERY = 24, 6
@@ -36,13 +37,33 @@ def grouped(**options: Any) -> dict[str, Any]:
     return options
 
 
-def make_data(validated: bool = False, linked: bool = False) -> SemiSupervisedData:
+def make_data(
+    validated: bool = False, linked: bool = False, evidence: int | None = None
+) -> SemiSupervisedData:
+    """A few rows of a toy.
+
+    :param linked: whether rows have neighbours.
+    :param evidence: seed of random evidence about the labels of all rows, if there is to be any.
+    """
     data = toy("moons", num_train=120, num_test=20, seed=0)
+    if evidence is not None:
+        logits = torch.randn(len(data.x), 2, generator=torch.Generator().manual_seed(evidence))
+        data = replace(data, label_log_prior=(2 * logits).log_softmax(-1).to(data.x.dtype))
     data = data.hold_out(41) if validated else data
     return link_neighbours(data, 3) if linked else data
 
 
-PAIRED: dict[str, Any] = {"agreement_weight": 20.0, "classification_weight": 2.0, "final_term_share": 0.5}
+PAIRED = (Classification(2.0, end=0.5), Agreement(20.0, end=0.5))
+"""Terms for data with neighbours."""
+
+EVERY_TERM: tuple[TrainingTerm, ...] = (
+    *PAIRED,
+    Classification(3.0, targets="evidence"),
+    Consistency(1.0, start=0.0, until=0.5),
+    Consistency(5.0, kind="probabilities"),
+    Balance(2.0),
+)
+"""Terms for data with neighbours and evidence, and with an ``augment``. They need a view at every step."""
 
 
 def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:
@@ -57,12 +78,13 @@ def train(
     out: Path,
     validated: bool = False,
     linked: bool = False,
+    evidence: int | None = None,
     augment: Callable[[Tensor], Tensor] = jitter,
     **options: Any,
 ) -> tuple[dict[str, Tensor], FitResult]:
     """The final weights of a run, and the result of ``fit``."""
-    data = make_data(validated, linked)
-    model = make_model(data, **(PAIRED if linked else {}))
+    data = make_data(validated, linked, evidence)
+    model = make_model(data)
     options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, **options}
     result = fit(model, data, augment=augment, out=out, **grouped(**options))
     return {name: value.clone() for name, value in model.state_dict().items()}, result
@@ -102,8 +124,9 @@ class _At:
 def _train_and_die(moment: str, number: int, out: Path, options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     augment = jitter
-    if moment == "in a step":  # each step augments two batches
-        augment = _At(2 * number, jitter, _die)
+    if moment == "in a step":  # each step augments two batches, and the unlabelled one again for a view
+        views = any("view" in term.needs for term in options.get("terms", ()))
+        augment = _At((2 + views) * number, jitter, _die)
     elif moment == "half written":
         torch.save = _At(number, torch.serialization.save, _save_half)
     elif moment == "not yet moved":
