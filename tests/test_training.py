@@ -7,19 +7,23 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, TraceEnum_ELBO
-from trainee import grouped, jitter, make_data, make_model, train
+from trainee import EVERY_TERM, grouped, jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import Augment, toy
 from pyro_scnf.datasets.augment import as_augment
+from pyro_scnf.priors import GaussianMixturePrior
+from pyro_scnf.terms import Agreement, Balance, Classification, Consistency, TrainingTerm
 from pyro_scnf.training import Machine, Optimisation, StepBatches, fit
+
+CLASSIFY = "classification:weight=5"
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def data():
 def build(data, prior="gmm", **options):
     torch.manual_seed(0)
     flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=2, width=16, blocks=1), prior, 2)
-    model = scnf.SemiSupervisedModel(flow, classification_weight=5.0, **options)
+    model = scnf.SemiSupervisedModel(flow, **options)
     model.initialize(data.x, data.y)
     return model
 
@@ -51,6 +55,7 @@ def test_the_validation_likelihood_improves_under_every_guide(data, guide, preci
         model,
         data,
         guide=guide,
+        terms=CLASSIFY,
         machine=Machine(precision=precision),
         steps=60,
         batch_size=64,
@@ -248,15 +253,175 @@ def test_another_model_is_another_run_and_named(tmp_path):
             fit(model, data, resume=True, **options)
 
 
-def test_the_model_is_told_the_progress_of_training_and_forgets_it(monkeypatch):
-    told = []
-    usual = scnf.SemiSupervisedModel.set_progress
-    monkeypatch.setattr(
-        scnf.SemiSupervisedModel, "set_progress", lambda self, share: told.append(share) or usual(self, share)
-    )
+# -- training terms --------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Watch(TrainingTerm):
+    """It notes the progress of each step, and counts one nat for each unlabelled row."""
+
+    needs = frozenset({"unlabelled"})
+    told: list = field(default_factory=list, compare=False, repr=False)
+
+    def nats(self, step):
+        self.told.append(step.progress)
+        return 0 * step.unlabelled.given.sum() + step.unlabelled.scale * len(step.unlabelled)
+
+
+def test_terms_are_told_the_progress_of_training():
+    data, watch = make_data(), Watch()
+    fit(make_model(data), data, terms=watch, steps=4, progress=False)
+    assert watch.told == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_resumed_run_goes_on_with_the_progress_of_the_whole(tmp_path):
+    data, watch, finished = make_data(), Watch(), False
+    while not finished:
+        options = {"steps": 4, "minutes": 1e-9, "resume": True, "out": tmp_path, "progress": False}
+        finished = fit(make_model(data), data, terms=watch, **options).finished
+    assert watch.told == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_a_view_is_drawn_only_for_a_step_that_needs_one():
+    calls = []
+
+    def augment(x):
+        calls.append(len(x))
+        return jitter(x)
+
+    data, options = make_data(), {"steps": 3, "batch_size": 16, "augment": augment, "progress": False}
+    fit(make_model(data), data, terms=["balance", "classification"], **options)
+    assert calls == 3 * [10, 16]  # labelled rows, then unlabelled ones
+    calls.clear()
+    fit(make_model(data), data, terms=Consistency(start=0.0), **options)
+    assert calls == [10, 16] + 2 * [10, 16, 16]
+
+
+UNKNOWN, KNOWN = torch.full((120,), -1), torch.arange(120) % 2
+
+
+@pytest.mark.parametrize(
+    ("data", "terms", "augment", "message"),
+    [
+        ({"y": UNKNOWN}, Classification(), jitter, "classification needs labelled rows: give x and y"),
+        ({"y": KNOWN}, Balance(), jitter, "balance needs unlabelled rows"),
+        ({"y": KNOWN}, Consistency(), jitter, "consistency needs unlabelled rows"),
+        ({}, Agreement(), jitter, r"agreement needs pairs of rows: give pairs, or link_neighbours\(data\)"),
+        ({}, Consistency(), None, "consistency needs a second view .*: give view, or augment"),
+        ({}, Consistency(start=0.0), None, "consistency needs a second view .*: give view, or augment"),
+        (
+            {},
+            Classification(targets="evidence"),
+            None,
+            "classification needs evidence .*: give label_log",
+        ),
+        ({}, [Balance(), Agreement()], None, "agreement needs pairs"),
+    ],
+)
+def test_a_term_that_needs_what_the_data_lack_is_refused_at_once(data, terms, augment, message, tmp_path):
+    train(tmp_path, steps=2)
+    data = replace(make_data(), **data)
+    with pytest.raises(ValueError, match=f"terms: {message}"):
+        fit(make_model(data), data, terms=terms, augment=augment, out=tmp_path, progress=False)
+    assert (tmp_path / "last.ckpt").exists()  # what was there before is left alone
+
+
+def test_neighbours_that_no_term_uses_are_refused():
+    data, options = make_data(linked=True), {"steps": 1, "batch_size": 24, "progress": False}
+    for terms in ((), ["classification", "balance"]):
+        with pytest.raises(ValueError, match="its neighbours are linked, but no training term uses pairs"):
+            fit(make_model(data), data, terms=terms, **options)
+    assert fit(make_model(data), data, terms="agreement", **options).finished
+
+
+def test_terms_of_weight_zero_need_nothing_and_change_nothing(tmp_path):
+    plain, _ = train(tmp_path / "plain")
+    terms = (Agreement(0.0), Consistency(0.0), Classification(0.0, targets="evidence"), Balance(0.0))
+    with_terms, _ = train(tmp_path / "terms", terms=terms)
+    assert all(torch.equal(value, with_terms[name]) for name, value in plain.items())
+
+
+def test_terms_that_are_none():
     data = make_data()
-    fit(make_model(data), data, steps=4, progress=False)
-    assert told == [0.0, 0.25, 0.5, 0.75, 0.0]
+    with pytest.raises(ValueError, match=r"terms.*'entropie'"):
+        fit(make_model(data), data, terms="entropie", progress=False)
+
+
+@dataclass(frozen=True)
+class Fails(TrainingTerm):
+    """A term that gives ``value`` in the second half of training."""
+
+    value: float = torch.nan
+    needs = frozenset({"unlabelled"})
+
+    def nats(self, step):
+        return step.unlabelled.given.sum() * 0 + (self.value if step.progress >= 0.5 else 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered:UserWarning")  # Pyro's, beside the error
+@pytest.mark.parametrize(
+    ("terms", "named"),
+    [
+        (["classification", Fails()], "the training term fails"),
+        ([Fails(value=torch.inf), "classification"], "the training term fails"),
+        ([Fails(value=1.0), Fails(value=-torch.inf)], "the training term fails_2"),
+        ([Fails(value=3e38), Fails(value=3e38)], "their sum"),
+    ],
+)
+def test_a_term_that_is_not_finite_is_named(terms, named):
+    data = make_data()
+    with pytest.raises(RuntimeError, match="training stopped at step 3: the loss is ") as raised:
+        fit(make_model(data), data, terms=terms, steps=6, progress=False)
+    assert f"the first term that is not finite is {named}." in str(raised.value)
+
+
+# -- after a step ----------------------------------------------------------------------------------
+class CountingPrior(GaussianMixturePrior):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("updates", torch.zeros(()))
+
+    def update(self):
+        self.updates += 1
+
+
+class CountingProbs(scnf.ClassProbs):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("updates", torch.zeros(()))
+
+    def update(self):
+        self.updates += 1
+
+
+def test_guide_prior_and_class_probabilities_are_updated_once_a_step(tmp_path):
+    data, finished, pieces = make_data(), False, 0
+    while not finished:  # in pieces, so that checkpoints must hold the counts
+        model = make_model(data, CountingPrior((2,), 2), class_probs=CountingProbs(2))
+        guide = scnf.EMGuide(model, decay=0.9)
+        options = {"steps": 3, "minutes": 1e-9, "resume": True, "out": tmp_path, "progress": False}
+        finished, pieces = fit(model, data, guide=guide, **options).finished, pieces + 1
+    assert pieces == 3
+    assert (model.flow.prior.updates, model.class_probs.updates, guide.old.n_averaged) == (3, 3, 3)
+    assert not torch.equal(guide.old.module.flow.prior.loc, model.flow.prior.loc)
+
+
+def test_a_lagged_guide_follows_the_weights():
+    """The average of the guide, by hand from the weights after each step."""
+    data, seen = make_data(), []
+
+    class Watching(scnf.EMGuide):
+        def update(self):
+            super().update()
+            seen.append(self.model.flow.prior.loc.detach().clone())
+
+    model = make_model(data)
+    guide = Watching(model, decay=0.9)
+    fit(model, data, guide=guide, **grouped(steps=5, ema_decay=None, progress=False))
+    average = seen[0]
+    for value in seen[1:]:
+        average = 0.9 * average + 0.1 * value
+    assert len(seen) == 5
+    torch.testing.assert_close(guide.old.module.flow.prior.loc, average)
+    assert (seen[0] - seen[-1]).abs().max() > 1e-4
 
 
 def test_options_are_objects():
@@ -343,7 +508,7 @@ def test_all_but_the_conditioners_stays_in_float32(data, prior):
     """The last layers of a fresh model's conditioners are 0: whatever rounding there is, is elsewhere."""
     model = build(data, prior)
     x, y = data.labelled
-    loss = scnf.elbo(model)
+    loss = scnf.elbo(model, terms=[CLASSIFY, "balance"])
     full = loss(x, y, data.unlabelled)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = loss(x, y, data.unlabelled)
@@ -375,6 +540,44 @@ def test_logs_are_readable_and_a_resumed_run_writes_another(tmp_path):
     assert float(row["val_bits_per_dim"]) == pytest.approx(float(row["val_nll"]) / 2 / 0.6931472 + 8)
 
 
+def test_the_parts_of_the_loss_are_logged_and_add_up_to_it(tmp_path):
+    options = {"steps": 10, "log": "csv", "batch_size": 24}
+    train(tmp_path / "plain", **options)
+    ((_, row),) = rows_of(tmp_path / "plain", "loss")
+    assert row.keys() == {"epoch", "step", "loss", "grad_norm"}
+    terms = (*EVERY_TERM, Watch(2.0))
+    train(tmp_path / "terms", linked=True, evidence=0, terms=terms, **options)
+    ((_, row),) = rows_of(tmp_path / "terms", "loss")
+    names = ["classification", "agreement", "classification_2", "consistency", "consistency_2", "balance"]
+    assert row.keys() == {"epoch", "step", "loss", "grad_norm", "nll", "watch", *names}
+    parts = {name: float(row[name]) for name in ("nll", "watch", *names)}
+    assert float(row["loss"]) == pytest.approx(sum(parts.values()), rel=1e-5)
+    assert parts["watch"] == pytest.approx(2 * 24 / 34)  # nats per example, of 10 labelled and 24 others
+    assert all(abs(part) > 1e-6 for part in parts.values())
+
+
+class Noisy(Augment):
+    """Validation rows get random noise, as dequantised images do."""
+
+    def __call__(self, x):
+        return jitter(x)
+
+    def prepare(self, x):
+        return x + 0.3 * torch.randn_like(x)
+
+
+def test_every_validation_has_the_same_noise(tmp_path):
+    """The weights do not change here, so a validation that drew its own noise would have another NLL."""
+    options = {"validated": True, "learning_rate": 0.0, "log": "csv", "augment": Noisy()}
+    found = []
+    for seed in (0, 1):
+        train(tmp_path / str(seed), seed=seed, **options)
+        found.append([row["val_nll"] for _, row in rows_of(tmp_path / str(seed), "val_nll")])
+        assert len(found[-1]) == 4
+        assert len(set(found[-1])) == 1
+    assert found[0] != found[1]
+
+
 def test_tensorboard(tmp_path, monkeypatch):
     train(tmp_path, log="tensorboard", steps=10)
     assert list((tmp_path / "tensorboard/version_0").glob("events.*"))
@@ -401,13 +604,13 @@ def test_plain_svi_trains_the_same_model(data, guide):
     model = build(data)
     before = nll(model, data.x_val)
     svi = SVI(
-        model,
+        scnf.with_terms(model, CLASSIFY),
         scnf.make_guide(guide, model),
         pyro.optim.ClippedAdam({"lr": 0.01}),
         TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
     )
     batches = StepBatches(data, batch_size=64)
     for step in range(40):
-        _, x, y, x_unlabelled, _ = batches[step]
-        svi.step(x, y, x_unlabelled)
+        batch = batches[step]
+        svi.step(batch.x, batch.y, batch.x_unlabelled, progress=step / 40)
     assert nll(model, data.x_val) < before - 0.1
