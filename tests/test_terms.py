@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -324,6 +326,47 @@ def test_weighted_and_parts():
     assert list(values) == ["balance", "classification"]
     assert values["balance"] == 3 * Balance().nats(step)
     assert values["classification"] == 2 * Classification().nats(step)
+
+
+EVERY = ["classification:weight=3", "agreement", "balance", "consistency", "consistency:kind=probabilities"]
+
+
+@pytest.mark.parametrize("make", [scnf.elbo, scnf.with_terms])
+def test_losses_with_terms_pickle_and_copy(make):
+    """Another process gets them by pickle. Copies have the loss, and hold no batch."""
+    model, (x, y, u), _ = problem(Balance())
+    batch = x.repeat(100, 1), y.repeat(100), u.repeat(100, 1)  # each of them takes more than 3000 bytes
+    extra = {"pairs": torch.tensor([[0, 5], [6, 7]]), "view": batch[2] + 0.1}
+    made = make(model, terms=EVERY)
+
+    def loss(form):
+        if make is scnf.elbo:
+            return form(*batch, **extra)
+        own = TraceEnum_ELBO(max_plate_nesting=1)
+        return own.differentiable_loss(form, scnf.exact_guide, *batch, **extra)
+
+    size = len(pickle.dumps(made))
+    expected = loss(made)
+    for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert relative(loss(twin), expected) < 1e-12
+    assert len(pickle.dumps(made)) < size + 3000  # the numbers of ``parts``, and Pyro's marks on parameters
+
+
+def test_terms_under_autocast():
+    """Networks may run in bfloat16. The terms themselves, and their sum, are in float32."""
+    model, batch, _ = problem(Balance())
+    model.float()
+    x, y, u = batch[0].float(), batch[1], batch[2].float()
+    extra = {"pairs": torch.tensor([[0, 5], [6, 7]]), "view": u + 0.1}
+    objective = scnf.elbo(model, terms=EVERY)
+    expected = objective(x, y, u, **extra)
+    plain = objective.parts
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(x, y, u, **extra)
+    assert loss.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in objective.parts.values())
+    assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+    assert all(objective.parts[name].item() == pytest.approx(plain[name].item(), abs=1.0) for name in plain)
 
 
 # -- what a loss refuses -------------------------------------------------------
