@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
+import weakref
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -14,6 +17,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 
 import pyro_scnf as scnf
+from pyro_scnf import sharing
 
 F64 = torch.float64
 
@@ -57,9 +61,10 @@ class TestPasses:
         ("guide", "passes"), [("exact", 1), ("em", 1), ("em-sample", 1), ("em-hard", 1), ("em-ema", 2)]
     )
     @pytest.mark.parametrize("form", ["unlabelled", "partly", "two plates"])
-    def test_of_a_training_step(self, guide, passes, form):
-        """Model and guide together run f_w once, whichever rows have labels. A lagged guide has its own."""
-        model = scnf.SemiSupervisedModel(toy_flow("flow"), classification_weight=0.1)
+    @pytest.mark.parametrize("with_terms", [False, True])
+    def test_of_a_training_step(self, guide, passes, form, with_terms):
+        """Model, guide and terms run f_w once, whichever rows have labels. A lagged guide has its own pass."""
+        model = scnf.SemiSupervisedModel(toy_flow("flow"))
         guide = scnf.make_guide(guide, model)
         y = torch.tensor([0, 2, -1, -1, 1, -1])
         args = {
@@ -67,7 +72,8 @@ class TestPasses:
             "partly": (self.x, y),
             "two plates": (self.x[:2], y[:2], self.x[2:]),
         }[form]
-        loss = scnf.elbo(model, guide)
+        known = () if form == "unlabelled" else ("classification",)
+        loss = scnf.elbo(model, guide, ("balance", *known) if with_terms else ())
         counter = count(model.flow, lambda: loss(*args).backward())
         assert (counter.calls, counter.rows) == (1, [6])
         if passes == 2:
@@ -127,6 +133,69 @@ class TestNeverStale:
             after = flow.log_prob(x)
         assert torch.equal(after, flow.log_prob(x))
         assert not torch.equal(after, before)
+
+    @pytest.mark.parametrize("change", ["through .data", "through a NumPy view", "through a view"])
+    @pytest.mark.parametrize("grad", [True, False])
+    def test_after_a_write_to_the_data_that_pytorch_does_not_count(self, change, grad):
+        flow, array = toy_flow(), np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+        x = torch.from_numpy(array)
+        with torch.set_grad_enabled(grad), scnf.share_encoding():
+            before, version = flow.encode(x)[1], x._version
+            if change == "through .data":
+                x.data.add_(1)
+            elif change == "through a NumPy view":
+                array[2] += 1
+            else:
+                x.detach()[0].data[1] = 7
+            assert x._version == version
+            after = flow.encode(x)[1]
+            assert torch.equal(after, flow.encode(x)[1])
+        assert not torch.equal(before, after)
+        assert torch.equal(after, flow.encode(x)[1])
+
+    @pytest.mark.parametrize("part", ["transform", "prior"])
+    @pytest.mark.parametrize("frozen", [True, False])
+    def test_after_a_write_to_a_parameter_that_pytorch_does_not_count(self, part, frozen):
+        """Every single parameter and floating buffer counts. Class tables depend on those of the prior too."""
+        flow, x = toy_flow("flow").requires_grad_(not frozen), torch.randn(4, 2)
+        with scnf.share_encoding():
+            model = scnf.SemiSupervisedModel(flow)
+            for name, value in [
+                *getattr(flow, part).named_parameters(),
+                *getattr(flow, part).named_buffers(),
+            ]:
+                before = model.posterior(x).logits, flow.log_prob(x)
+                version = value._version
+                value.data.mul_(1.25).add_(0.3)
+                assert value._version == version
+                after = model.posterior(x).logits, flow.log_prob(x)
+                fresh = copy.deepcopy(flow)
+                assert torch.equal(after[1], fresh.log_prob(x.clone())), name
+                assert torch.equal(after[0], fresh.posterior(x.clone()).logits), name
+                assert value.numel() == 0 or not torch.equal(after[1], before[1]), name
+
+    @pytest.mark.parametrize("what", ["parameters", "data"])
+    def test_after_gradients_were_switched_on_or_off(self, what):
+        flow, x = toy_flow(dtype=F64).requires_grad_(False), torch.randn(4, 2, dtype=F64)
+        owner = flow if what == "parameters" else x
+        with scnf.share_encoding():
+            assert not flow.log_prob(x).requires_grad
+            owner.requires_grad_(True)
+            loss = flow.log_prob(x).sum()
+            leaves = list(flow.parameters()) if what == "parameters" else [x]
+            shared = torch.autograd.grad(loss, leaves, allow_unused=True)
+            owner.requires_grad_(False)
+            assert not flow.log_prob(x).requires_grad
+        owner.requires_grad_(True)
+        plain = torch.autograd.grad(flow.log_prob(x).sum(), leaves, allow_unused=True)
+        assert [g is None for g in shared] == [g is None for g in plain]
+        assert max(relative(a, b) for a, b in zip(shared, plain, strict=True) if b is not None) < 1e-12
+
+    def test_training_and_evaluation_mode_are_kept_apart(self):
+        flow, x = toy_flow(), torch.randn(4, 2)
+        with scnf.share_encoding():
+            flow.encode(x)
+            assert count(flow, lambda: flow.eval().encode(x)).calls == 1
 
     @pytest.mark.parametrize("change", ["load_state_dict", "double", "buffer", "data"])
     def test_after_other_changes_of_the_module(self, change):
@@ -244,6 +313,108 @@ class TestNeverStale:
                     optimiser.step()
             losses.append(loss.item())
         assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+# -- what a block holds -------------------------------------------------------------
+class TestBounds:
+    @pytest.mark.parametrize("needs_grad", [True, False])
+    @pytest.mark.parametrize("frozen", [True, False])
+    def test_a_block_holds_so_many_values_at_most(self, needs_grad, frozen):
+        flow = toy_flow().requires_grad_(not frozen)
+        rows = [torch.randn(3, 2, requires_grad=needs_grad) for _ in range(sharing.LIMIT + 9)]
+        with scnf.share_encoding():
+            for x in rows:
+                flow.encode(x)
+                flow.encode(rows[0])  # it is used all the time, and stays
+                assert len(sharing.current().entries) <= sharing.LIMIT
+            assert len(sharing.current().entries) == sharing.LIMIT
+            assert count(flow, lambda: [flow.encode(x) for x in (rows[0], rows[-1])]).calls == 0
+            assert count(flow, lambda: flow.encode(rows[1])).calls == 1
+
+    def test_data_that_need_gradients_do_not_pile_up(self):
+        """The graph of their encoding holds them, so a block keeps the latest ones until others come."""
+        flow, alive = toy_flow(), weakref.WeakSet()
+        with scnf.share_encoding():
+            for _ in range(2 * sharing.LIMIT):
+                x = torch.randn(3, 2, requires_grad=True)
+                alive.add(x)
+                flow.encode(x)
+            del x
+            gc.collect()
+            assert len(alive) <= sharing.LIMIT
+        gc.collect()
+        assert len(alive) == 0
+
+    @pytest.mark.parametrize("frozen", [True, False])
+    def test_values_go_with_their_data(self, frozen):
+        flow = toy_flow().requires_grad_(not frozen)
+        with scnf.share_encoding():
+            for _ in range(3):
+                x = torch.randn(3, 2)
+                flow.log_prob(x)
+                flow.class_table(x)
+                kept = [weakref.ref(value) for e in sharing.current().entries.values() for value in e.value]
+                assert len(sharing.current().entries) == (2 if frozen else 1)  # encoding and class table
+                del x
+                gc.collect()
+                assert len(sharing.current().entries) == 0
+                assert [ref() for ref in kept] == [None] * len(kept)
+
+
+# -- inside torch.func --------------------------------------------------------------
+class TestFunctionTransforms:
+    """Tensors inside ``torch.func`` have no address, so nothing is kept for them."""
+
+    @pytest.fixture(autouse=True)
+    def no_validation(self):
+        pyro.enable_validation(False)  # ``vmap`` allows no check that reads values
+
+    @pytest.mark.parametrize("what", ["log_prob", "class_table", "common_log_prob"])
+    def test_vmap_over_batches(self, what):
+        flow, x = toy_flow("flow", dtype=F64), torch.randn(3, 4, 2, dtype=F64)
+        function = getattr(flow, what)
+        with scnf.share_encoding():
+            found = torch.func.vmap(lambda rows: function(rows) + function(rows))(x)
+            assert len(sharing.current().entries) == 0
+        assert relative(found, 2 * function(x)) < 1e-12
+
+    def test_gradients_of_single_rows(self):
+        flow, x = toy_flow("flow", dtype=F64), torch.randn(4, 2, dtype=F64)
+
+        def one(row):
+            return flow.log_prob(row) + flow.log_prob(row)
+
+        with scnf.share_encoding():
+            found = torch.func.vmap(torch.func.grad(one))(x)
+            assert len(sharing.current().entries) == 0
+        leaf = x.clone().requires_grad_()
+        assert relative(found, torch.autograd.grad(2 * flow.log_prob(leaf).sum(), leaf)[0]) < 1e-10
+
+    def test_gradients_by_parameters_that_are_replaced(self):
+        flow, x = toy_flow("flow", dtype=F64), torch.randn(4, 2, dtype=F64)
+        parameters = {name: p.detach() + 0.1 for name, p in flow.named_parameters()}
+
+        class LogProb(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.flow = flow
+
+            def forward(self, x):
+                return self.flow.log_prob(x).sum() + self.flow.class_table(x).sum()
+
+        def loss(values):
+            return torch.func.functional_call(LogProb(), {f"flow.{n}": v for n, v in values.items()}, (x,))
+
+        with scnf.share_encoding():
+            flow.log_prob(x)  # an entry for the parameters that are not replaced
+            found, value = torch.func.grad_and_value(loss)(parameters)
+        with torch.no_grad():
+            for name, p in flow.named_parameters():
+                p.copy_(parameters[name])
+        expected = LogProb()(x)
+        assert relative(value, expected) < 1e-12
+        plain = torch.autograd.grad(expected, list(flow.parameters()))
+        assert max(relative(a, b) for a, b in zip(found.values(), plain, strict=True)) < 1e-10
 
 
 def test_encoding_together_gives_the_same_as_apart():
