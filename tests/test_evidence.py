@@ -18,6 +18,7 @@ from pyro_scnf import analysis
 from pyro_scnf.datasets import SemiSupervisedData, link_neighbours, toy
 from pyro_scnf.training import Optimisation, StepBatches, fit
 from pyro_scnf.training.batches import fingerprint
+from pyro_scnf.transforms import dequantize
 
 F64 = torch.float64
 K, LABELLED, UNLABELLED = 3, 4, 6
@@ -253,15 +254,27 @@ def moons(evidence=True, **options):
     return replace(data, label_log_prior=logits.log_softmax(-1)) if evidence else data
 
 
-def test_densities_and_tests_do_not_use_it():
-    """Likelihood, bits and errors are those of p(y) with and without evidence in the data."""
-    data, plain = moons(), moons(evidence=False)
-    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2))
-    before = model.log_prob(data.x_test)
-    numbers = [analysis.evaluate(model, some.x_test, some.y_test) for some in (data, plain)]
-    assert numbers[0] == numbers[1]
-    scnf.elbo(model)(data.x, label_log_prior=data.label_log_prior)
-    assert torch.equal(model.log_prob(data.x_test), before)
+def test_validation_and_testing_do_not_use_it():
+    """After a run with evidence, NLL, error and bits are those of p(y), by hand."""
+    data = moons().hold_out(20)
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2), torch.tensor([0.7, 0.3]))
+    model.initialize(data.x, data.y)
+    result = fit(model, data, steps=4, batch_size=16, validate_every=2, progress=False)
+    log_p = torch.tensor([0.7, 0.3]).log()
+    with torch.no_grad():
+        validation, test = (table(model, x) + log_p for x in (data.x_val, data.x_test))
+        pixels = torch.zeros(20, 2)  # one dequantisation of a black picture of two pixels
+        torch.manual_seed(0)
+        bits = analysis.evaluate(model, pixels, data.y_test, bins=256)["test_bits_per_dim"]
+        torch.manual_seed(0)
+        noisy = (table(model, dequantize(pixels, 256)) + log_p).logsumexp(-1).mean()
+    assert result.best_nll == pytest.approx(-validation.logsumexp(-1).mean().item(), rel=1e-5)
+    found = analysis.evaluate(model, data.x_test, data.y_test)
+    assert found["test_nll"] == pytest.approx(-test.logsumexp(-1).mean().item(), rel=1e-5)
+    errors = (test.argmax(-1) != data.y_test).float().mean().item()
+    assert found["test_error_pct"] == pytest.approx(100 * errors, abs=1e-3)
+    assert bits == pytest.approx((8 - noisy / (2 * math.log(2))).item(), rel=1e-5)
+    assert relative(model.log_prob(data.x_test), test.logsumexp(-1)) < 1e-5
 
 
 def test_enumerated_labels_hold_the_evidence():

@@ -112,8 +112,8 @@ def test_values_by_hand(name):
         assert value.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-12)
 
 
-def test_every_member_changes_some_gradient_by_hand():
-    """The loops above are no copy of one formula: no two members have the same value on the same step."""
+def test_no_two_members_are_the_same():
+    """The loops above tell the members apart: each has a value of its own on the same step."""
     step = TERMS["classification-evidence"].step(True)
     members = [BUILT[name] for name in scnf.TERMS]
     members += [Classification(targets="evidence"), Consistency(kind="probabilities"), Agreement(purity=0.7)]
