@@ -41,9 +41,8 @@ class _Flow(Protocol):
     def has_fixed_prior(self) -> bool: ...
     def base(self, y: Tensor, temperature: float) -> ConcatDistribution: ...
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-    def common_log_prob(self, x: Tensor) -> Tensor: ...
-    def class_table(self, x: Tensor) -> Tensor: ...
-    def find_class_table(self, x: Tensor) -> Tensor | None: ...
+    def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]: ...
+    def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None: ...
 
 
 class _Decoder(_OneShotLadj):
@@ -102,16 +101,15 @@ class GivenLabel(TransformedDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         with sharing.inside(self.block):
-            given = self._from_table(value) if self.has_row else None
-            if given is None:
+            log_prob = self._from_table(value) if self.has_row else None
+            if log_prob is None:
                 return super().log_prob(value)
             if self._validate_args:
                 self._validate_sample(value)
-            log_prob = self.owner.common_log_prob(value) + given
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def _from_table(self, x: Tensor) -> Tensor | None:
-        r""":math:`\log p(z_f \mid y)` out of the class table of x. ``None`` if there is no use in a table.
+        r""":math:`\log p(x \mid y)` out of the class table of x. ``None`` if there is no use in a table.
 
         Enumerated labels ``(K, 1, ...)`` make up the whole table. For other labels a table helps only if it
         has been computed already.
@@ -120,12 +118,14 @@ class GivenLabel(TransformedDistribution):
         if sharing.current() is None or not owner.has_fixed_prior:
             return None
         if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
-            rows = owner.class_table(x).index_select(-1, y.flatten()).movedim(-1, 0)
+            ((table, common),) = owner.scores(x)
+            rows = table.index_select(-1, y.flatten()).movedim(-1, 0) + common
             return rows.reshape(rows.shape[:1] + (1,) * (y.dim() - 1 - len(batch)) + batch)
-        table = owner.find_class_table(x)
-        if table is None or torch.broadcast_shapes(y.shape, batch) != batch:
+        found = owner.find_scores(x)
+        if found is None or torch.broadcast_shapes(y.shape, batch) != batch:
             return None
-        return table.gather(-1, y.expand(batch)[..., None])[..., 0]
+        table, common = found
+        return table.gather(-1, y.expand(batch)[..., None])[..., 0] + common
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "block": None}  # a copy or a file holds no data

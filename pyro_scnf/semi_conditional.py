@@ -2,7 +2,7 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import pyro.distributions as dist
@@ -120,7 +120,7 @@ class SemiConditionalFlow(nn.Module):
         :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
             a ``PyroSample``.
         """
-        if any(getattr(module, "_pyro_samples", None) for module in self.transform.modules()):
+        if any(module.__dict__.get("_pyro_samples") for module in sharing.walk([self.transform])):
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
@@ -215,11 +215,39 @@ class SemiConditionalFlow(nn.Module):
 
         These are :math:`\log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})`.
         """
+        found = self.find_scores(x)
+        if found is not None:
+            return found[1]
         z_aux, _, ladj = self.encode(x)
         return self._common(z_aux, ladj)
 
     def _common(self, z_aux: Tensor, ladj: Tensor) -> Tensor:
         return ladj if self.aux is None else ladj + self.aux().log_prob(z_aux)
+
+    def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The :meth:`class_table` and the :meth:`common_log_prob` of several batches ``(B_i, *event_shape)``.
+
+        The prior is called once for all of them.
+        """
+        values = sharing.shared("scores", self._scored_by, self._scores, xs)
+        return [(table, common) for table, common in values]
+
+    def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The :meth:`scores` of x, if :func:`share_encoding` holds them already."""
+        found = sharing.find("scores", self._scored_by, x)
+        return None if found is None else (found[0], found[1])
+
+    @property
+    def _scored_by(self) -> tuple[nn.Module, ...]:
+        """The modules that the scores depend on."""
+        return (self.transform, self.prior) if self.aux is None else (self.transform, self.prior, self.aux)
+
+    def _scores(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        encoded = [self.encode(x) for x in xs]
+        latents, common = [z_f for _, z_f, _ in encoded], [self._common(z, ladj) for z, _, ladj in encoded]
+        if len(xs) == 1:
+            return self.prior.class_log_prob(latents[0]), common[0]
+        return self.prior.class_log_prob(torch.cat(latents)), torch.cat(common)
 
     def class_table(self, x: Tensor) -> Tensor:
         r""":math:`\log p(z_f \mid y = k)` for every k, ``(*batch, K)``, in nats: what depends on the label.
@@ -227,21 +255,7 @@ class SemiConditionalFlow(nn.Module):
         Inside :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is
         computed once for each x.
         """
-        return self.class_tables(x)[0]
-
-    def class_tables(self, *xs: Tensor) -> list[Tensor]:
-        """The :meth:`class_table` of several batches ``(B_i, *event_shape)``, from one call of the prior."""
-        return [table for (table,) in self._share_tables(self._class_tables, xs)]
-
-    def _share_tables(
-        self, compute: Callable[[Sequence[Tensor]], tuple[Tensor]], xs: Sequence[Tensor]
-    ) -> list[tuple[Tensor, ...]]:
-        return sharing.shared("class table", (self.transform, self.prior), compute, xs)
-
-    def find_class_table(self, x: Tensor) -> Tensor | None:
-        """The :meth:`class_table` of x, if :func:`share_encoding` holds it already."""
-        found = sharing.find("class table", (self.transform, self.prior), x)
-        return None if found is None else found[0]
+        return self.scores(x)[0][0]
 
     @property
     def has_fixed_prior(self) -> bool:
@@ -249,17 +263,12 @@ class SemiConditionalFlow(nn.Module):
 
         Those of a ``PyroModule`` may be random, or another effect handler may replace them.
         """
-        return not any(isinstance(module, PyroModule) for module in self.prior.modules())
-
-    def _class_tables(self, xs: Sequence[Tensor]) -> tuple[Tensor]:
-        latents = [self.encode(x)[1] for x in xs]
-        return (self.prior.class_log_prob(torch.cat(latents) if len(latents) > 1 else latents[0]),)
+        return not any(isinstance(module, PyroModule) for module in sharing.walk([self.prior]))
 
     def class_log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""
-        z_aux, z_f, ladj = self.encode(x)
-        ((table,),) = self._share_tables(lambda _: (self.prior.class_log_prob(z_f),), [x])
-        return self._common(z_aux, ladj)[..., None] + table
+        ((table, common),) = self.scores(x)
+        return common[..., None] + table
 
     def log_prob(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> Tensor:
         r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, in nats.

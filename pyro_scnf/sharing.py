@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -12,12 +12,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_scnf._contents import Contents
+
 __all__ = ["share_encoding"]
 
 LIMIT = 32
 """A block keeps this many values at most. The one that was used least recently goes first."""
 
-Kind = Literal["encoding", "class table"]
+Kind = Literal["encoding", "scores"]
 Value = tuple[Tensor, ...]
 Modules = tuple[nn.Module, ...]
 
@@ -25,8 +27,8 @@ Modules = tuple[nn.Module, ...]
 class Block:
     """The values that are kept, by what they are, the modules that computed them and the data tensor.
 
-    :param bool watch: whether to compare the contents of data and parameters before a value is used again.
-        Without that, a write that PyTorch does not count (through ``.data``, or a NumPy view) goes unseen.
+    :param bool watch: whether to look at parameters and at contents before a value is used again. Without
+        that, a write to parameters goes unseen, and so does one to the data that PyTorch does not count.
     :ivar int evaluations: how many evaluations of a loss are in progress. Class tables with a graph are
         kept only during these.
     """
@@ -41,15 +43,13 @@ class Block:
         """A value that is still valid, or ``None``."""
         key = (kind, *map(id, modules), id(x))
         entry = self.entries.get(key)
-        if entry is None or entry.x() is not x:
+        if entry is None or entry.x() is not x or entry.modes != _modes_of(x):
             return None
-        parts = _parts_of(modules)
-        if parts is None or entry.state != _state_of(x, parts):
-            return None
-        if self.watch and not (_same(entry.data, [x]) and _same(entry.contents, parts.tensors)):
+        if entry.watched is not None and not entry.watched.unchanged(modules, x):
             return None
         self.entries.move_to_end(key)
-        if entry.frozen or entry.with_grad == torch.is_grad_enabled():
+        has_graph = _has_graph(entry.value)
+        if entry.with_grad == torch.is_grad_enabled() or (entry.with_grad and not has_graph):
             return entry.value
         # A value without a graph is of no use where gradients are on.
         return tuple(v.detach() for v in entry.value) if entry.with_grad else None
@@ -60,33 +60,30 @@ class Block:
         A class table with a graph is kept during an evaluation only, since later ones may need a graph of
         their own.
         """
-        if kind == "class table" and not self.evaluations and value[0].requires_grad:
-            return
-        parts = _parts_of(modules)
-        state = None if parts is None else _state_of(x, parts)
-        if parts is None or state is None:
+        if not self.accepts(modules, x) or (kind == "scores" and not self.evaluations and _has_graph(value)):
             return
         key, entries = (kind, *map(id, modules), id(x)), self.entries
-        entries[key] = _Entry(
-            weakref.ref(x, lambda _: entries.pop(key, None)),
-            modules,
-            state,
-            _copy([x]) if self.watch else [],
-            self._contents_of(modules, parts.tensors) if self.watch else [],
-            torch.is_grad_enabled(),
-            not any(t.requires_grad for t in (x, *parts.tensors)),
-            value,
-        )
+        watched = self._watch(modules, x) if self.watch else None
+        gone = weakref.ref(x, lambda _: entries.pop(key, None))
+        entries[key] = _Entry(gone, modules, _modes_of(x), watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
         while len(entries) > LIMIT:
             entries.popitem(last=False)
 
-    def _contents_of(self, modules: Modules, tensors: list[Tensor]) -> list[Tensor]:
-        """A copy of the tensors of ``modules``: that of an earlier value, if they have not changed since."""
+    def accepts(self, modules: Modules, x: Tensor) -> bool:
+        """Whether a value of ``x`` can be kept. A ``PyroSample`` has another value at each use."""
+        if _modes_of(x) is None or any(module.__dict__.get("_pyro_samples") for module in walk(modules)):
+            return False
+        return not self.watch or _places_of(modules, x) is not None
+
+    def _watch(self, modules: Modules, x: Tensor) -> _Watched:
+        """What to compare. Values of the same modules share a copy of the parameters."""
+        places, tensors = _places_of(modules, x), _tensors_of(modules)
         for entry in reversed(self.entries.values()):
-            if entry.modules == modules:
-                return entry.contents if _same(entry.contents, tensors) else _copy(tensors)
-        return _copy(tensors)
+            earlier = entry.watched
+            if earlier is not None and entry.modules == modules and earlier.parameters.of(tensors):
+                return _Watched(places, Contents([x]), earlier.parameters)
+        return _Watched(places, Contents([x]), Contents(tensors))
 
     def close(self) -> None:
         """Forget everything, for good."""
@@ -97,8 +94,20 @@ class Block:
         """Forget the class tables that have a graph, if this was the last evaluation in progress."""
         self.evaluations -= 1
         for key, entry in list(self.entries.items()):
-            if not self.evaluations and key[0] == "class table" and entry.value[0].requires_grad:
+            if not self.evaluations and key[0] == "scores" and _has_graph(entry.value):
                 del self.entries[key]
+
+
+class _Watched(NamedTuple):
+    """Where data and parameters were, and what they held."""
+
+    places: list[object] | None
+    data: Contents
+    parameters: Contents
+
+    def unchanged(self, modules: Modules, x: Tensor) -> bool:
+        """Whether they are where they were, and hold what they held."""
+        return self.places == _places_of(modules, x) and self.data.same() and self.parameters.same()
 
 
 class _Entry(NamedTuple):
@@ -106,11 +115,9 @@ class _Entry(NamedTuple):
 
     x: weakref.ref[Tensor]
     modules: Modules  # kept alive, so that no other module gets their ids
-    state: tuple[object, ...]
-    data: list[Tensor]
-    contents: list[Tensor]
+    modes: tuple[object, ...] | None
+    watched: _Watched | None
     with_grad: bool
-    frozen: bool
     value: Value
 
 
@@ -156,7 +163,7 @@ def evaluation() -> Iterator[None]:
     """A block for one evaluation of a loss, or the open block.
 
     During the evaluation it also keeps class tables that have a graph. Only the code of model and guide runs
-    in a block of its own, so no optimiser can write to parameters there, and their contents are not compared.
+    in a block of its own. No optimiser can write to parameters there, so nobody looks at them.
     """
     with _joined(Block(watch=False)) as (block, own):
         block.evaluations += 1
@@ -251,8 +258,8 @@ def find(kind: Kind, modules: Modules, x: Tensor) -> Value | None:
 
 def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:
     """Whether a block is open that would keep values of all of ``xs``."""
-    parts = None if _BLOCK.get() is None else _parts_of(modules)
-    return parts is not None and all(_state_of(x, parts) is not None for x in xs)
+    block = _BLOCK.get()
+    return block is not None and all(block.accepts(modules, x) for x in xs)
 
 
 def alias(x: Tensor) -> Tensor:
@@ -261,58 +268,53 @@ def alias(x: Tensor) -> Tensor:
 
 
 # -- what a value depends on -----------------------------------------------------------------------
-class _Parts(NamedTuple):
-    """What modules consist of: their parameters and buffers, and which of them are in training mode."""
-
-    tensors: list[Tensor]
-    training: list[bool]
-
-
-def _parts_of(modules: Modules) -> _Parts | None:
-    """The parts of ``modules``. ``None`` if one is a ``PyroSample``, which has another value at each use.
-
-    ``Module.parameters()`` also makes names and looks for repetitions. It would take most of the time that
-    sharing costs.
-    """
-    parts = _Parts([], [])
+def walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """``modules`` and all modules within them. ``Module.modules()`` takes five times as long."""
     stack: list[nn.Module | None] = list(modules)
     while stack:
         module = stack.pop()
         if module is not None:
-            if module.__dict__.get("_pyro_samples"):
-                return None
-            parts.tensors.extend(t for t in module._parameters.values() if t is not None)
-            parts.tensors.extend(t for t in module._buffers.values() if t is not None)
-            parts.training.append(module.training)
+            yield module
             stack += module._modules.values()
-    return parts
 
 
-def _state_of(x: Tensor, parts: _Parts) -> tuple[object, ...] | None:
-    """What is known of ``x`` and of the modules without reading values. ``None`` if a value cannot be kept.
+def _modes_of(x: Tensor) -> tuple[object, ...] | None:
+    """The version of ``x``, and the modes of computation. ``None`` if ``x`` is an inference tensor.
 
-    Inference tensors have no version, and tensors inside ``torch.func`` have no address.
+    Such a tensor has no version.
     """
     try:
-        versions = [(id(t), t._version, t.data_ptr(), t.requires_grad) for t in (x, *parts.tensors)]
         autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        return versions, parts.training, autocast, torch.is_inference_mode_enabled()
+        return x._version, x.requires_grad, autocast, torch.is_inference_mode_enabled()
     except RuntimeError:
         return None
 
 
-def _copy(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The values of ``tensors``, as one vector for each dtype and device, so that one comparison does."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for t in tensors:
-        kinds.setdefault((t.dtype, t.device), []).append(t.detach().reshape(-1))
-    return [torch.cat(values) for values in kinds.values()]
+def _tensors_of(modules: Modules) -> list[Tensor]:
+    """Parameters and buffers. ``Module.parameters()`` also makes names, which takes longer than all else."""
+    found: list[Tensor] = []
+    for module in walk(modules):
+        if module._parameters:
+            found.extend(t for t in module._parameters.values() if t is not None)
+        if module._buffers:
+            found.extend(t for t in module._buffers.values() if t is not None)
+    return found
 
 
-def _same(kept: list[Tensor], tensors: Sequence[Tensor]) -> bool:
-    """Whether ``tensors`` still have the values of a copy."""
-    now = [tensors[0].detach().reshape(-1)] if len(tensors) == 1 else _copy(tensors)
-    return len(kept) == len(now) and all(
-        old.dtype == new.dtype and old.device == new.device and torch.equal(old, new)
-        for old, new in zip(kept, now, strict=True)
-    )
+def _places_of(modules: Modules, x: Tensor) -> list[object] | None:
+    """Which tensors ``modules`` have, where these and ``x`` lie, and which modules are in training mode.
+
+    ``None`` for tensors inside ``torch.func``, which lie nowhere.
+    """
+    try:
+        tensors: list[object] = [
+            (id(t), t._version, t.data_ptr(), t.shape, t.stride(), t.requires_grad)
+            for t in (x, *_tensors_of(modules))
+        ]
+    except RuntimeError:
+        return None
+    return [*tensors, *(module.training for module in walk(modules))]
+
+
+def _has_graph(value: Value) -> bool:
+    return any(part.requires_grad for part in value)

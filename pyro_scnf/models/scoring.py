@@ -69,12 +69,13 @@ class _Rows:
         """The evidence about these rows alone."""
         return self.evidence if self.evidence is None or self.mask is None else self.evidence[self.mask]
 
-    def score(self, model: SemiSupervisedModel) -> Scored:
-        """These rows under every label."""
-        rows, mask, evidence = model.score(self.x, scale=self.scale), self.mask, self.picked_evidence
-        if evidence is not None:
-            rows = replace(rows, log_prior=evidence)
-        return rows if mask is None else replace(rows, common=rows.common[mask], given=rows.given[mask])
+    def scored(self, given: Tensor, common: Tensor, log_class_probs: Tensor) -> Scored:
+        """These rows, with the scores of all rows of ``x``."""
+        evidence = self.picked_evidence
+        log_prior = log_class_probs if evidence is None else evidence
+        if self.mask is not None:
+            given, common = given[self.mask], common[self.mask]
+        return Scored(common, given, log_prior, self.scale, log_class_probs)
 
 
 def score_step(
@@ -145,9 +146,9 @@ def _score(model: SemiSupervisedModel, batch: Observed, wanted: Mapping[Part, _R
     all_rows = {id(x): x for x in (batch.x, batch.x_unlabelled) if x is not None} | tables
     if len(all_rows) > 1:
         model.flow.encode_together(*all_rows.values())
-    if len(tables) > 1:
-        model.flow.class_tables(*tables.values())
-    return {part: rows.score(model) for part, rows in wanted.items()}
+    scores = dict(zip(tables, model.flow.scores(*tables.values()), strict=True))
+    log_class_probs = model.class_probs.log_probs
+    return {part: rows.scored(*scores[id(rows.x)], log_class_probs) for part, rows in wanted.items()}
 
 
 # -- checks ----------------------------------------------------------------------------------------

@@ -199,8 +199,8 @@ class SemiSupervisedModel(PyroModule):
         log_prior = log_class_probs = self.class_probs.log_probs
         if label_log_prior is not None:
             log_prior = self.check_evidence(label_log_prior, len(x))
-        given = self.flow.class_table(x)
-        return Scored(self.flow.common_log_prob(x), given, log_prior, scale, log_class_probs)
+        ((given, common),) = self.flow.scores(x)
+        return Scored(common, given, log_prior, scale, log_class_probs)
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""The marginal :math:`\log p(x)` under this model's class probabilities, ``(*batch,)``, in nats."""

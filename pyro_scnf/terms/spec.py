@@ -45,7 +45,7 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
         * a :class:`TrainingTerm`.
     :raises ValueError: for an unknown word, wrong options, or anything that is no term.
 
-    Of two terms with the same name, the second is called ``NAME_2``, and so is a term with the name of another
+    Of two terms with the same name, the second is called ``NAME_2``. So is a term with the name of another
     column of the log.
 
     >>> terms = make_terms(["classification:weight=20,end=0.3", "balance"])
