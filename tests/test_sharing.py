@@ -63,7 +63,7 @@ class TestPasses:
     @pytest.mark.parametrize("form", ["unlabelled", "partly", "two plates"])
     @pytest.mark.parametrize("with_terms", [False, True])
     def test_of_a_training_step(self, guide, passes, form, with_terms):
-        """Model, guide and terms run f_w once, whichever rows have labels. A lagged guide has its own pass."""
+        """Model, guide and terms run f_w once, whichever rows have labels. A lagged guide runs its own."""
         model = scnf.SemiSupervisedModel(toy_flow("flow"))
         guide = scnf.make_guide(guide, model)
         y = torch.tensor([0, 2, -1, -1, 1, -1])
@@ -156,14 +156,11 @@ class TestNeverStale:
     @pytest.mark.parametrize("part", ["transform", "prior"])
     @pytest.mark.parametrize("frozen", [True, False])
     def test_after_a_write_to_a_parameter_that_pytorch_does_not_count(self, part, frozen):
-        """Every single parameter and floating buffer counts. Class tables depend on those of the prior too."""
+        """Every single parameter and buffer counts. Class tables depend on those of the prior too."""
         flow, x = toy_flow("flow").requires_grad_(not frozen), torch.randn(4, 2)
         with scnf.share_encoding():
-            model = scnf.SemiSupervisedModel(flow)
-            for name, value in [
-                *getattr(flow, part).named_parameters(),
-                *getattr(flow, part).named_buffers(),
-            ]:
+            model, module = scnf.SemiSupervisedModel(flow), getattr(flow, part)
+            for name, value in [*module.named_parameters(), *module.named_buffers()]:
                 before = model.posterior(x).logits, flow.log_prob(x)
                 version = value._version
                 value.data.mul_(1.25).add_(0.3)
