@@ -78,7 +78,7 @@ class Block:
 
     def _watch(self, modules: Modules, x: Tensor) -> _Watched:
         """What to compare. Values of the same modules share a copy of the parameters."""
-        places, tensors = _places_of(modules, x), _tensors_of(modules)
+        places, tensors = _places_of(modules, x), _tensors_of(walk(modules))
         for entry in reversed(self.entries.values()):
             earlier = entry.watched
             if earlier is not None and entry.modules == modules and earlier.parameters.of(tensors):
@@ -290,10 +290,13 @@ def _modes_of(x: Tensor) -> tuple[object, ...] | None:
         return None
 
 
-def _tensors_of(modules: Modules) -> list[Tensor]:
-    """Parameters and buffers. ``Module.parameters()`` also makes names, which takes longer than all else."""
+def _tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers, but not those of modules within ``modules``.
+
+    ``Module.parameters()`` also makes names, which takes longer than all else.
+    """
     found: list[Tensor] = []
-    for module in walk(modules):
+    for module in modules:
         if module._parameters:
             found.extend(t for t in module._parameters.values() if t is not None)
         if module._buffers:
@@ -306,14 +309,19 @@ def _places_of(modules: Modules, x: Tensor) -> list[object] | None:
 
     ``None`` for tensors inside ``torch.func``, which lie nowhere.
     """
-    try:
-        tensors: list[object] = [
-            (id(t), t._version, t.data_ptr(), t.shape, t.stride(), t.requires_grad)
-            for t in (x, *_tensors_of(modules))
+    all_modules = list(walk(modules))
+    tensors = [x, *_tensors_of(all_modules)]
+    try:  # lists are quicker than one tuple for each tensor
+        return [
+            list(map(id, tensors)),
+            [t.data_ptr() for t in tensors],
+            [t.shape for t in tensors],
+            [t.stride() for t in tensors],
+            [t.requires_grad for t in tensors],
+            [module.training for module in all_modules],
         ]
     except RuntimeError:
         return None
-    return [*tensors, *(module.training for module in walk(modules))]
 
 
 def _has_graph(value: Value) -> bool:
