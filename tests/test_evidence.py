@@ -144,6 +144,16 @@ def test_certain_evidence_is_a_label(guide):
     same(model, loss, by_row.sum() - labelled.sum())
 
 
+def test_evidence_against_a_known_label_is_finite():
+    """A label that the evidence rules out costs a large number, and no infinity that would stop training."""
+    model, (x, y, _) = problem()
+    certain = torch.full((LABELLED, K), -torch.inf, dtype=F64).scatter(1, (y[:, None] + 1) % K, 0.0)
+    assert torch.isfinite(model.score(x, label_log_prior=certain).log_prior).all()
+    loss = scnf.elbo(model)(x, y, label_log_prior=certain)
+    assert 1e29 < loss < math.inf
+    assert all(torch.isfinite(grad).all() for grad in gradients(model, loss).values())
+
+
 @pytest.mark.parametrize("guide", DETERMINISTIC)
 @pytest.mark.parametrize("form", ["two plates", "one plate"])
 def test_uniform_evidence_changes_nothing_under_uniform_class_probabilities(guide, form):
