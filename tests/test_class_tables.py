@@ -162,6 +162,20 @@ def test_a_block_does_not_keep_a_table_that_has_a_graph(graph_of):
     assert (tables.calls, passes.calls) == (3, 1)
 
 
+def test_outside_of_an_evaluation_no_table_with_a_graph_is_kept():
+    flow = toy_flow("gmm", dtype=F64)
+    flow.transform.requires_grad_(False)
+    x, grads = X.double(), []
+    with counting(flow.prior, "class_log_prob") as tables, scnf.share_encoding():
+        for _ in range(2):
+            grads.append(torch.autograd.grad(flow.log_prob(x).sum(), flow.prior.loc)[0])
+        assert tables.calls == 2
+        with torch.no_grad():
+            flow.log_prob(x), flow.log_prob(x)
+        assert tables.calls == 3
+    assert torch.equal(*grads)
+
+
 def test_two_backward_passes_in_a_block_with_a_frozen_flow():
     flow = toy_flow("flow", dtype=F64)
     flow.transform.requires_grad_(False)
@@ -242,6 +256,7 @@ def test_a_distribution_scores_after_its_block_has_ended(y):
     with counting(flow.transform, "inverse_and_ladj") as passes:
         assert torch.equal(given.log_prob(X), flow.condition(y).log_prob(X))
     assert passes.calls == 2
+    assert not given.block.entries  # nothing is kept in it any more
 
 
 def carried(model, *args):

@@ -320,10 +320,12 @@ class TestBounds:
         flow = toy_flow().requires_grad_(not frozen)
         rows = [torch.randn(3, 2, requires_grad=needs_grad) for _ in range(sharing.LIMIT + 9)]
         with scnf.share_encoding():
-            for x in rows:
-                flow.encode(x)
-                flow.encode(rows[0])  # it is used all the time, and stays
-                assert len(sharing.current().entries) <= sharing.LIMIT
+            with counting(flow.transform, "inverse_and_ladj") as passes:
+                for x in rows:
+                    flow.encode(x)
+                    flow.encode(rows[0])  # it is used all the time, and stays
+                    assert len(sharing.current().entries) <= sharing.LIMIT
+            assert passes.calls == len(rows)
             assert len(sharing.current().entries) == sharing.LIMIT
             assert count(flow, lambda: [flow.encode(x) for x in (rows[0], rows[-1])]).calls == 0
             assert count(flow, lambda: flow.encode(rows[1])).calls == 1
@@ -374,6 +376,16 @@ class TestFunctionTransforms:
             found = torch.func.vmap(lambda rows: function(rows) + function(rows))(x)
             assert len(sharing.current().entries) == 0
         assert relative(found, 2 * function(x)) < 1e-12
+
+    def test_forward_mode(self):
+        flow, x = toy_flow("flow", dtype=F64), torch.randn(4, 2, dtype=F64)
+        direction = torch.randn_like(x)
+        with scnf.share_encoding():
+            flow.log_prob(x)
+            _, found = torch.func.jvp(flow.log_prob, (x,), (direction,))
+        leaf = x.clone().requires_grad_()
+        slope = torch.autograd.grad(flow.log_prob(leaf).sum(), leaf)[0]
+        assert relative(found, (slope * direction).sum(-1)) < 1e-10
 
     def test_gradients_of_single_rows(self):
         flow, x = toy_flow("flow", dtype=F64), torch.randn(4, 2, dtype=F64)
