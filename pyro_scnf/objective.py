@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.models import SemiSupervisedModel, exact_guide
 from pyro_scnf.models.plates import training_term
-from pyro_scnf.models.scoring import ForTerms, Observed, check_used, score_step
+from pyro_scnf.models.scoring import Arguments, ForTerms, check_used, score_step
 from pyro_scnf.sharing import carried, evaluation
 from pyro_scnf.terms import Terms, TrainingTerm, make_terms, weighted
 
@@ -70,12 +70,11 @@ class Objective(nn.Module):
         :raises ValueError: if a term needs something that the call lacks, or no term uses ``pairs`` or
             ``view``.
         """
-        check_used(self.terms, pairs=pairs is not None, view=view is not None)
-        step = None
+        extra, step = ForTerms(pairs, view, progress), None
+        check_used(self.terms, extra)
         with evaluation():
             if self.terms:  # before the model, which then finds the class tables
-                extra = ForTerms(pairs, view, progress)
-                step = score_step(_checked(self.model), self.terms, Observed(*args, **kwargs), extra)
+                step = score_step(_checked(self.model), self.terms, Arguments(*args, **kwargs), extra)
             traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
         # significant bits are too few for a log-likelihood.
@@ -162,13 +161,13 @@ class _WithTerms:
     ) -> object:
         if not args and kwargs.get("x") is None:
             return self.model(**kwargs)  # it draws data, of which terms have nothing to say
+        extra = ForTerms(pairs, view, progress)
         with carried():
-            extra = ForTerms(pairs, view, progress)
-            step = score_step(self.model, self.terms, Observed(*args, **kwargs), extra)
-            out = self.model(*args, **kwargs)
-        for name, value in weighted(self.terms, step).items():
-            training_term(name, -value)
-        return out
+            step = score_step(self.model, self.terms, Arguments(*args, **kwargs), extra)
+            # Before the labels are sampled, because Pyro warns of a factor after them that lies in no plate.
+            for name, value in weighted(self.terms, step).items():
+                training_term(name, -value)
+            return self.model(*args, **kwargs)
 
 
 def _checked(model: object) -> SemiSupervisedModel:

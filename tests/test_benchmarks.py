@@ -16,10 +16,10 @@ from helpers import toy_flow
 import pyro_scnf as scnf
 from benchmarks import all as runner
 from benchmarks.speed import terms
-from benchmarks.speed.semi_conditional import count_passes
 from benchmarks.tools import timing
 from benchmarks.tools.code_version import code_version
 from benchmarks.tools.neighbours import neighbours
+from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 
 ROOT = Path(__file__).parents[1]

@@ -331,6 +331,8 @@ def wrong_evidence():
         "rows": (good[:5], r"label_log_prior has shape \(5, 3\), expected \(6, 3\)"),
         "classes": (good[:, :2], r"label_log_prior has shape \(6, 2\), expected \(6, 3\)"),
         "vector": (good[:, 0], r"label_log_prior has shape \(6,\), expected \(6, 3\)"),
+        "scalar": (good[0, 0], r"label_log_prior has shape \(\), expected \(6, 3\)"),
+        "number": (0.5, "label_log_prior is of float, expected a floating tensor"),
         "integer": (good.long(), "label_log_prior is of torch.int64, expected a floating tensor"),
         "list": (good.tolist(), "label_log_prior is of list, expected a floating tensor"),
         "nan": (nan, "label_log_prior is not normalised: the probabilities of row 2 add up to nan"),

@@ -22,17 +22,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_scnf as scnf
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 from benchmarks.tools.timing import interleave, ratio, report_bounds
-from pyro_scnf.nn import Conditioner
 
 MARGINAL_BOUND, EM_BOUND = 1.15, 1.10
 ONE_LABEL, MARGINAL, EXACT, EM = "one label", "marginal", "exact step", "EM step"
@@ -58,26 +57,6 @@ def steps_of(model: scnf.SemiSupervisedModel, x: Tensor, y: Tensor) -> dict[str,
         EXACT: step(lambda: exact(x)),
         EM: step(lambda: em(x)),
     }
-
-
-def count_passes(flow: nn.Module, step: Callable[[], float]) -> tuple[int, float]:
-    """How often ``flow`` runs in one step, and the loss of the step.
-
-    A pass of the flow is counted when its first conditioner network runs.
-    """
-    first = next(module for module in flow.modules() if isinstance(module, Conditioner))
-    passes = 0
-
-    def count(*_: Any) -> None:
-        nonlocal passes
-        passes += 1
-
-    hook = first.register_forward_pre_hook(count)
-    try:
-        loss = step()
-    finally:
-        hook.remove()
-    return passes, loss
 
 
 def main() -> int:

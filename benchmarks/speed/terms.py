@@ -38,9 +38,9 @@ from pyro.ops.integrator import potential_grad
 from torch import Tensor
 
 import pyro_scnf as scnf
-from benchmarks.speed.semi_conditional import count_passes
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 from benchmarks.tools.timing import interleave, ratio, report_bounds
 from pyro_scnf.datasets import SemiSupervisedData, digits, link_neighbours

@@ -13,7 +13,7 @@ from pyro_scnf._shapes import check_event
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, needs_at
 
-__all__ = ["HINTS", "ForTerms", "Observed", "check_used", "score_step"]
+__all__ = ["HINTS", "Arguments", "ForTerms", "check_used", "score_step"]
 
 HINTS: dict[Part, str] = {
     "y": "labels: give x and y",
@@ -27,8 +27,8 @@ HINTS: dict[Part, str] = {
 
 
 @dataclass(frozen=True)
-class Observed:
-    """The arguments of a model's call in which data are observed."""
+class Arguments:
+    """The arguments of a model's call."""
 
     x: Tensor | None = None
     y: Tensor | None = None
@@ -36,6 +36,7 @@ class Observed:
     _: KW_ONLY
     weights: Tensor | None = None
     label_log_prior: Tensor | None = None
+    n: object = None  # for drawing, where nothing is observed
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class ForTerms:
     pairs: Tensor | None = None
     view: Tensor | None = None
     progress: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.progress <= 1:
+            raise ValueError(f"progress={self.progress}: expected a share of training, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class _Rows:
 
 
 def score_step(
-    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Observed, extra: ForTerms
+    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Arguments, extra: ForTerms
 ) -> Step:
     """What ``terms`` need to see of a batch. Terms of weight 0 at this moment need nothing.
 
@@ -116,12 +121,11 @@ def score_step(
     )
 
 
-def _divide(model: SemiSupervisedModel, batch: Observed) -> tuple[Tensor | None, _Rows | None, _Rows | None]:
+def _divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None, _Rows | None, _Rows | None]:
     """The known labels, the labelled rows and the unlabelled rows of a batch."""
     x, u, evidence = batch.x, batch.x_unlabelled, batch.label_log_prior
     y = model.check_batch(x, batch.y, u, batch.weights)
-    if x is None:
-        return None, None, None
+    assert x is not None  # _check_batch raises otherwise
     if u is not None:
         first, second = model.split_evidence(evidence, len(x), len(u))
         labelled = _Rows(x, first, _scale(model.num_labelled, len(x)))
@@ -140,7 +144,7 @@ def _scale(size: int | None, rows: int) -> float:
     return 1.0 if size is None else size / rows
 
 
-def _score(model: SemiSupervisedModel, batch: Observed, wanted: Mapping[Part, _Rows]) -> dict[Part, Scored]:
+def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, _Rows]) -> dict[Part, Scored]:
     """Score rows with one pass of the flow and one call of the prior. The model's rows share the pass."""
     tables = {id(rows.x): rows.x for rows in wanted.values()}
     all_rows = {id(x): x for x in (batch.x, batch.x_unlabelled) if x is not None} | tables
@@ -153,14 +157,14 @@ def _score(model: SemiSupervisedModel, batch: Observed, wanted: Mapping[Part, _R
 
 # -- checks ----------------------------------------------------------------------------------------
 def _check_batch(
-    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Observed, extra: ForTerms
+    model: SemiSupervisedModel, terms: Mapping[str, TrainingTerm], batch: Arguments, extra: ForTerms
 ) -> None:
     """Raise for arguments that no term uses, or that do not go with the terms."""
-    if not 0 <= extra.progress <= 1:
-        raise ValueError(f"progress={extra.progress}: expected a share of training, 0 to 1")
+    if batch.x is None:
+        raise ValueError(f"terms: {', '.join(terms)}: nothing is observed, expected x")
     if any(getattr(module, "_pyro_samples", None) for module in model.flow.prior.modules()):
         raise ValueError(f"terms: {', '.join(terms)}: the prior has a PyroSample, expected plain parameters")
-    check_used(terms, pairs=extra.pairs is not None, view=extra.view is not None)
+    check_used(terms, extra)
     if extra.pairs is not None and batch.x_unlabelled is None:
         raise ValueError("pairs are for (x, y, x_unlabelled): they number the rows of both batches")
     other = {part for term in terms.values() for part in term.needs} - {"labelled", "y"}
@@ -171,11 +175,11 @@ def _check_batch(
         check_finite(extra.view, "view", type(model).__name__)
 
 
-def check_used(terms: Mapping[str, TrainingTerm], *, pairs: bool, view: bool = False) -> None:
+def check_used(terms: Mapping[str, TrainingTerm], extra: ForTerms) -> None:
     """Raise if there are pairs or a view, and no term that uses them."""
     needs = {part for term in terms.values() for part in term.needs}
-    for part, given in (("pairs", pairs), ("view", view)):
-        if given and part not in needs:
+    for part, given in (("pairs", extra.pairs), ("view", extra.view)):
+        if given is not None and part not in needs:
             names = ", ".join(terms) or "none at all"
             raise ValueError(f"{part}: given, but no training term uses them (terms: {names})")
 

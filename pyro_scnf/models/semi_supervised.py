@@ -269,7 +269,8 @@ class SemiSupervisedModel(PyroModule):
         """The evidence about labelled and about unlabelled rows in the two-plate form, both checked."""
         if label_log_prior is None:
             return None, None
-        if len(label_log_prior) == labelled + unlabelled:
+        given = label_log_prior.shape if isinstance(label_log_prior, Tensor) else ()
+        if given[:1] == (labelled + unlabelled,):
             evidence = self.check_evidence(label_log_prior, labelled + unlabelled)
             return evidence[:labelled], evidence[labelled:]
         return None, self.check_evidence(label_log_prior, unlabelled)

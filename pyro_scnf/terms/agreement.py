@@ -47,7 +47,7 @@ class Agreement(TrainingTerm):
     r"""Minus :func:`log_agreement`, summed over pairs of rows that probably share their label.
 
     At weight 1, with equally probable classes and without plate sizes, the loss is then the exact negative
-    log-likelihood of pairs with joined labels, less a constant.
+    log-likelihood of pairs with joined labels, plus :math:`\log K` for each pair.
 
     :param float purity: probability that the two rows of a pair share their label, in (0, 1).
     :raises ValueError: for a number out of range.
@@ -76,7 +76,11 @@ class Agreement(TrainingTerm):
 
 def check_pairs(pairs: Tensor, rows: int, owner: str) -> None:
     """Raise unless ``pairs`` holds two row numbers for each pair, ``(P, 2)``."""
-    if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
+    if not isinstance(pairs, Tensor):
+        raise ValueError(
+            f"{owner}: pairs is a {type(pairs).__name__}, expected a tensor of row numbers (P, 2)"
+        )
+    if pairs.dtype not in (torch.int32, torch.int64) or pairs.dim() != 2 or pairs.shape[1] != 2:
         raise ValueError(
             f"{owner}: pairs has shape {tuple(pairs.shape)} and dtype {pairs.dtype}, expected (P, 2) "
             "row numbers"

@@ -27,7 +27,7 @@ def cross_entropy(log_posterior: Tensor, targets: Tensor) -> Tensor:
     """
     if targets.is_floating_point():
         # A probability of 0 counts nothing, also where the logarithm is minus infinity.
-        return -torch.where(targets > 0, targets * log_posterior, 0.0).sum(-1)
+        return -(targets * torch.where(targets > 0, log_posterior, 0.0)).sum(-1)
     picked = log_posterior.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
     return -torch.where(targets == UNLABELLED, 0.0, picked)
 
