@@ -119,13 +119,13 @@ class GivenLabel(TransformedDistribution):
             return None
         if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
             ((table, common),) = owner.scores(x)
-            rows = table.index_select(-1, y.flatten()).movedim(-1, 0) + common
+            rows = table.index_select(-1, y.flatten().long()).movedim(-1, 0) + common
             return rows.reshape(rows.shape[:1] + (1,) * (y.dim() - 1 - len(batch)) + batch)
         found = owner.find_scores(x)
         if found is None or torch.broadcast_shapes(y.shape, batch) != batch:
             return None
         table, common = found
-        return table.gather(-1, y.expand(batch)[..., None])[..., 0] + common
+        return table.gather(-1, y.long().expand(batch)[..., None])[..., 0] + common
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "block": None}  # a copy or a file holds no data
