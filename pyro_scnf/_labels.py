@@ -13,7 +13,7 @@ from pyro_scnf._checks import LOG_ZERO, validating
 __all__ = ["check_label_log_prior", "log_certainty"]
 
 TOLERANCE = 1e-3
-"""How far the probabilities of a row may add up to more or less than 1."""
+"""How far the logarithm of the sum of a row's probabilities may be from 0."""
 
 
 def log_certainty(y: Tensor, num_classes: int, like: Tensor) -> Tensor:

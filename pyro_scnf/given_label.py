@@ -31,7 +31,10 @@ else:
 
 
 class _Flow(Protocol):
-    """What :class:`GivenLabel` uses of a :class:`~pyro_scnf.SemiConditionalFlow`, which is built on it."""
+    """What :class:`GivenLabel` uses of a :class:`~pyro_scnf.SemiConditionalFlow`.
+
+    That class imports this module, so this module cannot import that class.
+    """
 
     transform: FlowTransform
 
@@ -87,7 +90,7 @@ class GivenLabel(TransformedDistribution):
     def __init__(self, owner: _Flow, y: Tensor, temperature: float) -> None:
         base = owner.base(y, temperature)
         self.owner, self.y, self.block = owner, y, sharing.current()
-        # A class table has no row for relaxed labels, for other temperatures, or for parameters with a batch.
+        # A class table has no row for relaxed labels, temperatures other than 1, or parameters with a batch.
         self.has_row = (
             not y.is_floating_point() and temperature == 1 and base.parts[-1].batch_shape == y.shape
         )
@@ -109,7 +112,7 @@ class GivenLabel(TransformedDistribution):
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def _from_table(self, x: Tensor) -> Tensor | None:
-        r""":math:`\log p(x \mid y)` out of the class table of x. ``None`` if there is no use in a table.
+        r""":math:`\log p(x \mid y)` out of the class table of x. ``None`` if a table does not help.
 
         Enumerated labels ``(K, 1, ...)`` make up the whole table. For other labels a table helps only if it
         has been computed already.

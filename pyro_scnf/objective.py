@@ -62,7 +62,7 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The loss of a batch, a scalar in nats.
 
-        :param args: arguments of the model, and keyword arguments likewise.
+        :param args: arguments of the model. Keyword arguments that are not listed here go to the model too.
         :param pairs: pairs of rows that probably share their label, ``(P, 2)``, numbered from 0 through both
             batches, the labelled one first.
         :param view: the unlabelled rows, perturbed once more.
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         extra, step = ForTerms(pairs, view, progress), None
         check_used(self.terms, extra)
         with evaluation():
-            if self.terms:  # before the model, which then finds the class tables
+            if self.terms:  # before the model runs, so that it finds the class tables
                 step = score_step(_checked(self.model), self.terms, Arguments(*args, **kwargs), extra)
             traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
@@ -103,13 +103,14 @@ def elbo(
 
     :param model: any Pyro model. Its parameters become parameters of the returned module.
     :param guide: empty by default; an :class:`~pyro_scnf.EMGuide` or one of your own.
-    :param terms: what to minimise besides, see :func:`~pyro_scnf.terms.make_terms`. They need a
+    :param terms: training terms to add, see :func:`~pyro_scnf.terms.make_terms`. They need a
         :class:`~pyro_scnf.SemiSupervisedModel`. They cost no pass of the flow, and share the class tables
         with model and guide.
     :param int max_plate_nesting: how deep the plates of the model are nested.
     :return: a module, see :class:`Objective`. Called with the arguments of the model, it returns the loss, a
         scalar.
-    :raises ValueError: for terms that are unknown, or that do not go with the model.
+    :raises ValueError: if a term is unknown, or if there are terms and ``model`` is no
+        :class:`~pyro_scnf.SemiSupervisedModel`.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
@@ -133,7 +134,7 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
     :return: a Pyro model that takes the arguments of ``model``, and ``pairs``, ``view`` and ``progress`` like
         :class:`Objective`. Each term is a factor of its name. The factors are marked as training terms, so
         :func:`~pyro_scnf.enumerate_labels` leaves them out.
-    :raises ValueError: for terms that are unknown, or a model that they cannot see into.
+    :raises ValueError: if a term is unknown, or ``model`` is no :class:`~pyro_scnf.SemiSupervisedModel`.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
@@ -160,11 +161,11 @@ class _WithTerms:
         **kwargs: Tensor,
     ) -> object:
         if not args and kwargs.get("x") is None:
-            return self.model(**kwargs)  # it draws data, of which terms have nothing to say
+            return self.model(**kwargs)  # it draws data, and there is nothing to score
         extra = ForTerms(pairs, view, progress)
         with carried():
             step = score_step(self.model, self.terms, Arguments(*args, **kwargs), extra)
-            # Before the labels are sampled, because Pyro warns of a factor after them that lies in no plate.
+            # Add the factors before labels are sampled. Pyro warns of a later factor that lies in no plate.
             for name, value in weighted(self.terms, step).items():
                 training_term(name, -value)
             return self.model(*args, **kwargs)

@@ -140,7 +140,7 @@ class SemiConditionalFlow(nn.Module):
     def encode_together(self, *xs: Tensor) -> None:
         """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass.
 
-        Outside of it there is nothing to keep the encodings in, and this does nothing.
+        Outside of it, this does nothing, because nothing would keep the encodings.
         """
         if sharing.can_keep((self.transform,), xs):
             sharing.shared("encoding", (self.transform,), self._encode, xs)
@@ -250,10 +250,11 @@ class SemiConditionalFlow(nn.Module):
         return self.prior.class_log_prob(torch.cat(latents)), torch.cat(common)
 
     def class_table(self, x: Tensor) -> Tensor:
-        r""":math:`\log p(z_f \mid y = k)` for every k, ``(*batch, K)``, in nats: what depends on the label.
+        r""":math:`\log p(z_f \mid y = k)` for every k, ``(*batch, K)``, in nats.
 
-        Inside :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is
-        computed once for each x.
+        This is the part of :math:`\log p(x \mid y = k)` that depends on the label. Inside
+        :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is computed
+        once for each x.
         """
         return self.scores(x)[0][0]
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from pyro_scnf._contents import Contents
 
@@ -27,8 +28,8 @@ Modules = tuple[nn.Module, ...]
 class Block:
     """The values that are kept, by what they are, the modules that computed them and the data tensor.
 
-    :param bool watch: whether to look at parameters and at contents before a value is used again. Without
-        that, a write to parameters goes unseen, and so does one to the data that PyTorch does not count.
+    :param bool watch: whether to compare the contents of data and parameters before a value is used again.
+        Without that, a write that PyTorch does not count (through ``.data``, or a NumPy view) goes unseen.
     :ivar int evaluations: how many evaluations of a loss are in progress. Class tables with a graph are
         kept only during these.
     """
@@ -39,51 +40,49 @@ class Block:
         self.closed = False
         self.entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
 
-    def find(self, kind: Kind, modules: Modules, x: Tensor) -> Value | None:
+    def find(self, kind: Kind, parts: _Parts, x: Tensor) -> Value | None:
         """A value that is still valid, or ``None``."""
-        key = (kind, *map(id, modules), id(x))
+        key = (kind, *map(id, parts.modules), id(x))
         entry = self.entries.get(key)
-        if entry is None or entry.x() is not x or entry.modes != _modes_of(x):
+        if entry is None or entry.x() is not x or entry.state != _state_of(parts, x):
             return None
-        if entry.watched is not None and not entry.watched.unchanged(modules, x):
+        if entry.watched is not None and not entry.watched.unchanged(parts, x):
             return None
         self.entries.move_to_end(key)
-        has_graph = _has_graph(entry.value)
-        if entry.with_grad == torch.is_grad_enabled() or (entry.with_grad and not has_graph):
+        if entry.with_grad == torch.is_grad_enabled() or (entry.with_grad and not _has_graph(entry.value)):
             return entry.value
         # A value without a graph is of no use where gradients are on.
         return tuple(v.detach() for v in entry.value) if entry.with_grad else None
 
-    def keep(self, kind: Kind, modules: Modules, x: Tensor, value: Value) -> None:
+    def keep(self, kind: Kind, parts: _Parts, x: Tensor, value: Value) -> None:
         """Keep a value until ``x`` is gone or newer values take its place.
 
         A class table with a graph is kept during an evaluation only, since later ones may need a graph of
         their own.
         """
-        if not self.accepts(modules, x) or (kind == "scores" and not self.evaluations and _has_graph(value)):
+        if not self.accepts(parts, x) or (kind == "scores" and not self.evaluations and _has_graph(value)):
             return
-        key, entries = (kind, *map(id, modules), id(x)), self.entries
-        watched = self._watch(modules, x) if self.watch else None
+        key, entries = (kind, *map(id, parts.modules), id(x)), self.entries
         gone = weakref.ref(x, lambda _: entries.pop(key, None))
-        entries[key] = _Entry(gone, modules, _modes_of(x), watched, torch.is_grad_enabled(), value)
+        watched = self._watch(parts, x) if self.watch else None
+        state = _state_of(parts, x)
+        entries[key] = _Entry(gone, parts, state, watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
         while len(entries) > LIMIT:
             entries.popitem(last=False)
 
-    def accepts(self, modules: Modules, x: Tensor) -> bool:
-        """Whether a value of ``x`` can be kept. A ``PyroSample`` has another value at each use."""
-        if _modes_of(x) is None or any(module.__dict__.get("_pyro_samples") for module in walk(modules)):
-            return False
-        return not self.watch or _places_of(modules, x) is not None
+    def accepts(self, parts: _Parts, x: Tensor) -> bool:
+        """Whether a value of ``x`` can be kept."""
+        return _state_of(parts, x) is not None and not (self.watch and _places_of(parts, x) is None)
 
-    def _watch(self, modules: Modules, x: Tensor) -> _Watched:
+    def _watch(self, parts: _Parts, x: Tensor) -> _Watched:
         """What to compare. Values of the same modules share a copy of the parameters."""
-        places, tensors = _places_of(modules, x), _tensors_of(walk(modules))
+        places = _places_of(parts, x)
         for entry in reversed(self.entries.values()):
             earlier = entry.watched
-            if earlier is not None and entry.modules == modules and earlier.parameters.of(tensors):
+            if earlier and entry.parts.modules == parts.modules and earlier.parameters.of(parts.tensors):
                 return _Watched(places, Contents([x]), earlier.parameters)
-        return _Watched(places, Contents([x]), Contents(tensors))
+        return _Watched(places, Contents([x]), Contents(parts.tensors))
 
     def close(self) -> None:
         """Forget everything, for good."""
@@ -105,17 +104,17 @@ class _Watched(NamedTuple):
     data: Contents
     parameters: Contents
 
-    def unchanged(self, modules: Modules, x: Tensor) -> bool:
+    def unchanged(self, parts: _Parts, x: Tensor) -> bool:
         """Whether they are where they were, and hold what they held."""
-        return self.places == _places_of(modules, x) and self.data.same() and self.parameters.same()
+        return self.places == _places_of(parts, x) and self.data.same() and self.parameters.same()
 
 
 class _Entry(NamedTuple):
     """A value, and what it was computed from."""
 
     x: weakref.ref[Tensor]
-    modules: Modules  # kept alive, so that no other module gets their ids
-    modes: tuple[object, ...] | None
+    parts: _Parts  # kept alive, so that no other module or parameter gets their ids
+    state: tuple[object, ...] | None
     watched: _Watched | None
     with_grad: bool
     value: Value
@@ -163,7 +162,7 @@ def evaluation() -> Iterator[None]:
     """A block for one evaluation of a loss, or the open block.
 
     During the evaluation it also keeps class tables that have a graph. Only the code of model and guide runs
-    in a block of its own. No optimiser can write to parameters there, so nobody looks at them.
+    in a block of its own. No optimiser can write to parameters there, so their contents are not compared.
     """
     with _joined(Block(watch=False)) as (block, own):
         block.evaluations += 1
@@ -217,12 +216,6 @@ def current() -> Block | None:
     return _BLOCK.get()
 
 
-def keeps_class_tables() -> bool:
-    """Whether the open block, if there is one, also keeps class tables that have a graph."""
-    block = _BLOCK.get()
-    return block is not None and block.evaluations > 0
-
-
 # -- values ----------------------------------------------------------------------------------------
 def shared(
     kind: Kind, modules: Modules, compute: Callable[[Sequence[Tensor]], Value], xs: Sequence[Tensor]
@@ -233,38 +226,47 @@ def shared(
         ``(B_i, ...)``, it returns their values joined along the first dimension.
     """
     block = _BLOCK.get()
-    found = [None if block is None else block.find(kind, modules, x) for x in xs]
+    if block is None:
+        return _compute(compute, xs)
+    parts = _Parts.of(modules)
+    found = [block.find(kind, parts, x) for x in xs]
     missing = [x for x, value in zip(xs, found, strict=True) if value is None]
-    if missing:
-        joined = compute(missing)
-        if len(missing) > 1:
-            sizes = [len(x) for x in missing]
-            new = list(zip(*(part.split(sizes) for part in joined), strict=True))
-        else:
-            new = [joined]
-        if block is not None:
-            for x, value in zip(missing, new, strict=True):
-                block.keep(kind, modules, x, value)
-        values = iter(new)
-        return [next(values) if value is None else value for value in found]
-    return [value for value in found if value is not None]
+    new = _compute(compute, missing) if missing else []
+    parts = _Parts.of(modules) if missing else parts  # the computation may have changed buffers
+    for x, value in zip(missing, new, strict=True):
+        block.keep(kind, parts, x, value)
+    rest = iter(new)
+    return [next(rest) if value is None else value for value in found]
+
+
+def _compute(compute: Callable[[Sequence[Tensor]], Value], xs: Sequence[Tensor]) -> list[Value]:
+    """The values of ``xs`` from one call."""
+    joined = compute(xs)
+    if len(xs) == 1:
+        return [joined]
+    sizes = [len(x) for x in xs]
+    return list(zip(*(part.split(sizes) for part in joined), strict=True))
 
 
 def find(kind: Kind, modules: Modules, x: Tensor) -> Value | None:
     """The value of ``x`` that the open block holds, if there is one."""
     block = _BLOCK.get()
-    return None if block is None else block.find(kind, modules, x)
+    return None if block is None else block.find(kind, _Parts.of(modules), x)
 
 
 def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:
     """Whether a block is open that would keep values of all of ``xs``."""
     block = _BLOCK.get()
-    return block is not None and all(block.accepts(modules, x) for x in xs)
+    if block is None:
+        return False
+    parts = _Parts.of(modules)
+    return all(block.accepts(parts, x) for x in xs)
 
 
 def alias(x: Tensor) -> Tensor:
     """``x`` as another tensor object. A graph then holds the values of ``x``, but not ``x`` itself."""
-    return x if x.requires_grad else x.view_as(x)
+    has_derivative = x.requires_grad or forward_ad.unpack_dual(x).tangent is not None
+    return x if has_derivative else x.detach()
 
 
 # -- what a value depends on -----------------------------------------------------------------------
@@ -278,47 +280,59 @@ def walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             stack += module._modules.values()
 
 
-def _modes_of(x: Tensor) -> tuple[object, ...] | None:
-    """The version of ``x``, and the modes of computation. ``None`` if ``x`` is an inference tensor.
+class _Parts(NamedTuple):
+    """Modules, all modules within them, and the parameters and buffers of these."""
 
-    Such a tensor has no version.
+    modules: Modules
+    inner: list[nn.Module]
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(cls, modules: Modules) -> _Parts:
+        """The parts of ``modules``.
+
+        ``Module.parameters()`` also makes names. That would take most of the time that sharing costs.
+        """
+        inner, tensors = list(walk(modules)), list[Tensor]()
+        for module in inner:
+            if module._parameters:
+                tensors.extend(t for t in module._parameters.values() if t is not None)
+            if module._buffers:
+                tensors.extend(t for t in module._buffers.values() if t is not None)
+        return cls(modules, inner, tensors)
+
+
+def _state_of(parts: _Parts, x: Tensor) -> tuple[object, ...] | None:
+    """Which tensors there are, their versions, and the modes of computation.
+
+    ``None`` if a value of ``x`` cannot be kept: an inference tensor has no version, and a ``PyroSample`` has
+    another value at each use.
     """
-    try:
-        autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        return x._version, x.requires_grad, autocast, torch.is_inference_mode_enabled()
+    if any(module.__dict__.get("_pyro_samples") for module in parts.inner):
+        return None
+    tensors = [x, *parts.tensors]
+    try:  # lists are quicker than one tuple for each tensor
+        return (
+            list(map(id, tensors)),
+            [t._version for t in tensors],
+            [t.requires_grad for t in tensors],
+            [module.training for module in parts.inner],
+            torch.is_autocast_enabled(x.device.type),
+            torch.get_autocast_dtype(x.device.type),
+            torch.is_inference_mode_enabled(),
+        )
     except RuntimeError:
         return None
 
 
-def _tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Parameters and buffers, but not those of modules within ``modules``.
-
-    ``Module.parameters()`` also makes names, which takes longer than all else.
-    """
-    found: list[Tensor] = []
-    for module in modules:
-        if module._parameters:
-            found.extend(t for t in module._parameters.values() if t is not None)
-        if module._buffers:
-            found.extend(t for t in module._buffers.values() if t is not None)
-    return found
-
-
-def _places_of(modules: Modules, x: Tensor) -> list[object] | None:
-    """Which tensors ``modules`` have, where these and ``x`` lie, and which modules are in training mode.
-
-    ``None`` for tensors inside ``torch.func``, which lie nowhere.
-    """
-    all_modules = list(walk(modules))
-    tensors = [x, *_tensors_of(all_modules)]
-    try:  # lists are quicker than one tuple for each tensor
+def _places_of(parts: _Parts, x: Tensor) -> list[object] | None:
+    """Where the tensors lie. ``None`` if one is inside ``torch.func`` and has no place."""
+    tensors = [x, *parts.tensors]
+    try:
         return [
-            list(map(id, tensors)),
             [t.data_ptr() for t in tensors],
             [t.shape for t in tensors],
             [t.stride() for t in tensors],
-            [t.requires_grad for t in tensors],
-            [module.training for module in all_modules],
         ]
     except RuntimeError:
         return None

@@ -461,3 +461,85 @@ def test_a_users_own_model_and_guide_share_under_elbo():
 
     counter = count(flow, lambda: scnf.elbo(model, guide)(x).backward())
     assert counter.calls == 1
+
+
+# -- inside one evaluation of a loss ------------------------------------------------
+def test_replaced_parameters_inside_an_evaluation():
+    flow, x, found = toy_flow("gmm"), torch.randn(4, 2), {}
+    holder = torch.nn.Module()
+    holder.flow, holder.forward = flow, lambda x: flow.log_prob(x)
+    other = {f"flow.{name}": p.detach() + 0.3 for name, p in flow.named_parameters()}
+    expected = torch.func.functional_call(holder, other, (x,))
+
+    def model(x):
+        flow.log_prob(x)
+        found["value"] = torch.func.functional_call(holder, other, (x,))
+        pyro.factor("f", flow.log_prob(x).sum())
+
+    scnf.elbo(model)(x)
+    assert relative(found["value"], expected) < 1e-6
+
+
+def test_evaluation_mode_inside_an_evaluation():
+    class Drop(scnf.transforms.ActNorm):
+        def inverse_and_ladj(self, x):
+            z, ladj = super().inverse_and_ladj(x)
+            return (2 * z if self.training else z), ladj
+
+    flow, x, found = scnf.SemiConditionalFlow(Drop((2,)), "gmm", 3), torch.randn(4, 2), {}
+
+    def guide(x):
+        flow.eval()
+        flow.posterior(x)
+        flow.train()
+
+    def model(x):
+        found["value"] = flow.encode(x)[1]
+        pyro.factor("f", flow.log_prob(x).sum())
+
+    scnf.elbo(model, guide)(x)
+    assert torch.equal(found["value"], flow.encode(x)[1])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: scnf.flows.glow((2,), width=6), lambda: scnf.transforms.InvertibleConv1x1((2,))]
+)
+def test_values_go_with_their_data_also_if_the_first_layer_saves_its_input(make):
+    flow = scnf.SemiConditionalFlow(make(), "gmm", 3)
+    with scnf.share_encoding():
+        x = torch.randn(3, 2)
+        flow.log_prob(x)
+        del x
+        gc.collect()
+        assert len(sharing.current().entries) == 0
+
+
+def test_parameters_that_take_the_place_of_freed_ones():
+    flow, x = toy_flow("gmm"), torch.randn(4, 2)
+    with torch.no_grad(), sharing.evaluation():
+        for _ in range(20):
+            flow.prior.loc = torch.nn.Parameter(torch.randn(3, 2))
+            inside = flow.log_prob(x)
+            assert torch.equal(inside, flow.log_prob(x.clone()))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (3,), (3, 1), (3, 1, 1), (2, 4), (3, 2, 4), (2, 1)], ids=str)
+@pytest.mark.parametrize("batch", [(), (4,), (2, 4), (3,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_labels_of_every_shape_pick_from_a_table(shape, batch, dtype):
+    try:
+        out = torch.broadcast_shapes(shape, batch)
+    except RuntimeError:
+        pytest.skip("shapes that do not broadcast")
+    flow, x = image_flow("flow", dtype=F64), torch.randn(*batch, 1, 4, 4, dtype=F64)
+    y = torch.randint(3, shape).to(dtype)
+    expected = flow.condition(y).log_prob(x)
+    with torch.no_grad():
+        for known in (False, True):
+            with scnf.share_encoding():
+                if known:
+                    flow.class_log_prob(x)
+                d = flow.condition(y)
+                for value in (d.log_prob(x), d.expand(out).log_prob(x)):
+                    assert value.shape == expected.shape
+                    assert relative(value, expected) < 1e-12

@@ -17,7 +17,7 @@ from pyro_scnf._checks import UNLABELLED, check_temperature
 from pyro_scnf._labels import log_certainty
 from pyro_scnf.models.plates import data_plate, weigh
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
-from pyro_scnf.sharing import current, keeps_class_tables
+from pyro_scnf.sharing import current
 
 __all__ = ["GUIDES", "EMGuide", "exact_guide", "make_guide"]
 
@@ -162,7 +162,7 @@ class EMGuide(nn.Module):
         shares = self.old is None and torch.is_grad_enabled() and current() is not None
         if shares:
             model.flow.encode(x)
-        with torch.set_grad_enabled(shares and self.estep == "enumerate" and keeps_class_tables()):
+        with torch.set_grad_enabled(shares and self.estep == "enumerate"):
             table = model.flow.class_table(x)
         with torch.no_grad():
             joint = table + (model.class_probs.log_probs if evidence is None else evidence)

@@ -195,6 +195,7 @@ class SemiSupervisedModel(PyroModule):
         :param x: ``(B, *event_shape)``.
         :param label_log_prior: evidence that takes the place of :math:`\log p(y)`, ``(B, K)``.
         :param float scale: how many rows of the data set each row stands for.
+        :raises ValueError: for evidence of a wrong shape or type, or that is not normalised.
         """
         log_prior = log_class_probs = self.class_probs.log_probs
         if label_log_prior is not None:
@@ -211,6 +212,7 @@ class SemiSupervisedModel(PyroModule):
 
         :param label_log_prior: evidence about the labels, normalised log-probabilities ``(*batch, K)``. It
             takes the place of :math:`\log p(y)`.
+        :raises ValueError: for evidence of a wrong shape or type, or that is not normalised.
         """
         if label_log_prior is None:
             return self.flow.posterior(x, self.class_probs)
@@ -277,7 +279,7 @@ class SemiSupervisedModel(PyroModule):
 
     @property
     def options(self) -> dict[str, float | None]:
-        """The numbers that make the loss, by the names of the arguments: sizes and weight."""
+        """The sizes of the data and the labelled weight, by the names of the arguments."""
         return {
             "num_labelled": self.num_labelled,
             "num_unlabelled": self.num_unlabelled,

@@ -13,7 +13,7 @@ __all__ = ["Updates", "update_after_step"]
 class Updates(Protocol):
     """A guide, a prior or class probabilities with an ``update`` of their own.
 
-    An :class:`~pyro_scnf.EMGuide` advances its average. What an update changes belongs into buffers, so that
+    An :class:`~pyro_scnf.EMGuide` advances its average. Keep what an update changes in buffers, so that
     checkpoints hold it.
     """
 
@@ -24,7 +24,7 @@ class Updates(Protocol):
 def update_after_step(model: SemiSupervisedModel, guide: object) -> None:
     """Update the guide, the prior and the class probabilities, if they are :class:`Updates`.
 
-    :func:`pyro_scnf.training.fit` does so. Call it after each optimiser step in a loop of your own.
+    :func:`pyro_scnf.training.fit` calls this after each optimiser step. Call it in a loop of your own too.
     """
     for part in (guide, model.flow.prior, model.class_probs):
         if isinstance(part, Updates):

@@ -116,8 +116,8 @@ MNIST_CPU = Preset(
     labelled_batch_size=16,
     validate_every=250,
     model=ModelOptions(labelled_weight=0.1),
-    # A light model would need many passes to find the classes from the density alone. The terms of labels
-    # therefore begin strong. They fade during training, so that the density decides in the end.
+    # A light model would need many passes to find the classes from the density alone. The training
+    # terms therefore begin strong. They fade during training, so that the density decides in the end.
     terms=(Classification(200.0, end=0.3), Agreement(300.0, end=0.3), Balance(200.0, end=0.3)),
     initial_rows=512,
     neighbours=5,

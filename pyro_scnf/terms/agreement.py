@@ -46,7 +46,7 @@ def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor
 class Agreement(TrainingTerm):
     r"""Minus :func:`log_agreement`, summed over pairs of rows that probably share their label.
 
-    At weight 1, with equally probable classes and without plate sizes, the loss is then the exact negative
+    At weight 1, with equally probable classes and without plate sizes, the loss is the exact negative
     log-likelihood of pairs with joined labels, plus :math:`\log K` for each pair.
 
     :param float purity: probability that the two rows of a pair share their label, in (0, 1).

@@ -20,8 +20,8 @@ def imbalance(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
     ensure this: one label for all rows satisfies every pair.
 
     :param log_posterior: :math:`\log p(k \mid x_n)`, ``(B, K)``.
-    :param log_prior: :math:`\log p(y)`, ``(K,)``, or that of each row, ``(B, K)``, whose mean then takes its
-        place. Classes of probability 0 are left out.
+    :param log_prior: :math:`\log p(y)`, ``(K,)``, or evidence about each row, ``(B, K)``. Of evidence, the
+        mean over the rows counts. Classes of probability 0 are left out.
     :return: a scalar in nats.
     """
     if log_prior.dim() == 2:

@@ -93,9 +93,12 @@ class TrainingTerm:
     terms that have the same ``repr``.
 
     :cvar needs: the fields of :class:`Step` that :meth:`nats` reads. They are not ``None`` in its argument.
-    :cvar detached: those of its fields through which no gradient flows.
-    :cvar per_process: whether several processes that share a batch minimise another number than one process
-        with the whole batch, because the term is no sum over rows.
+    :cvar detached: the fields in ``needs`` through which :meth:`nats` lets no gradient flow.
+    :cvar per_process: whether :meth:`nats` is no sum over rows. Several processes that share a batch then
+        minimise another number than one process with the whole batch.
+
+    Training does not read ``detached`` and ``per_process``. They tell users and
+    :func:`~pyro_scnf.testing.check_term` what to expect.
     """
 
     weight: float = 1.0

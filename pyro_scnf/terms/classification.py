@@ -1,4 +1,4 @@
-r"""Classification: :math:`-\log p(y \mid x)` of known labels, or of labels of which evidence speaks."""
+r"""Classification: :math:`-\log p(y \mid x)` of known labels, or of soft targets from evidence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cross_entropy(log_posterior: Tensor, targets: Tensor) -> Tensor:
     r""":math:`-\sum_k t_{nk} \log p(y_n = k \mid x_n)` of every row, in nats.
 
     :param log_posterior: :math:`\log p(k \mid x_n)`, ``(B, K)``.
-    :param targets: labels ``(B,)``, where -1 counts nothing, or class probabilities t, ``(B, K)``.
+    :param targets: labels ``(B,)``, or class probabilities t, ``(B, K)``. A row with the label -1 gives 0.
     :return: ``(B,)``.
 
     >>> log_posterior = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log()
@@ -26,7 +26,7 @@ def cross_entropy(log_posterior: Tensor, targets: Tensor) -> Tensor:
     tensor([0.7500, 1.0000])
     """
     if targets.is_floating_point():
-        # A probability of 0 counts nothing, also where the logarithm is minus infinity.
+        # A target of 0 adds 0, even where the logarithm is minus infinity.
         return -(targets * torch.where(targets > 0, log_posterior, 0.0)).sum(-1)
     picked = log_posterior.gather(-1, targets.clamp(min=0)[:, None])[:, 0]
     return -torch.where(targets == UNLABELLED, 0.0, picked)
@@ -38,7 +38,7 @@ class Classification(TrainingTerm):
 
     :param targets: ``"labels"``, or ``"evidence"`` to take the evidence about the unlabelled rows as soft
         targets, :math:`-\sum_n \sum_k q_n(k) \log p(y_n = k \mid x_n)`. The posterior is then that of the
-        flow and :math:`p(y)` alone, which the evidence teaches.
+        flow and :math:`p(y)` alone, so the evidence teaches it.
     :raises ValueError: for another word.
 
     Reference: Atanov et al., *Semi-Conditional Normalizing Flows*, 2019, section 3.2.

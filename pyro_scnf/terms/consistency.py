@@ -31,7 +31,7 @@ class Consistency(TrainingTerm):
         :func:`label_disagreement` of the two views (equation 6).
     :raises ValueError: for another word.
 
-    Let its weight rise (``start=0``). Before the classes are found, the first labels are arbitrary.
+    Let its weight rise from 0 (``start=0``), because the labels are arbitrary before the classes are found.
 
     Reference: Izmailov et al., *Semi-Supervised Learning with Normalizing Flows*, 2020, section 4.1.
     """

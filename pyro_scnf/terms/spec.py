@@ -45,8 +45,8 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
         * a :class:`TrainingTerm`.
     :raises ValueError: for an unknown word, wrong options, or anything that is no term.
 
-    Of two terms with the same name, the second is called ``NAME_2``. So is a term with the name of another
-    column of the log.
+    Of two terms with the same name, the second is called ``NAME_2``. A term is also called ``NAME_2`` if its
+    name is that of another column of the log (``nll``, ``loss``, ``grad_norm``).
 
     >>> terms = make_terms(["classification:weight=20,end=0.3", "balance"])
     >>> terms["classification"].weight_at(1.0)

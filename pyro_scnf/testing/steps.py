@@ -210,7 +210,7 @@ def join(first: Step, second: Step) -> Step:
 
 
 def has_rows(name: str, value: Tensor) -> bool:
-    """Whether a tensor has an entry for each row, which class probabilities alone have not."""
+    """Whether a tensor has an entry for each row. Class probabilities alone have none."""
     return not name.endswith("log_class_probs") and not (name.endswith("log_prior") and value.dim() == 1)
 
 

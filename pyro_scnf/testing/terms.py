@@ -36,7 +36,7 @@ __all__ = ["TERM_CHECKS", "check_term"]
 
 # -- what it is ----------------------------------------------------------------------------------------
 def kind(case: TermCase) -> None:
-    """It is a training term. It needs parts that exist, and detaches only such as it needs."""
+    """It is a training term. It needs parts that exist, and detaches only parts that it needs."""
     term = case.build()
     require(isinstance(term, TrainingTerm), f"{type(term).__name__} is no TrainingTerm")
     for name in ("needs", "detached"):
@@ -138,7 +138,7 @@ def needs_are_exact(case: TermCase) -> None:
 
 
 class _Unreadable:
-    """Stands for a part of a step, and is of no use for computing."""
+    """Stands for a part of a step. A term that computes with it gets an error."""
 
     def __init__(self, part: str) -> None:
         self.part = part
