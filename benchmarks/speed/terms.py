@@ -1,8 +1,8 @@
 """What sharing one class table saves: training terms, and NUTS over class shares.
 
-The class table of a batch is log p(z_f | y = k) of every row and label. Model, guide and training terms
-all need it, and so does every gradient that NUTS takes. The benchmark uses the digits preset, with the
-digits as data, and takes two ratios. Each is of steps that are interleaved in one process:
+The class table of a batch is log p(z_f | y = k) of every row and label. Model, guide, training terms and
+every gradient that NUTS takes need it. The benchmark uses the digits preset, with the digits as data. It
+interleaves steps in one process, and takes two ratios of their times:
 
 * a training step with three terms (classification, agreement of pairs, balance) to a step without terms,
   forward and backward, on the same labelled and unlabelled rows. The bound is 1.20.
