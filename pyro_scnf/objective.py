@@ -138,10 +138,13 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
-    >>> model = with_terms(pyro_scnf.SemiSupervisedModel(flow), "classification:weight=20")
+    >>> model = pyro_scnf.SemiSupervisedModel(flow)
+    >>> trained = with_terms(model, "classification:weight=20")
     >>> elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
-    >>> svi = pyro.infer.SVI(model, pyro_scnf.exact_guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
-    >>> loss = svi.step(torch.randn(2, 2), torch.tensor([0, 1]), torch.randn(6, 2), progress=0.5)
+    >>> adam = pyro.optim.Adam({"lr": 1e-3})
+    >>> svi = pyro.infer.SVI(trained, pyro_scnf.exact_guide, adam, elbo)
+    >>> x, y = torch.randn(8, 2), torch.tensor([0, 1])
+    >>> loss = svi.step(x[:2], y, x[2:], progress=0.5)
     """
     return _WithTerms(_checked(model), make_terms(terms))
 

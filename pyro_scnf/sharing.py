@@ -26,10 +26,10 @@ Modules = tuple[nn.Module, ...]
 
 
 class Block:
-    """The values that are kept, by what they are, the modules that computed them and the data tensor.
+    """The values that are kept. The key of a value is its kind, its modules and its data tensor.
 
     :param bool watch: whether to compare the contents of data and parameters before a value is used again.
-        Without that, a write that PyTorch does not count (through ``.data``, or a NumPy view) goes unseen.
+        A block that does not watch misses writes that PyTorch does not count (``.data``, NumPy views).
     :ivar int evaluations: how many evaluations of a loss are in progress. Class tables with a graph are
         kept only during these.
     """
@@ -57,8 +57,8 @@ class Block:
     def keep(self, kind: Kind, parts: _Parts, x: Tensor, value: Value) -> None:
         """Keep a value until ``x`` is gone or newer values take its place.
 
-        A class table with a graph is kept during an evaluation only, since later ones may need a graph of
-        their own.
+        A class table with a graph is kept during an evaluation only, because a later evaluation may need a
+        graph of its own.
         """
         if not self.accepts(parts, x) or (kind == "scores" and not self.evaluations and _has_graph(value)):
             return
@@ -130,13 +130,16 @@ def share_encoding() -> Iterator[None]:
 
     Use it for a guide and a model that need the same encoding (EM-SGD), and for many evaluations with a
     frozen flow (NUTS over the rest of a model). If the prior is frozen too, the block also keeps the class
-    table :math:`\log p(z_f \mid y = k)`. :func:`pyro_scnf.elbo` opens such a block by itself.
+    table :math:`\log p(z_f \mid y = k)`.
 
     A value is used again only for the *same tensor object*, with unchanged values and unchanged parameters,
     under the same gradient, training and autocast mode. After an optimiser step a tensor is therefore encoded
     anew. The block notices every change, also one that PyTorch does not count: a write through ``.data``, as
     some of Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters
     and of the data, and compares them at each use.
+
+    :func:`pyro_scnf.elbo` opens a block by itself at each call, unless one is open. No optimiser runs within
+    that block. It therefore holds no copy, and notices only the changes that PyTorch counts.
 
     The block holds at most 32 values and their graphs. It drops a value when its data tensor is gone, and all
     of them at its end. As with any shared graph, call ``backward`` once per block, or keep the flow frozen.
@@ -161,8 +164,8 @@ def share_encoding() -> Iterator[None]:
 def evaluation() -> Iterator[None]:
     """A block for one evaluation of a loss, or the open block.
 
-    During the evaluation it also keeps class tables that have a graph. Only the code of model and guide runs
-    in a block of its own. No optimiser can write to parameters there, so their contents are not compared.
+    During the evaluation it also keeps class tables that have a graph. In a block that is opened here, only
+    model and guide run. No optimiser writes to parameters there, so the block does not watch them.
     """
     with _joined(Block(watch=False)) as (block, own):
         block.evaluations += 1
@@ -176,7 +179,7 @@ def evaluation() -> Iterator[None]:
 
 @contextmanager
 def carried() -> Iterator[None]:
-    """A block that the distributions made in it carry on, or the open block.
+    """A block that the distributions made in it can enter later, or the open block.
 
     Pyro scores a site after the model has returned. A distribution that remembers :func:`current` can enter
     that block again with :func:`inside`.

@@ -155,8 +155,8 @@ class EMGuide(nn.Module):
     def _log_posterior(self, x: Tensor, evidence: Tensor | None) -> Tensor:
         r"""Normalised :math:`\log q`, ``(B, K)``, without gradient.
 
-        What the model shares keeps its graph, because the model's loss needs it: always the encoding, and the
-        class table if the model sums over all labels.
+        The model's loss uses the same encoding, and needs its graph. If the model sums over all labels, its
+        loss also needs the graph of the class table. So these are computed with their graphs.
         """
         model = self.model if self.old is None else cast(SemiSupervisedModel, self.old.module)
         shares = self.old is None and torch.is_grad_enabled() and current() is not None
