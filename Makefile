@@ -29,7 +29,7 @@ docs:
 
 smoke:
 	$(PYTHON) examples/toy.py --smoke-test --data moons --prior flow --guide exact --out $(OUT)/moons
-	$(PYTHON) examples/toy.py --smoke-test --data circles --prior gmm --guide em --out $(OUT)/circles
+	$(PYTHON) examples/toy.py --smoke-test --data circles --prior gmm --guide em --terms classification:weight=20 agreement:weight=5,start=0 --out $(OUT)/circles
 	$(PYTHON) examples/toy.py --smoke-test --data pinwheel --prior student-t --guide em-sample --out $(OUT)/pinwheel
 	$(PYTHON) examples/toy.py --smoke-test --data eight_gaussians --prior flowgmm --guide em-ema --out $(OUT)/eight_gaussians
 	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits

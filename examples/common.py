@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import threads  # before torch
 import torch
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
 from pyro_scnf.presets import Preset
 from pyro_scnf.training import FitResult, Machine
 
@@ -57,6 +58,10 @@ def train(
     log: Literal["csv", "tensorboard"] | None = None,
 ) -> FitResult:
     """``preset.fit`` with the options of the command line. It first sets the number of CPU threads."""
+    if args.terms is not None:
+        preset = replace(preset, terms=args.terms)
+    if preset.uses_pairs and data.neighbours is None:
+        data = link_neighbours(data, preset.neighbours)
     loss, size = scnf.elbo(model), min(preset.batch_size, 128)
     x = data.x[:size]
 
@@ -68,7 +73,6 @@ def train(
     args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
     steps = args.steps or (smoke_steps if args.smoke_test else preset.steps)
     run = {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
-    run |= {} if args.terms is None else {"terms": args.terms}
     return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
 
 

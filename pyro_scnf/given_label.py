@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf import sharing
+from pyro_scnf._state import State
 from pyro_scnf.distributions import ConcatDistribution
 from pyro_scnf.transforms import FlowTransform
 from pyro_scnf.transforms.one_shot import _OneShotLadj
@@ -40,8 +41,7 @@ class _Flow(Protocol):
 
     @property
     def num_classes(self) -> int: ...
-    @property
-    def has_fixed_prior(self) -> bool: ...
+    def state_of_prior(self) -> State | None: ...
     def base(self, y: Tensor, temperature: float) -> ConcatDistribution: ...
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
     def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]: ...
@@ -90,15 +90,16 @@ class GivenLabel(TransformedDistribution):
     def __init__(self, owner: _Flow, y: Tensor, temperature: float) -> None:
         base = owner.base(y, temperature)
         self.owner, self.y, self.block = owner, y, sharing.current()
-        # A class table has no row for relaxed labels, temperatures other than 1, or parameters with a batch.
-        self.has_row = (
-            not y.is_floating_point() and temperature == 1 and base.parts[-1].batch_shape == y.shape
-        )
+        self.state = None if self.block is None else owner.state_of_prior()
+        # A class table has no row for other temperatures, for relaxed labels (whose last dimension is none of
+        # the batch), or for parameters with a batch.
+        self.has_row = temperature == 1 and base.parts[-1].batch_shape == y.shape
         super().__init__(base, [_Decoder(owner)])
 
     def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:
         new = self._get_checked_instance(GivenLabel, _instance)
-        new.owner, new.y, new.block, new.has_row = self.owner, self.y, self.block, self.has_row
+        new.owner, new.y, new.has_row = self.owner, self.y, self.has_row
+        new.block, new.state = self.block, self.state
         expanded: GivenLabel = super().expand(batch_shape, _instance=new)
         return expanded
 
@@ -118,8 +119,8 @@ class GivenLabel(TransformedDistribution):
         has been computed already.
         """
         owner, y, batch = self.owner, self.y, x.shape[: x.dim() - len(self.event_shape)]
-        if sharing.current() is None or not owner.has_fixed_prior:
-            return None
+        if sharing.current() is None or self.state is None or self.state != owner.state_of_prior():
+            return None  # the prior is no longer that for which this distribution was made
         if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
             ((table, common),) = owner.scores(x)
             rows = table.index_select(-1, y.flatten().long()).movedim(-1, 0) + common
@@ -131,4 +132,4 @@ class GivenLabel(TransformedDistribution):
         return table.gather(-1, y.long().expand(batch)[..., None])[..., 0] + common
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "block": None}  # a copy or a file holds no data
+        return {**self.__dict__, "block": None, "state": None}  # a copy or a file holds no data

@@ -12,7 +12,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_scnf._shapes import no_autocast
-from pyro_scnf.models import SemiSupervisedModel, exact_guide
+from pyro_scnf.models import EMGuide, SemiSupervisedModel, exact_guide
 from pyro_scnf.models.plates import training_term
 from pyro_scnf.models.scoring import Arguments, ForTerms, check_used, score_step
 from pyro_scnf.sharing import carried, evaluation
@@ -72,7 +72,11 @@ class Objective(nn.Module):
         """
         extra, step = ForTerms(pairs, view, progress), None
         check_used(self.terms, extra)
-        with evaluation():
+        # A model or guide of a user's own may write to parameters in a way that PyTorch does not count.
+        own = type(self.model) is SemiSupervisedModel and (
+            self.guide is exact_guide or type(self.guide) is EMGuide
+        )
+        with evaluation(watch=not own):
             if self.terms:  # before the model runs, so that it finds the class tables
                 step = score_step(_checked(self.model), self.terms, Arguments(*args, **kwargs), extra)
             traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
@@ -149,13 +153,14 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
     return _WithTerms(_checked(model), make_terms(terms))
 
 
-class _WithTerms:
-    """A model with factors for training terms. It is a class because a closure cannot be pickled."""
+class _WithTerms(nn.Module):
+    """A model with factors for training terms."""
 
     def __init__(self, model: SemiSupervisedModel, terms: dict[str, TrainingTerm]) -> None:
+        super().__init__()
         self.model, self.terms = model, terms
 
-    def __call__(
+    def forward(
         self,
         *args: Tensor,
         pairs: Tensor | None = None,
@@ -163,9 +168,10 @@ class _WithTerms:
         progress: float = 0.0,
         **kwargs: Tensor,
     ) -> object:
-        if not args and kwargs.get("x") is None:
-            return self.model(**kwargs)  # it draws data, and there is nothing to score
         extra = ForTerms(pairs, view, progress)
+        check_used(self.terms, extra)
+        if not self.terms or (not args and kwargs.get("x") is None):
+            return self.model(*args, **kwargs)  # there is nothing to weigh, or it draws data
         with carried():
             step = score_step(self.model, self.terms, Arguments(*args, **kwargs), extra)
             # Add the factors before labels are sampled. Pyro warns of a later factor that lies in no plate.

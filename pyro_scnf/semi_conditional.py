@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
+from pyro_scnf._state import State, state_of, walk
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
 from pyro_scnf.given_label import GivenLabel
@@ -120,7 +121,7 @@ class SemiConditionalFlow(nn.Module):
         :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
             a ``PyroSample``.
         """
-        if any(module.__dict__.get("_pyro_samples") for module in sharing.walk([self.transform])):
+        if any(module.__dict__.get("_pyro_samples") for module in walk([self.transform])):
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
@@ -134,8 +135,7 @@ class SemiConditionalFlow(nn.Module):
     # -- the big flow --------------------------------------------------------------------------
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
-        z, ladj = sharing.shared("encoding", (self.transform,), self._encode, [x])[0]
-        return z, ladj
+        return sharing.shared("encoding", (self.transform,), self._encode, [x])[0]
 
     def encode_together(self, *xs: Tensor) -> None:
         """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass.
@@ -229,13 +229,11 @@ class SemiConditionalFlow(nn.Module):
 
         The prior is called once for all of them.
         """
-        values = sharing.shared("scores", self._scored_by, self._scores, xs)
-        return [(table, common) for table, common in values]
+        return sharing.shared("scores", self._scored_by, self._scores, xs)
 
     def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """The :meth:`scores` of x, if :func:`share_encoding` holds them already."""
-        found = sharing.find("scores", self._scored_by, x)
-        return None if found is None else (found[0], found[1])
+        return sharing.find("scores", self._scored_by, x)
 
     @property
     def _scored_by(self) -> tuple[nn.Module, ...]:
@@ -258,13 +256,15 @@ class SemiConditionalFlow(nn.Module):
         """
         return self.scores(x)[0][0]
 
-    @property
-    def has_fixed_prior(self) -> bool:
-        """Whether the prior's parameters are plain ones, so that every use of them sees the same values.
+    def state_of_prior(self) -> State | None:
+        r"""All that can be seen of what :math:`p(z_f \mid y)` depends on, to notice a change.
 
-        Those of a ``PyroModule`` may be random, or another effect handler may replace them.
+        ``None`` if the prior is a ``PyroModule``. Its parameters may be random, or an effect handler may
+        replace them.
         """
-        return not any(isinstance(module, PyroModule) for module in sharing.walk([self.prior]))
+        if any(isinstance(module, PyroModule) for module in walk([self.prior])):
+            return None
+        return state_of([self.prior])
 
     def class_log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""

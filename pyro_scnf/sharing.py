@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from pyro_scnf._contents import Contents
+from pyro_scnf._state import Contents, Parts, State, contents_of, state_with_data
 
 __all__ = ["share_encoding"]
 
@@ -21,7 +21,9 @@ LIMIT = 32
 """A block keeps this many values at most. The one that was used least recently goes first."""
 
 Kind = Literal["encoding", "scores"]
-Value = tuple[Tensor, ...]
+Value = tuple[Tensor, Tensor]
+"""An encoding and its log-determinant, or a class table and what all labels share."""
+
 Modules = tuple[nn.Module, ...]
 
 
@@ -40,11 +42,11 @@ class Block:
         self.closed = False
         self.entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
 
-    def find(self, kind: Kind, parts: _Parts, x: Tensor) -> Value | None:
+    def find(self, kind: Kind, parts: Parts, x: Tensor) -> Value | None:
         """A value that is still valid, or ``None``."""
         key = (kind, *map(id, parts.modules), id(x))
         entry = self.entries.get(key)
-        if entry is None or entry.x() is not x or entry.state != _state_of(parts, x):
+        if entry is None or entry.x() is not x or entry.state != state_with_data(parts, x):
             return None
         if entry.watched is not None and not entry.watched.unchanged(parts, x):
             return None
@@ -52,37 +54,28 @@ class Block:
         if entry.with_grad == torch.is_grad_enabled() or (entry.with_grad and not _has_graph(entry.value)):
             return entry.value
         # A value without a graph is of no use where gradients are on.
-        return tuple(v.detach() for v in entry.value) if entry.with_grad else None
+        first, second = entry.value
+        return (first.detach(), second.detach()) if entry.with_grad else None
 
-    def keep(self, kind: Kind, parts: _Parts, x: Tensor, value: Value) -> None:
+    def keep(self, kind: Kind, parts: Parts, x: Tensor, value: Value) -> None:
         """Keep a value until ``x`` is gone or newer values take its place.
 
-        A class table with a graph is kept during an evaluation only, because a later evaluation may need a
-        graph of its own.
+        A class table is kept beyond an evaluation only if it has no graph, since later evaluations may need
+        one of their own, and if only modules of this package computed it. Others may read what nobody sees,
+        such as ``pyro.param``.
         """
-        if not self.accepts(parts, x) or (kind == "scores" and not self.evaluations and _has_graph(value)):
+        if kind == "scores" and not self.evaluations and not _is_lasting(parts, value):
+            return
+        state = state_with_data(parts, x)
+        if state is None:
             return
         key, entries = (kind, *map(id, parts.modules), id(x)), self.entries
         gone = weakref.ref(x, lambda _: entries.pop(key, None))
-        watched = self._watch(parts, x) if self.watch else None
-        state = _state_of(parts, x)
-        entries[key] = _Entry(gone, parts, state, watched, torch.is_grad_enabled(), value)
+        watched = _Watched.of(parts, x) if self.watch else None
+        entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
         while len(entries) > LIMIT:
             entries.popitem(last=False)
-
-    def accepts(self, parts: _Parts, x: Tensor) -> bool:
-        """Whether a value of ``x`` can be kept."""
-        return _state_of(parts, x) is not None and not (self.watch and _places_of(parts, x) is None)
-
-    def _watch(self, parts: _Parts, x: Tensor) -> _Watched:
-        """What to compare. Values of the same modules share a copy of the parameters."""
-        places = _places_of(parts, x)
-        for entry in reversed(self.entries.values()):
-            earlier = entry.watched
-            if earlier and entry.parts.modules == parts.modules and earlier.parameters.of(parts.tensors):
-                return _Watched(places, Contents([x]), earlier.parameters)
-        return _Watched(places, Contents([x]), Contents(parts.tensors))
 
     def close(self) -> None:
         """Forget everything, for good."""
@@ -90,31 +83,38 @@ class Block:
         self.closed = True
 
     def end_evaluation(self) -> None:
-        """Forget the class tables that have a graph, if this was the last evaluation in progress."""
+        """Forget the class tables that do not last, if this was the last evaluation in progress."""
         self.evaluations -= 1
         for key, entry in list(self.entries.items()):
-            if not self.evaluations and key[0] == "scores" and _has_graph(entry.value):
+            if (
+                not self.evaluations
+                and key[0] == "scores"
+                and not _is_lasting(entry.state.parts, entry.value)
+            ):
                 del self.entries[key]
 
 
 class _Watched(NamedTuple):
-    """Where data and parameters were, and what they held."""
+    """What the data held, and the parameters of each module."""
 
-    places: list[object] | None
     data: Contents
-    parameters: Contents
+    parameters: list[Contents]
 
-    def unchanged(self, parts: _Parts, x: Tensor) -> bool:
-        """Whether they are where they were, and hold what they held."""
-        return self.places == _places_of(parts, x) and self.data.same() and self.parameters.same()
+    @classmethod
+    def of(cls, parts: Parts, x: Tensor) -> _Watched:
+        named = zip(parts.modules, parts.tensors, strict=True)
+        return cls(Contents([x]), [contents_of(module, tensors) for module, tensors in named])
+
+    def unchanged(self, parts: Parts, x: Tensor) -> bool:
+        """Whether they still hold it."""
+        return self.data.same([x]) and all(map(Contents.same, self.parameters, parts.tensors))
 
 
 class _Entry(NamedTuple):
     """A value, and what it was computed from."""
 
     x: weakref.ref[Tensor]
-    parts: _Parts  # kept alive, so that no other module or parameter gets their ids
-    state: tuple[object, ...] | None
+    state: State
     watched: _Watched | None
     with_grad: bool
     value: Value
@@ -152,29 +152,23 @@ def share_encoding() -> Iterator[None]:
     >>> first.data_ptr() == second.data_ptr()
     True
     """
-    with _joined(Block(watch=True)) as (block, own):
-        try:
-            yield
-        finally:
-            if own:
-                block.close()
+    with _joined(Block(watch=True), close=True):
+        yield
 
 
 @contextmanager
-def evaluation() -> Iterator[None]:
-    """A block for one evaluation of a loss, or the open block.
+def evaluation(watch: bool = True) -> Iterator[None]:
+    """A block for one evaluation of a loss, or the open block. During it, class tables with a graph are kept.
 
-    During the evaluation it also keeps class tables that have a graph. In a block that is opened here, only
-    model and guide run. No optimiser writes to parameters there, so the block does not watch them.
+    :param bool watch: whether a block of its own compares contents, as that of a user does. That takes time,
+        and is needless where only code of this package runs inside.
     """
-    with _joined(Block(watch=False)) as (block, own):
+    with _joined(Block(watch), close=True) as block:
         block.evaluations += 1
         try:
             yield
         finally:
             block.end_evaluation()
-            if own:
-                block.close()
 
 
 @contextmanager
@@ -186,19 +180,23 @@ def carried() -> Iterator[None]:
     """
     block = Block(watch=True)
     block.evaluations = 1
-    with _joined(block):
+    with _joined(block, close=False):
         yield
 
 
 @contextmanager
-def _joined(block: Block) -> Iterator[tuple[Block, bool]]:
-    """Open ``block``, unless one is open. Give the open block, and whether it is ``block``."""
+def _joined(block: Block, close: bool) -> Iterator[Block]:
+    """Give the open block. If there is none, open ``block``, and ``close`` it in the end."""
     open_block = _BLOCK.get()
     if open_block is not None:
-        yield open_block, False
+        yield open_block
         return
-    with inside(block):
-        yield block, True
+    try:
+        with inside(block):
+            yield block
+    finally:
+        if close:
+            block.close()
 
 
 @contextmanager
@@ -231,11 +229,11 @@ def shared(
     block = _BLOCK.get()
     if block is None:
         return _compute(compute, xs)
-    parts = _Parts.of(modules)
+    parts = Parts.of(modules)
     found = [block.find(kind, parts, x) for x in xs]
     missing = [x for x, value in zip(xs, found, strict=True) if value is None]
     new = _compute(compute, missing) if missing else []
-    parts = _Parts.of(modules) if missing else parts  # the computation may have changed buffers
+    parts = Parts.of(modules) if missing else parts  # the computation may have changed buffers
     for x, value in zip(missing, new, strict=True):
         block.keep(kind, parts, x, value)
     rest = iter(new)
@@ -247,14 +245,14 @@ def _compute(compute: Callable[[Sequence[Tensor]], Value], xs: Sequence[Tensor])
     joined = compute(xs)
     if len(xs) == 1:
         return [joined]
-    sizes = [len(x) for x in xs]
-    return list(zip(*(part.split(sizes) for part in joined), strict=True))
+    first, second = (part.split([len(x) for x in xs]) for part in joined)
+    return list(zip(first, second, strict=True))
 
 
 def find(kind: Kind, modules: Modules, x: Tensor) -> Value | None:
     """The value of ``x`` that the open block holds, if there is one."""
     block = _BLOCK.get()
-    return None if block is None else block.find(kind, _Parts.of(modules), x)
+    return None if block is None else block.find(kind, Parts.of(modules), x)
 
 
 def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:
@@ -262,8 +260,8 @@ def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:
     block = _BLOCK.get()
     if block is None:
         return False
-    parts = _Parts.of(modules)
-    return all(block.accepts(parts, x) for x in xs)
+    parts = Parts.of(modules)
+    return all(state_with_data(parts, x) is not None for x in xs)
 
 
 def alias(x: Tensor) -> Tensor:
@@ -272,73 +270,9 @@ def alias(x: Tensor) -> Tensor:
     return x if has_derivative else x.detach()
 
 
-# -- what a value depends on -----------------------------------------------------------------------
-def walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """``modules`` and all modules within them. ``Module.modules()`` takes five times as long."""
-    stack: list[nn.Module | None] = list(modules)
-    while stack:
-        module = stack.pop()
-        if module is not None:
-            yield module
-            stack += module._modules.values()
-
-
-class _Parts(NamedTuple):
-    """Modules, all modules within them, and the parameters and buffers of these."""
-
-    modules: Modules
-    inner: list[nn.Module]
-    tensors: list[Tensor]
-
-    @classmethod
-    def of(cls, modules: Modules) -> _Parts:
-        """The parts of ``modules``.
-
-        ``Module.parameters()`` also makes names. That would take most of the time that sharing costs.
-        """
-        inner, tensors = list(walk(modules)), list[Tensor]()
-        for module in inner:
-            if module._parameters:
-                tensors.extend(t for t in module._parameters.values() if t is not None)
-            if module._buffers:
-                tensors.extend(t for t in module._buffers.values() if t is not None)
-        return cls(modules, inner, tensors)
-
-
-def _state_of(parts: _Parts, x: Tensor) -> tuple[object, ...] | None:
-    """Which tensors there are, their versions, and the modes of computation.
-
-    ``None`` if a value of ``x`` cannot be kept: an inference tensor has no version, and a ``PyroSample`` has
-    another value at each use.
-    """
-    if any(module.__dict__.get("_pyro_samples") for module in parts.inner):
-        return None
-    tensors = [x, *parts.tensors]
-    try:  # lists are quicker than one tuple for each tensor
-        return (
-            list(map(id, tensors)),
-            [t._version for t in tensors],
-            [t.requires_grad for t in tensors],
-            [module.training for module in parts.inner],
-            torch.is_autocast_enabled(x.device.type),
-            torch.get_autocast_dtype(x.device.type),
-            torch.is_inference_mode_enabled(),
-        )
-    except RuntimeError:
-        return None
-
-
-def _places_of(parts: _Parts, x: Tensor) -> list[object] | None:
-    """Where the tensors lie. ``None`` if one is inside ``torch.func`` and has no place."""
-    tensors = [x, *parts.tensors]
-    try:
-        return [
-            [t.data_ptr() for t in tensors],
-            [t.shape for t in tensors],
-            [t.stride() for t in tensors],
-        ]
-    except RuntimeError:
-        return None
+def _is_lasting(parts: Parts, value: Value) -> bool:
+    """Whether a class table may be used after the evaluation that computed it."""
+    return not _has_graph(value) and not parts.foreign
 
 
 def _has_graph(value: Value) -> bool:

@@ -254,7 +254,7 @@ def test_score_holds_evidence_beside_class_probabilities():
     assert relative(rows.common[:, None] + rows.given, table(model, x)) < 1e-12
     assert relative(rows.log_class_probs, model.class_probs.log_probs) < 1e-14
     assert relative(rows.log_posterior, model.posterior(x, label_log_prior=evidence).logits) < 1e-12
-    assert relative(rows.flow_log_posterior, model.posterior(x).logits) < 1e-12
+    assert relative(rows.log_posterior_without_evidence, model.posterior(x).logits) < 1e-12
     assert relative(model.score(x).log_posterior, model.posterior(x).logits) < 1e-12
 
 

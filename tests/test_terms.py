@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 import pickle
+import warnings
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -124,8 +124,10 @@ def test_evidence_takes_the_place_of_class_probabilities_in_the_posterior():
     evidence, probs = torch.randn(2, 3, dtype=F64).log_softmax(-1), torch.randn(3, dtype=F64).log_softmax(-1)
     rows = Scored(torch.zeros(2, dtype=F64), given, evidence, log_class_probs=probs)
     assert relative(rows.log_posterior, (given + evidence).log_softmax(-1)) < 1e-14
-    assert relative(rows.flow_log_posterior, (given + probs).log_softmax(-1)) < 1e-14
-    assert torch.equal(Scored(rows.common, given, probs).flow_log_posterior, (given + probs).log_softmax(-1))
+    assert relative(rows.log_posterior_without_evidence, (given + probs).log_softmax(-1)) < 1e-14
+    assert torch.equal(
+        Scored(rows.common, given, probs).log_posterior_without_evidence, (given + probs).log_softmax(-1)
+    )
     assert len(rows) == 2
 
 
@@ -458,9 +460,9 @@ def test_weights_of_rows_go_only_with_terms_of_other_rows():
     log_p = (table(model.flow, x) + model.class_probs.log_probs).log_softmax(-1)
     same(model, loss, plain - 2 * log_p[torch.arange(LABELLED), y].sum())
     for terms in ("balance", ["classification", "balance"]):
-        with pytest.raises(ValueError, match="weights of single rows do not go with training terms that"):
+        with pytest.raises(ValueError, match="weights: they are for rows that the training terms .*balance see"):
             scnf.elbo(model, guide, terms)(x, y, u, weights=weights)
-    with pytest.raises(ValueError, match="weights of single rows do not go with training terms that"):
+    with pytest.raises(ValueError, match="weights: they are for rows that the training terms .*balance see"):
         scnf.elbo(model, guide, "classification")(x, y, weights=torch.ones(LABELLED, dtype=F64))
 
 

@@ -11,14 +11,15 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED, check_finite
 from pyro_scnf._shapes import check_event
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
-from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, needs_at
+from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_at
+from pyro_scnf.terms.base import as_number
 
-__all__ = ["HINTS", "Arguments", "ForTerms", "check_used", "score_step"]
+__all__ = ["HINTS", "Arguments", "ForTerms", "check_needs", "check_used", "score_step"]
 
 HINTS: dict[Part, str] = {
     "y": "labels: give x and y",
     "labelled": "labelled rows: give x and y",
-    "unlabelled": "unlabelled rows",
+    "unlabelled": "unlabelled rows: give x_unlabelled, or x with labels of -1",
     "pairs": "pairs of rows: give pairs, or link_neighbours(data)",
     "view": "a second view of the unlabelled rows: give view, or augment",
     "evidence": "evidence about the unlabelled rows: give label_log_prior",
@@ -53,8 +54,8 @@ class ForTerms:
     progress: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.progress <= 1:
-            raise ValueError(f"progress={self.progress}: expected a share of training, 0 to 1")
+        if not 0 <= as_number(self.progress) <= 1:
+            raise ValueError(f"progress={self.progress!r}: expected a share of training, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,14 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.x) if self.mask is None else int(self.mask.sum())
 
-    @property
-    def picked_evidence(self) -> Tensor | None:
-        """The evidence about these rows alone."""
-        return self.evidence if self.evidence is None or self.mask is None else self.evidence[self.mask]
+    def only(self, mask: Tensor) -> _Rows:
+        """Those that ``mask`` picks."""
+        evidence = None if self.evidence is None else self.evidence[mask]
+        return replace(self, mask=mask, evidence=evidence)
 
     def scored(self, given: Tensor, common: Tensor, log_class_probs: Tensor) -> Scored:
         """These rows, with the scores of all rows of ``x``."""
-        evidence = self.picked_evidence
-        log_prior = log_class_probs if evidence is None else evidence
+        log_prior = log_class_probs if self.evidence is None else self.evidence
         if self.mask is not None:
             given, common = given[self.mask], common[self.mask]
         return Scored(common, given, log_prior, self.scale, log_class_probs)
@@ -96,17 +96,19 @@ def score_step(
     """
     _check_batch(model, terms, batch, extra)
     known, labelled, unlabelled = _divide(model, batch)
-    evidence = None if unlabelled is None else unlabelled.picked_evidence
+    evidence = None if unlabelled is None else unlabelled.evidence
     view = None
-    if extra.view is not None and unlabelled is not None:
+    if extra.view is not None:
+        if unlabelled is None:
+            raise ValueError("view: it perturbs the unlabelled rows, and there are none")
         view = _Rows(extra.view, evidence, unlabelled.scale)
         if len(view) != len(unlabelled):
             raise ValueError(
                 f"view: {len(view)} rows, expected one for each of {len(unlabelled)} unlabelled rows"
             )
     rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
-    _check_needs(terms, extra.progress, {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows})
-
+    given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
+    check_needs(active(terms, extra.progress), given)
     needs = needs_at(terms, extra.progress)
     wanted = {part: some for part, some in rows.items() if some is not None and part in needs}
     scored = _score(model, batch, wanted)
@@ -137,7 +139,7 @@ def _divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None
         return None, None, whole
     if bool(known.all()):
         return y, whole, None
-    return y[known], replace(whole, mask=known), replace(whole, mask=~known)
+    return y[known], whole.only(known), whole.only(~known)
 
 
 def _scale(size: int | None, rows: int) -> float:
@@ -164,13 +166,19 @@ def _check_batch(
         raise ValueError(f"terms: {', '.join(terms)}: nothing is observed, expected x")
     if any(getattr(module, "_pyro_samples", None) for module in model.flow.prior.modules()):
         raise ValueError(f"terms: {', '.join(terms)}: the prior has a PyroSample, expected plain parameters")
-    check_used(terms, extra)
     if extra.pairs is not None and batch.x_unlabelled is None:
         raise ValueError("pairs are for (x, y, x_unlabelled): they number the rows of both batches")
-    other = {part for term in terms.values() for part in term.needs} - {"labelled", "y"}
-    if batch.weights is not None and (batch.x_unlabelled is None or other):
-        raise ValueError("weights of single rows do not go with training terms that look at these rows")
+    looking = active(terms, extra.progress)
+    if batch.x_unlabelled is not None:  # weights are then those of unlabelled rows
+        looking = {name: term for name, term in looking.items() if term.needs - {"labelled", "y"}}
+    if batch.weights is not None and looking:
+        raise ValueError(
+            f"weights: they are for rows that the training terms {', '.join(looking)} see, and terms cannot "
+            "weigh single rows; leave out the weights or these terms"
+        )
     if extra.view is not None:
+        if not isinstance(extra.view, Tensor):
+            raise ValueError(f"view is a {type(extra.view).__name__}, expected a tensor of unlabelled rows")
         check_event(extra.view, model.flow.event_shape, "view", type(model).__name__)
         check_finite(extra.view, "view", type(model).__name__)
 
@@ -184,11 +192,11 @@ def check_used(terms: Mapping[str, TrainingTerm], extra: ForTerms) -> None:
             raise ValueError(f"{part}: given, but no training term uses them (terms: {names})")
 
 
-def _check_needs(terms: Mapping[str, TrainingTerm], progress: float, given: Mapping[Part, object]) -> None:
-    """Raise if a term needs a part that is missing."""
+def check_needs(terms: Mapping[str, TrainingTerm], given: Mapping[Part, object]) -> None:
+    """Raise if a term needs a part that is missing: one that is ``None`` or ``False``."""
     for name, term in terms.items():
-        for part in sorted(term.needs) if term.weight_at(progress) > 0 else ():
+        for part in sorted(term.needs):
             if part not in get_args(Part):
                 raise ValueError(f"terms: {name} needs {part!r}, expected one of {', '.join(get_args(Part))}")
-            if given[part] is None:
+            if given[part] is None or given[part] is False:
                 raise ValueError(f"terms: {name} needs {HINTS[part]}")

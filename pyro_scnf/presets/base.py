@@ -100,7 +100,7 @@ class Preset:
     terms: Terms = ()
     initial_rows: int = 0
     split: Literal["balanced", "stratified"] = "balanced"
-    neighbours: int = 0
+    neighbours: int = 5
     held_out: int = 0
     draws: int = 1
 

@@ -120,7 +120,6 @@ MNIST_CPU = Preset(
     # terms therefore begin strong. They fade during training, so that the density decides in the end.
     terms=(Classification(200.0, end=0.3), Agreement(300.0, end=0.3), Balance(200.0, end=0.3)),
     initial_rows=512,
-    neighbours=5,
     held_out=1000,
     draws=4,
 )

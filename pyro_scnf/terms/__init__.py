@@ -9,7 +9,7 @@ from pyro_scnf.terms.balance import Balance, imbalance
 from pyro_scnf.terms.base import Part, Scored, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification, cross_entropy
 from pyro_scnf.terms.consistency import Consistency, label_disagreement
-from pyro_scnf.terms.spec import TERMS, Terms, TermSpec, make_terms, needs_at, weighted
+from pyro_scnf.terms.spec import TERMS, Terms, TermSpec, active, make_terms, needs_at, weighted
 
 __all__ = [
     "TERMS",
@@ -23,6 +23,7 @@ __all__ = [
     "TermSpec",
     "Terms",
     "TrainingTerm",
+    "active",
     "cross_entropy",
     "imbalance",
     "label_disagreement",

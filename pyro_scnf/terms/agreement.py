@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import validating
 from pyro_scnf._labels import log_certainty
-from pyro_scnf.terms.base import Part, Step, TrainingTerm
+from pyro_scnf.terms.base import Part, Step, TrainingTerm, as_number
 
 __all__ = ["Agreement", "check_pairs", "log_agreement"]
 
@@ -59,9 +59,10 @@ class Agreement(TrainingTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.purity < 1:
-            raise ValueError(f"Agreement: purity={self.purity}: expected a probability, 0 < purity < 1")
-        object.__setattr__(self, "purity", float(self.purity))
+        purity = as_number(self.purity)
+        if not 0 < purity < 1:
+            raise ValueError(f"Agreement: purity={self.purity!r}: expected a probability, 0 < purity < 1")
+        object.__setattr__(self, "purity", purity)
 
     def nats(self, step: Step) -> Tensor:
         assert step.unlabelled is not None

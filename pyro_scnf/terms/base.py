@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, SupportsFloat
 
 from torch import Tensor
 
-__all__ = ["Part", "Scored", "Step", "TrainingTerm"]
+__all__ = ["Part", "Scored", "Step", "TrainingTerm", "as_number"]
 
 Part = Literal["y", "pairs", "labelled", "unlabelled", "view", "evidence"]
 """The fields of :class:`Step` that a term may need."""
+
+
+def as_number(given: object) -> float:
+    """An option as a ``float``, whose ``repr`` is that of a plain number; NaN if it is no number."""
+    return float(given) if isinstance(given, SupportsFloat) else math.nan
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Scored:
         return (self.given + self.log_prior).log_softmax(-1)
 
     @cached_property
-    def flow_log_posterior(self) -> Tensor:
+    def log_posterior_without_evidence(self) -> Tensor:
         r""":math:`\log p(y_n = k \mid x_n)` by the flow and :math:`p(y)`, without evidence, ``(B, K)``."""
         if self.log_class_probs is None:
             return self.log_posterior
@@ -113,10 +118,7 @@ class TrainingTerm:
     def __post_init__(self) -> None:
         for name in ("weight", "start", "end", "until"):
             given = getattr(self, name)
-            try:
-                value = float(given)  # a NumPy number would have another repr
-            except (TypeError, ValueError):
-                value = math.nan
+            value = as_number(given)
             if not 0 <= value < math.inf or (name == "until" and not 0 < value <= 1):
                 expected = "a share of training, 0 < until <= 1" if name == "until" else "a number, 0 or more"
                 raise ValueError(f"{type(self).__name__}: {name}={given!r}: expected {expected}")

@@ -61,4 +61,4 @@ class Classification(TrainingTerm):
         assert step.unlabelled is not None
         assert step.evidence is not None
         rows = step.unlabelled
-        return rows.scale * cross_entropy(rows.flow_log_posterior, step.evidence.exp()).sum()
+        return rows.scale * cross_entropy(rows.log_posterior_without_evidence, step.evidence.exp()).sum()

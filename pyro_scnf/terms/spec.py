@@ -13,7 +13,7 @@ from pyro_scnf.terms.base import Part, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification
 from pyro_scnf.terms.consistency import Consistency
 
-__all__ = ["TERMS", "TermSpec", "Terms", "make_terms", "needs_at", "weighted"]
+__all__ = ["TERMS", "TermSpec", "Terms", "active", "make_terms", "needs_at", "weighted"]
 
 TERMS: dict[str, Callable[..., TrainingTerm]] = {
     "agreement": Agreement,
@@ -23,7 +23,7 @@ TERMS: dict[str, Callable[..., TrainingTerm]] = {
 }
 """Training terms by name."""
 
-RESERVED = ("nll", "loss", "grad_norm")
+RESERVED = ("nll", "loss", "grad_norm", "val_nll", "val_error", "val_bits_per_dim", "step", "epoch")
 """Names that logs use for something else."""
 
 TermSpec = str | Mapping[str, object] | Callable[..., TrainingTerm] | TrainingTerm
@@ -54,9 +54,12 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     """
     if specs is None:
         specs = ()
-    several = [specs] if isinstance(specs, str | Mapping | TrainingTerm) or callable(specs) else list(specs)
+    if isinstance(specs, str | Mapping) or callable(specs):
+        specs = [specs]
+    if not isinstance(specs, Iterable):
+        raise ValueError(f"terms={specs!r}: expected one term or several, such as ['balance:weight=2']")
     terms: dict[str, TrainingTerm] = {}
-    for spec in several:
+    for spec in specs:
         term = _make_term(spec)
         name, number = term.name, 1
         while name in (*terms, *RESERVED):
@@ -66,15 +69,19 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     return terms
 
 
+def active(terms: Mapping[str, TrainingTerm], progress: float) -> dict[str, TrainingTerm]:
+    """The terms whose weight is not 0 when the share ``progress`` of training is done."""
+    return {name: term for name, term in terms.items() if term.weight_at(progress) > 0}
+
+
 def needs_at(terms: Mapping[str, TrainingTerm], progress: float) -> frozenset[Part]:
     """The parts of a step that ``terms`` need when the share ``progress`` of training is done."""
-    active = (term.needs for term in terms.values() if term.weight_at(progress) > 0)
-    return frozenset().union(*active)
+    return frozenset().union(*(term.needs for term in active(terms, progress).values()))
 
 
 def weighted(terms: Mapping[str, TrainingTerm], step: Step) -> dict[str, Tensor]:
     """Each term times its weight at this step. Terms of weight 0 are left out."""
-    return {name: term(step) for name, term in terms.items() if term.weight_at(step.progress) > 0}
+    return {name: term(step) for name, term in active(terms, step.progress).items()}
 
 
 def _make_term(spec: TermSpec) -> TrainingTerm:

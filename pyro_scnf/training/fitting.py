@@ -19,9 +19,9 @@ from pyro_scnf._extras import require
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.models import SemiSupervisedModel
-from pyro_scnf.models.scoring import HINTS
+from pyro_scnf.models.scoring import check_needs
 from pyro_scnf.terms import Part, Terms, TrainingTerm, make_terms
-from pyro_scnf.training.batches import fingerprint
+from pyro_scnf.training.batches import StepBatches, fingerprint
 from pyro_scnf.training.checkpoint import Checkpoints
 from pyro_scnf.training.loaders import Loaders
 from pyro_scnf.training.options import Machine, Optimisation
@@ -131,6 +131,8 @@ def fit(
     _check_options(data, patience, minutes, log, out)
     named = make_terms(terms)
     _check_terms(named, data, augment)
+    # Find wrong sizes and wrong evidence here, before the files of an earlier run are removed.
+    StepBatches(data, batch_size, labelled_batch_size, world_size=machine.processes)
     _check_launch(data, machine, out)
     started, home = time.perf_counter(), reference_tensor(model).device
     task = SemiSupervisedTask(
@@ -224,7 +226,7 @@ def _check_terms(
     """Raise if a term needs what the data lack at any step, or if no term uses the neighbours."""
     labelled = bool((data.y != UNLABELLED).any())
     unlabelled = bool((data.y == UNLABELLED).any())
-    given: dict[Part, bool] = {
+    given: dict[Part, object] = {
         "y": labelled,
         "labelled": labelled,
         "unlabelled": unlabelled,
@@ -232,10 +234,7 @@ def _check_terms(
         "view": unlabelled and augment is not None,
         "evidence": data.label_log_prior is not None,
     }
-    for name, term in terms.items():
-        missing = [part for part in sorted(term.needs) if not given.get(part, True)]
-        if missing and term.weight > 0:
-            raise ValueError(f"terms: {name} needs {HINTS[missing[0]]}")
+    check_needs({name: term for name, term in terms.items() if term.weight > 0}, given)
     if data.neighbours is not None and not any("pairs" in term.needs for term in terms.values()):
         raise ValueError(
             "data: its neighbours are linked, but no training term uses pairs; add a term such as "

@@ -1,0 +1,187 @@
+"""What the values of modules depend on, and whether that has changed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data", "walk"]
+
+
+def walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """``modules`` and all modules within them. ``Module.modules()`` takes five times as long."""
+    stack: list[nn.Module | None] = list(modules)
+    while stack:
+        module = stack.pop()
+        if module is not None:
+            yield module
+            stack += module._modules.values()
+
+
+class Parts(NamedTuple):
+    """Modules, all modules within them, and the parameters and buffers of each of the former."""
+
+    modules: tuple[nn.Module, ...]
+    inner: list[nn.Module]
+    tensors: list[list[Tensor]]
+
+    @classmethod
+    def of(cls, modules: tuple[nn.Module, ...]) -> Parts:
+        """The parts of ``modules``.
+
+        ``Module.parameters()`` also makes names. That would take most of the time that sharing costs.
+        """
+        parts = cls(modules, [], [])
+        for module in modules:
+            tensors: list[Tensor] = []
+            for part in walk([module]):
+                parts.inner.append(part)
+                if part._parameters:
+                    tensors.extend(t for t in part._parameters.values() if t is not None)
+                if part._buffers:
+                    tensors.extend(t for t in part._buffers.values() if t is not None)
+            parts.tensors.append(tensors)
+        return parts
+
+    @property
+    def foreign(self) -> list[nn.Module]:
+        """The modules that belong neither to this package nor to PyTorch."""
+        return [m for m in self.inner if type(m).__module__.partition(".")[0] not in ("pyro_scnf", "torch")]
+
+
+class State:
+    """All that the values of modules depend on, as far as can be seen without reading tensors.
+
+    These are the tensors, where they lie and their versions, and the attributes of foreign modules. The state
+    of the same modules at another time is equal if nothing has changed.
+    """
+
+    def __init__(self, parts: Parts, *more: object) -> None:
+        self.parts = parts  # kept alive, so that no other tensor gets their ids
+        tensors = [t for some in parts.tensors for t in some]
+        self.seen = [  # lists are quicker than one tuple for each tensor
+            *more,
+            list(map(id, tensors)),
+            [t._version for t in tensors],
+            [t.data_ptr() for t in tensors],
+            [t.requires_grad for t in tensors],
+            [module.training for module in parts.inner],
+            [_attributes_of(module) for module in parts.foreign],
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and self.seen == other.seen
+
+
+def state_of(modules: Sequence[nn.Module]) -> State | None:
+    """The state of modules. ``None`` if it cannot be seen.
+
+    That is so if a module is random (a ``PyroSample``), or if a tensor lies nowhere because it is inside
+    ``torch.func``.
+    """
+    return _seen(Parts.of(tuple(modules)))
+
+
+def state_with_data(parts: Parts, x: Tensor) -> State | None:
+    """The state of modules together with that of their data. ``None`` if it cannot be seen.
+
+    An inference tensor has no version.
+    """
+    try:
+        return _seen(
+            parts,
+            x._version,
+            x.data_ptr(),
+            x.requires_grad,
+            torch.is_autocast_enabled(x.device.type),
+            torch.get_autocast_dtype(x.device.type),
+            torch.is_inference_mode_enabled(),
+        )
+    except RuntimeError:
+        return None
+
+
+def _seen(parts: Parts, *more: object) -> State | None:
+    if any(module.__dict__.get("_pyro_samples") for module in parts.inner):
+        return None
+    try:
+        return State(parts, *more)
+    except RuntimeError:
+        return None
+
+
+class _Is:
+    """An object that is equal only to itself. It is kept alive, so that no other object gets its id."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Is) and self.thing is other.thing
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _attributes_of(module: nn.Module) -> dict[str, object]:
+    """What a module has besides what every module has: plain values, and all else by identity."""
+    attributes: dict[str, object] = {}
+    for name, value in vars(module).items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        if value is None or isinstance(value, bool | int | float | str):
+            attributes[name] = value
+        elif isinstance(value, Tensor):
+            attributes[name] = _Is(value), value._version
+        else:
+            attributes[name] = _Is(value)
+    return attributes
+
+
+# -- the values of tensors -------------------------------------------------------------------------
+class Contents:
+    """The values that tensors had.
+
+    It keeps a view of each tensor, made once, because hundreds of small calls would take longer than the
+    comparison. The view shows what is in the memory of its tensor now.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        self.places = self._places(tensors)
+        self.strided = [t.detach() for t in tensors if not t.is_contiguous()]
+        for t in tensors:
+            if t.is_contiguous():
+                views.setdefault((t.dtype, t.device), []).append(t.detach().view(-1))
+        self.views = list(views.values())
+        self.values = [t.clone() for t in self._now()]
+
+    def same(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether ``tensors`` lie where those of the beginning lay, and hold what these held."""
+        return self.places == self._places(tensors) and all(map(torch.equal, self.values, self._now()))
+
+    @staticmethod
+    def _places(tensors: Sequence[Tensor]) -> list[object]:
+        # Lists are quicker than one tuple for each tensor.
+        return [[t.data_ptr() for t in tensors], [t.shape for t in tensors], [t.stride() for t in tensors]]
+
+    def _now(self) -> list[Tensor]:
+        return [*(torch.cat(v) if len(v) > 1 else v[0] for v in self.views), *self.strided]
+
+
+_RECENT: weakref.WeakValueDictionary[int, Contents] = weakref.WeakValueDictionary()
+
+
+def contents_of(module: nn.Module, tensors: Sequence[Tensor]) -> Contents:
+    """The contents of ``tensors``, which are those of ``module``.
+
+    All who ask share one copy while the values stay the same, because it takes as much memory as the module.
+    """
+    recent = _RECENT.get(id(module))
+    if recent is None or not recent.same(tensors):
+        recent = _RECENT[id(module)] = Contents(tensors)
+    return recent
