@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data", "walk"]
-
-
-def walk(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """``modules`` and all modules within them. ``Module.modules()`` takes five times as long."""
-    stack: list[nn.Module | None] = list(modules)
-    while stack:
-        module = stack.pop()
-        if module is not None:
-            yield module
-            stack += module._modules.values()
+__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data"]
 
 
 class Parts(NamedTuple):
-    """Modules, all modules within them, and the parameters and buffers of each of the former."""
+    """What modules consist of.
+
+    :ivar inner: all modules within them, themselves included.
+    :ivar foreign: those of ``inner`` that belong neither to this package nor to PyTorch.
+    :ivar tensors: the parameters and buffers of each of ``modules``.
+    """
 
     modules: tuple[nn.Module, ...]
     inner: list[nn.Module]
+    foreign: list[nn.Module]
     tensors: list[list[Tensor]]
 
     @classmethod
     def of(cls, modules: tuple[nn.Module, ...]) -> Parts:
-        """The parts of ``modules``.
-
-        ``Module.parameters()`` also makes names. That would take most of the time that sharing costs.
-        """
-        parts = cls(modules, [], [])
+        """The parts of ``modules``. ``Module.modules()`` and ``parameters()`` take several times as long."""
+        inner: list[nn.Module] = []
+        foreign: list[nn.Module] = []
+        tensors: list[list[Tensor]] = []
         for module in modules:
-            tensors: list[Tensor] = []
-            for part in walk([module]):
-                parts.inner.append(part)
-                if part._parameters:
-                    tensors.extend(t for t in part._parameters.values() if t is not None)
-                if part._buffers:
-                    tensors.extend(t for t in part._buffers.values() if t is not None)
-            parts.tensors.append(tensors)
-        return parts
+            own: list[Tensor | None] = []
+            stack: list[nn.Module | None] = [module]
+            while stack:
+                part = stack.pop()
+                if part is not None:
+                    inner.append(part)
+                    own += part._parameters.values()
+                    own += part._buffers.values()
+                    stack += part._modules.values()
+                    if _is_foreign(type(part)):
+                        foreign.append(part)
+            tensors.append([t for t in own if t is not None])
+        return cls(modules, inner, foreign, tensors)
 
     @property
-    def foreign(self) -> list[nn.Module]:
-        """The modules that belong neither to this package nor to PyTorch."""
-        return [m for m in self.inner if type(m).__module__.partition(".")[0] not in ("pyro_scnf", "torch")]
+    def are_random(self) -> bool:
+        """Whether a parameter is a ``PyroSample``, which has another value at each use."""
+        return any(module.__dict__.get("_pyro_samples") for module in self.foreign)
+
+
+_FOREIGN: dict[type[nn.Module], bool] = {}
+
+
+def _is_foreign(kind: type[nn.Module]) -> bool:
+    """Whether a class belongs to others. A ``PyroModule`` counts as one, whatever it is made from."""
+    known = _FOREIGN.get(kind)
+    if known is None:
+        elsewhere = kind.__module__.partition(".")[0] not in ("pyro_scnf", "torch")
+        known = _FOREIGN[kind] = elsewhere or issubclass(kind, PyroModule)
+    return known
 
 
 class State:
@@ -77,22 +90,27 @@ class State:
         return isinstance(other, State) and self.seen == other.seen
 
 
-def state_of(modules: Sequence[nn.Module]) -> State | None:
-    """The state of modules. ``None`` if it cannot be seen.
+def state_of(parts: Parts, *more: object) -> State | None:
+    """The state of modules, and of ``more``. ``None`` if it cannot be seen.
 
     That is so if a module is random (a ``PyroSample``), or if a tensor lies nowhere because it is inside
     ``torch.func``.
     """
-    return _seen(Parts.of(tuple(modules)))
+    if parts.are_random:
+        return None
+    try:
+        return State(parts, *more)
+    except RuntimeError:
+        return None
 
 
 def state_with_data(parts: Parts, x: Tensor) -> State | None:
-    """The state of modules together with that of their data. ``None`` if it cannot be seen.
+    """The state of modules, of their data and of the modes of computation. ``None`` if it cannot be seen.
 
     An inference tensor has no version.
     """
     try:
-        return _seen(
+        return state_of(
             parts,
             x._version,
             x.data_ptr(),
@@ -101,15 +119,6 @@ def state_with_data(parts: Parts, x: Tensor) -> State | None:
             torch.get_autocast_dtype(x.device.type),
             torch.is_inference_mode_enabled(),
         )
-    except RuntimeError:
-        return None
-
-
-def _seen(parts: Parts, *more: object) -> State | None:
-    if any(module.__dict__.get("_pyro_samples") for module in parts.inner):
-        return None
-    try:
-        return State(parts, *more)
     except RuntimeError:
         return None
 
@@ -153,16 +162,20 @@ class Contents:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         self.places = self._places(tensors)
-        self.strided = [t.detach() for t in tensors if not t.is_contiguous()]
-        for t in tensors:
+        self.strided: list[Tensor] = []
+        for t in map(Tensor.detach, tensors):
+            if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last):
+                t = t.permute(0, 2, 3, 1)  # the order in memory
             if t.is_contiguous():
-                views.setdefault((t.dtype, t.device), []).append(t.detach().view(-1))
+                views.setdefault((t.dtype, t.device), []).append(t.view(-1))
+            else:
+                self.strided.append(t)
         self.views = list(views.values())
         self.values = [t.clone() for t in self._now()]
 
     def same(self, tensors: Sequence[Tensor]) -> bool:
         """Whether ``tensors`` lie where those of the beginning lay, and hold what these held."""
-        return self.places == self._places(tensors) and all(map(torch.equal, self.values, self._now()))
+        return self.places == self._places(tensors) and all(map(_equal, self.values, self._now()))
 
     @staticmethod
     def _places(tensors: Sequence[Tensor]) -> list[object]:
@@ -171,6 +184,13 @@ class Contents:
 
     def _now(self) -> list[Tensor]:
         return [*(torch.cat(v) if len(v) > 1 else v[0] for v in self.views), *self.strided]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one kind hold the same. NumPy compares several times faster than PyTorch."""
+    if a.device.type == "cpu" and a.dtype != torch.bfloat16:  # NumPy has no such numbers
+        return np.array_equal(a.numpy(), b.numpy())
+    return torch.equal(a, b)
 
 
 _RECENT: weakref.WeakValueDictionary[int, Contents] = weakref.WeakValueDictionary()

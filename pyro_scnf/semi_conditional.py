@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_finite
 from pyro_scnf._shapes import check_event
-from pyro_scnf._state import State, state_of, walk
+from pyro_scnf._state import Parts, State, state_of
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
 from pyro_scnf.given_label import GivenLabel
@@ -121,7 +121,7 @@ class SemiConditionalFlow(nn.Module):
         :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
             a ``PyroSample``.
         """
-        if any(module.__dict__.get("_pyro_samples") for module in walk([self.transform])):
+        if Parts.of((self.transform,)).are_random:
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
@@ -262,9 +262,8 @@ class SemiConditionalFlow(nn.Module):
         ``None`` if the prior is a ``PyroModule``. Its parameters may be random, or an effect handler may
         replace them.
         """
-        if any(isinstance(module, PyroModule) for module in walk([self.prior])):
-            return None
-        return state_of([self.prior])
+        parts = Parts.of((self.prior,))
+        return None if any(isinstance(module, PyroModule) for module in parts.foreign) else state_of(parts)
 
     def class_log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""
