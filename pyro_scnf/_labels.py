@@ -12,8 +12,8 @@ from pyro_scnf._checks import LOG_ZERO, validating
 
 __all__ = ["check_label_log_prior", "log_certainty"]
 
-TOLERANCE = 1e-3
-"""How far the logarithm of the sum of a row's probabilities may be from 0."""
+TOLERANCE = 1e-3, 0.05
+"""How far the logarithm of the sum of a row's probabilities may be from 0, in full and in half precision."""
 
 
 def log_certainty(y: Tensor, num_classes: int, like: Tensor) -> Tensor:
@@ -41,9 +41,11 @@ def check_label_log_prior(
     if validating() and label_log_prior.numel():
         totals = label_log_prior.logsumexp(-1).flatten()
         worst = int((totals.abs().nan_to_num(nan=torch.inf)).argmax())
-        if not totals[worst].abs() <= TOLERANCE:
+        half = torch.finfo(label_log_prior.dtype).bits < 32
+        if not totals[worst].abs() <= TOLERANCE[half]:
             raise ValueError(
                 f"{given} is not normalised: the probabilities of row {worst} add up to "
-                f"{float(totals[worst].exp()):.4g}, expected 1; give logits.log_softmax(-1)"
+                f"{float(totals[worst].exp()):.4g}, expected 1; give logits.log_softmax(-1), and log p(y) in "
+                "a row of which nothing is known"
             )
-    return label_log_prior.to(like).clamp(min=LOG_ZERO)
+    return label_log_prior.to(like).clamp(min=max(LOG_ZERO, torch.finfo(like.dtype).min))

@@ -102,6 +102,8 @@ def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., 
     """The class or function at the import path ``path``."""
     module, _, name = path.rpartition(".")
     expected = f"expected one of {', '.join(map(repr, known))} or the import path of a class"
+    if not module:
+        raise ValueError(f"{kind}={path!r}: {expected}")
     try:
         factory: Callable[..., T] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:

@@ -78,7 +78,7 @@ class Objective(nn.Module):
         )
         with evaluation(watch=not own):
             if self.terms:  # before the model runs, so that it finds the class tables
-                step = score_step(_checked(self.model), self.terms, Arguments(*args, **kwargs), extra)
+                step = score_step(_checked(self.model), self.terms, Arguments.of(args, kwargs), extra)
             traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
         # significant bits are too few for a log-likelihood.
@@ -173,7 +173,7 @@ class _WithTerms(nn.Module):
         if not self.terms or (not args and kwargs.get("x") is None):
             return self.model(*args, **kwargs)  # there is nothing to weigh, or it draws data
         with carried():
-            step = score_step(self.model, self.terms, Arguments(*args, **kwargs), extra)
+            step = score_step(self.model, self.terms, Arguments.of(args, kwargs), extra)
             # Add the factors before labels are sampled. Pyro warns of a later factor that lies in no plate.
             for name, value in weighted(self.terms, step).items():
                 training_term(name, -value)

@@ -190,7 +190,7 @@ def test_pairs_have_no_weights():
     _, model, batch = problem()
     weights = torch.ones(6, dtype=F64)
     loss = scnf.elbo(model, scnf.EMGuide(model), "agreement")
-    with pytest.raises(ValueError, match="weights of single rows do not go with training terms that look at"):
+    with pytest.raises(ValueError, match="rows that the training terms agreement see"):
         loss(*batch, pairs=torch.tensor([[4, 5]]), weights=weights)
     # Terms of the labelled rows alone do not look at the rows that have weights.
     both = scnf.elbo(model, scnf.EMGuide(model), "classification")

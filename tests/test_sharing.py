@@ -543,3 +543,100 @@ def test_labels_of_every_shape_pick_from_a_table(shape, batch, dtype):
                 for value in (d.log_prob(x), d.expand(out).log_prob(x)):
                     assert value.shape == expected.shape
                     assert relative(value, expected) < 1e-12
+
+
+class MovingPrior(scnf.priors.ClassConditionalPrior):
+    """Its means are what a user puts there: an attribute that is no parameter, or one of Pyro's store."""
+
+    def __init__(self, event_shape, num_classes, stored=False):
+        super().__init__(event_shape, num_classes)
+        self.means, self.stored = torch.zeros(num_classes, *event_shape), stored
+
+    def condition(self, y, temperature=1.0):
+        means = pyro.param("means", lambda: self.means) if self.stored else self.means
+        return dist.Normal(means[y], temperature).to_event(1)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_prior_whose_state_is_nowhere_registered(stored):
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), width=6), MovingPrior((2,), 3, stored), 3)
+    flow.requires_grad_(False)
+    x, labels = torch.randn(4, 2), torch.arange(3)[:, None]
+    with torch.no_grad(), scnf.share_encoding():
+        for _ in range(5):
+            means = torch.randn(3, 2)
+            if stored:
+                pyro.get_param_store()["means"] = means
+            flow.prior.means = means
+            inside = flow.condition(labels).log_prob(x), flow.log_prob(x)
+            outside = flow.condition(labels).log_prob(x.clone()), flow.log_prob(x.clone())
+            assert torch.equal(inside[0], outside[0])
+            assert torch.equal(inside[1], outside[1])
+
+
+def test_a_distribution_scores_with_the_prior_for_which_it_was_made():
+    flow = toy_flow("flowgmm")  # its means are buffers
+    x, labels = torch.randn(4, 2), torch.arange(3)[:, None]
+    with torch.no_grad(), scnf.share_encoding():
+        made, expected = [], []
+        for _ in range(3):
+            flow.prior.loc = torch.randn(3, 2)
+            made.append(flow.condition(labels))
+            expected.append(flow.condition(labels).log_prob(x.clone()))
+        for d, value in zip(made, expected, strict=True):
+            assert relative(d.log_prob(x), value) < 1e-5
+
+
+def test_temperatures_have_no_table():
+    flow, x = toy_flow("flow"), torch.randn(4, 2)
+    for y in (torch.arange(3)[:, None], torch.tensor([0, 2, 1, 1])):
+        expected = flow.condition(y, 0.5).log_prob(x)
+        with torch.no_grad(), scnf.share_encoding():
+            flow.class_log_prob(x)
+            assert relative(flow.condition(y, 0.5).log_prob(x), expected) < 1e-5
+
+
+def test_a_guide_of_ones_own_that_writes_to_parameters_is_noticed():
+    """An averaged teacher is often swapped in by ``param.data.copy_``, which PyTorch does not count."""
+    flow, x = toy_flow("gmm"), torch.randn(5, 2)
+    teacher = [p.detach() + 0.3 for p in flow.parameters()]
+
+    def swap():
+        for i, p in enumerate(flow.parameters()):
+            mine = p.detach().clone()
+            p.data.copy_(teacher[i])
+            teacher[i] = mine
+
+    def guide(x):
+        swap()
+        logits = flow.posterior(x).logits.detach()
+        swap()
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+
+    model = scnf.SemiSupervisedModel(flow)
+    pyros = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    expected = pyros.differentiable_loss(model, guide, x)
+    assert relative(scnf.elbo(model, guide)(x), expected) < 1e-5
+
+
+def test_strided_data_and_parameters_are_compared():
+    flow = toy_flow("gmm")
+    for x in (torch.randn(2, 4).t(), torch.randn(4, 4)[:, ::2]):
+        with torch.no_grad(), scnf.share_encoding():
+            flow.log_prob(x)
+            x.data.mul_(2)
+            assert torch.equal(flow.log_prob(x), flow.log_prob(x.clone()))
+            weight = next(p for p in flow.parameters() if p.dim() == 2)
+            weight.data = weight.data.t().contiguous().t()
+            flow.log_prob(x)
+            weight.data.add_(0.5)
+            assert torch.equal(flow.log_prob(x), flow.log_prob(x.clone()))
+
+
+def test_a_value_with_a_graph_has_none_without_gradients():
+    flow, x = toy_flow("gmm"), torch.randn(4, 2)
+    with scnf.share_encoding():
+        assert flow.encode(x)[1].requires_grad
+        with torch.no_grad():
+            assert not flow.encode(x)[1].requires_grad

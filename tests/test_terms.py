@@ -460,10 +460,11 @@ def test_weights_of_rows_go_only_with_terms_of_other_rows():
     log_p = (table(model.flow, x) + model.class_probs.log_probs).log_softmax(-1)
     same(model, loss, plain - 2 * log_p[torch.arange(LABELLED), y].sum())
     for terms in ("balance", ["classification", "balance"]):
-        with pytest.raises(ValueError, match="weights: they are for rows that the training terms .*balance see"):
+        with pytest.raises(ValueError, match="rows that the training terms balance see"):
             scnf.elbo(model, guide, terms)(x, y, u, weights=weights)
-    with pytest.raises(ValueError, match="weights: they are for rows that the training terms .*balance see"):
+    with pytest.raises(ValueError, match="rows that the training terms classification see"):
         scnf.elbo(model, guide, "classification")(x, y, weights=torch.ones(LABELLED, dtype=F64))
+    assert scnf.elbo(model, guide, "balance:weight=0")(x, y, u, weights=weights).isfinite()
 
 
 def test_a_random_prior_has_no_tables():
@@ -722,3 +723,63 @@ def test_priors_of_every_kind_give_tables():
         step = hand_step(model, y, x, u, {"view": view}, 1.0, 1.0)
         assert relative(step.labelled.log_prior, log_probs) < 1e-12
         same(model, loss, nll_by_hand(step) + sum(term.weight * by_hand(term, step) for term in terms))
+
+
+# -- what a review found -------------------------------------------------------
+def test_a_view_that_is_no_other_view():
+    model, (x, y, u), _ = problem(Consistency())
+    for kind in ("likelihood", "probabilities"):
+        with pytest.raises(ValueError, match="view: it holds the unlabelled rows unchanged"):
+            scnf.elbo(model, terms=Consistency(kind=kind))(x, y, u, view=u.clone())
+    with pytest.raises(ValueError, match="view: it perturbs the unlabelled rows, and there are none"):
+        scnf.elbo(model, terms="consistency:start=0")(x, y, view=x + 0.1)
+
+
+@dataclass(frozen=True)
+class Returns(TrainingTerm):
+    kind: str = "rows"
+    needs = frozenset({"unlabelled"})
+
+    def nats(self, step):
+        return {"rows": step.unlabelled.common, "float": 1.0}[self.kind]
+
+
+def test_nats_that_are_no_scalar_are_named():
+    model, batch, _ = problem(Balance())
+    with pytest.raises(ValueError, match=r"nats of returns returns a \(6,\), expected a scalar tensor"):
+        scnf.elbo(model, terms=Returns())(*batch)
+    with pytest.raises(ValueError, match="nats of returns returns a float, expected a scalar tensor"):
+        scnf.elbo(model, terms=Returns(kind="float"))(*batch)
+
+
+def test_the_terms_of_a_loss_can_be_given_to_another():
+    model, batch, _ = problem(Balance())
+    loss = scnf.elbo(model, terms=["classification", "balance", "classification:weight=2"])
+    again = scnf.elbo(model, terms=loss.terms)
+    assert list(again.terms.items()) == list(loss.terms.items())
+    assert torch.equal(again(*batch), loss(*batch))
+    assert scnf.make_terms({}) == {}
+
+
+def test_a_model_of_ones_own_may_have_more_arguments_and_another_score():
+    class Own(scnf.SemiSupervisedModel):
+        def forward(self, *args, shift=0.0, **kwargs):
+            pyro.factor("shift", torch.as_tensor(shift, dtype=F64))
+            return super().forward(*args, **kwargs)
+
+        def score(self, x, **options):
+            rows = super().score(x, **options)
+            return replace(rows, given=2 * rows.given)
+
+    model, (x, y, u), _ = problem(Balance())
+    own = Own(model.flow)
+    plain = scnf.elbo(scnf.SemiSupervisedModel(model.flow))(x, y, u)
+    value = scnf.elbo(own, terms="classification")(x, y, u, shift=3.0)
+    log_p = (2 * table(model.flow, x) + own.class_probs.log_probs).log_softmax(-1)
+    assert relative(value, plain - 3.0 - log_p[torch.arange(LABELLED), y].sum()) < 1e-10
+
+
+def test_a_model_with_terms_has_its_parameters():
+    model, _, _ = problem(Balance())
+    own = list(scnf.elbo(scnf.with_terms(model, "balance")).parameters())
+    assert {id(p) for p in own} == {id(p) for p in model.parameters()}

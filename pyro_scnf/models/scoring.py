@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import get_args
 
+import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_finite
+from pyro_scnf._checks import UNLABELLED, check_finite, validating
 from pyro_scnf._shapes import check_event
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_at
@@ -37,7 +38,12 @@ class Arguments:
     _: KW_ONLY
     weights: Tensor | None = None
     label_log_prior: Tensor | None = None
-    n: object = None  # for drawing, where nothing is observed
+
+    @classmethod
+    def of(cls, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Arguments:
+        """Those arguments of a call that every model has. A model of a user's own may have others."""
+        known = {field.name for field in fields(cls)}
+        return cls(*args[:3], **{name: value for name, value in kwargs.items() if name in known})
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,22 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.x) if self.mask is None else int(self.mask.sum())
 
+    @property
+    def picked_x(self) -> Tensor:
+        """The data of these rows alone."""
+        return self.x if self.mask is None else self.x[self.mask]
+
     def only(self, mask: Tensor) -> _Rows:
         """Those that ``mask`` picks."""
         evidence = None if self.evidence is None else self.evidence[mask]
         return replace(self, mask=mask, evidence=evidence)
 
-    def scored(self, given: Tensor, common: Tensor, log_class_probs: Tensor) -> Scored:
-        """These rows, with the scores of all rows of ``x``."""
-        log_prior = log_class_probs if self.evidence is None else self.evidence
+    def score(self, model: SemiSupervisedModel) -> Scored:
+        """These rows under every label."""
+        rows = model.score(self.x, scale=self.scale)
         if self.mask is not None:
-            given, common = given[self.mask], common[self.mask]
-        return Scored(common, given, log_prior, self.scale, log_class_probs)
+            rows = replace(rows, common=rows.common[self.mask], given=rows.given[self.mask])
+        return rows if self.evidence is None else replace(rows, log_prior=self.evidence)
 
 
 def score_step(
@@ -105,6 +116,11 @@ def score_step(
         if len(view) != len(unlabelled):
             raise ValueError(
                 f"view: {len(view)} rows, expected one for each of {len(unlabelled)} unlabelled rows"
+            )
+        if validating() and torch.equal(extra.view, unlabelled.picked_x):
+            raise ValueError(
+                "view: it holds the unlabelled rows unchanged, expected rows perturbed at random; fit needs an "
+                "augment that changes rows"
             )
     rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
     given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
@@ -152,9 +168,9 @@ def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, _
     all_rows = {id(x): x for x in (batch.x, batch.x_unlabelled) if x is not None} | tables
     if len(all_rows) > 1:
         model.flow.encode_together(*all_rows.values())
-    scores = dict(zip(tables, model.flow.scores(*tables.values()), strict=True))
-    log_class_probs = model.class_probs.log_probs
-    return {part: rows.scored(*scores[id(rows.x)], log_class_probs) for part, rows in wanted.items()}
+    if len(tables) > 1:
+        model.flow.scores(*tables.values())
+    return {part: rows.score(model) for part, rows in wanted.items()}
 
 
 # -- checks ----------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ Terms = TermSpec | Iterable[TermSpec] | None
 def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     """The training terms that ``specs`` names, by the names that logs and ``loss.parts`` use.
 
-    :param specs: one term or several (``None``, or an empty list, for no term). A term is one of
+    :param specs: one term or several (``None``, or an empty list, for no term), or the ``terms`` of a loss. A
+        term is one of
 
         * a word of :data:`TERMS`, with options: ``"agreement:weight=300,purity=0.98"``;
         * the import path of your own class, ``"my_package.my_module.MyTerm:weight=2"``;
@@ -54,7 +55,10 @@ def make_terms(specs: Terms) -> dict[str, TrainingTerm]:
     """
     if specs is None:
         specs = ()
-    if isinstance(specs, str | Mapping) or callable(specs):
+    if isinstance(specs, Mapping):
+        of_a_loss = [value for value in specs.values() if isinstance(value, TrainingTerm)]
+        specs = of_a_loss if len(of_a_loss) == len(specs) else [specs]
+    if isinstance(specs, str) or callable(specs):
         specs = [specs]
     if not isinstance(specs, Iterable):
         raise ValueError(f"terms={specs!r}: expected one term or several, such as ['balance:weight=2']")
@@ -80,8 +84,16 @@ def needs_at(terms: Mapping[str, TrainingTerm], progress: float) -> frozenset[Pa
 
 
 def weighted(terms: Mapping[str, TrainingTerm], step: Step) -> dict[str, Tensor]:
-    """Each term times its weight at this step. Terms of weight 0 are left out."""
-    return {name: term(step) for name, term in active(terms, step.progress).items()}
+    """Each term times its weight at this step. Terms of weight 0 are left out.
+
+    :raises ValueError: if the ``nats`` of a term is no scalar.
+    """
+    values = {name: term(step) for name, term in active(terms, step.progress).items()}
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.dim():
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"terms: nats of {name} returns a {got}, expected a scalar tensor")
+    return values
 
 
 def _make_term(spec: TermSpec) -> TrainingTerm:

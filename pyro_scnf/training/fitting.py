@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -234,11 +234,25 @@ def _check_terms(
         "view": unlabelled and augment is not None,
         "evidence": data.label_log_prior is not None,
     }
+    for name, term in terms.items():
+        _check_comparable(name, term)
     check_needs({name: term for name, term in terms.items() if term.weight > 0}, given)
     if data.neighbours is not None and not any("pairs" in term.needs for term in terms.values()):
         raise ValueError(
             "data: its neighbours are linked, but no training term uses pairs; add a term such as "
             "'agreement:weight=10', or give replace(data, neighbours=None)"
+        )
+
+
+def _check_comparable(name: str, term: TrainingTerm) -> None:
+    """Raise if the ``repr`` of a term does not tell its options, since a resumed run compares them by it."""
+    known = {"needs", "detached", *(field.name for field in fields(term))}
+    unseen = sorted(set(vars(term)) - known)
+    if unseen or " at 0x" in repr(term):
+        what = f"the attribute {', '.join(unseen)}" if unseen else "a field that is no plain value"
+        raise ValueError(
+            f"terms: {name} has {what}, which a resumed run cannot compare; expected a "
+            "@dataclass(frozen=True) whose options are fields of numbers and strings"
         )
 
 
