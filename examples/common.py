@@ -62,8 +62,7 @@ def train(
         preset = replace(preset, terms=args.terms)
     if preset.uses_pairs and data.neighbours is None:
         data = link_neighbours(data, preset.neighbours)
-    loss, size = scnf.elbo(model), min(preset.batch_size, 128)
-    x = data.x[:size]
+    loss, x = scnf.elbo(model), data.x[: min(preset.batch_size, 128)]
 
     def step() -> None:
         loss(preset.augment.prepare(x).to(args.device)).backward()

@@ -614,3 +614,34 @@ def test_plain_svi_trains_the_same_model(data, guide):
         batch = batches[step]
         svi.step(batch.x, batch.y, batch.x_unlabelled, progress=step / 40)
     assert nll(model, data.x_val) < before - 0.1
+
+
+@pytest.mark.parametrize("wrong", ["batch size", "evidence"])
+def test_wrong_options_leave_the_files_of_an_earlier_run(wrong, tmp_path):
+    data = make_data()
+    options = {"steps": 2, "progress": False, "out": tmp_path}
+    fit(make_model(data), data, **options)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    if wrong == "batch size":
+        options["batch_size"] = 0
+    else:
+        data = replace(data, label_log_prior=torch.zeros(len(data.x), 2))
+    with pytest.raises(ValueError, match=r"batch_size=0|label_log_prior is not normalised"):
+        fit(make_model(data), data, **options)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_terms_that_a_resumed_run_could_not_compare():
+    class Hidden(scnf.terms.TrainingTerm):
+        def __init__(self, margin):
+            super().__init__()
+            object.__setattr__(self, "margin", margin)
+
+    @dataclass(frozen=True)
+    class Callback(scnf.terms.TrainingTerm):
+        function: Callable = torch.nn.Identity().forward
+
+    data = make_data()
+    for term, what in ((Hidden(1.0), "the attribute margin"), (Callback(), "a field that is no plain value")):
+        with pytest.raises(ValueError, match=f"terms: {term.name} has {what}, which a resumed run cannot"):
+            fit(make_model(data), data, terms=term, steps=1, progress=False)

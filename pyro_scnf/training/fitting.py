@@ -131,9 +131,9 @@ def fit(
     _check_options(data, patience, minutes, log, out)
     named = make_terms(terms)
     _check_terms(named, data, augment)
+    _check_launch(data, machine, out)
     # Find wrong sizes and wrong evidence here, before the files of an earlier run are removed.
     StepBatches(data, batch_size, labelled_batch_size, world_size=machine.processes)
-    _check_launch(data, machine, out)
     started, home = time.perf_counter(), reference_tensor(model).device
     task = SemiSupervisedTask(
         model,
