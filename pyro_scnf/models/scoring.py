@@ -119,8 +119,8 @@ def score_step(
             )
         if validating() and torch.equal(extra.view, unlabelled.picked_x):
             raise ValueError(
-                "view: it holds the unlabelled rows unchanged, expected rows perturbed at random; fit needs an "
-                "augment that changes rows"
+                "view: it holds the unlabelled rows unchanged, expected rows perturbed at random; in fit, "
+                "augment has to change rows"
             )
     rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
     given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
