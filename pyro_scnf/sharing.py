@@ -129,8 +129,8 @@ def share_encoding() -> Iterator[None]:
     r"""Within this block, :math:`f_w` encodes each data tensor once, however often its encoding is needed.
 
     Use it for a guide and a model that need the same encoding (EM-SGD), and for many evaluations with a
-    frozen flow (NUTS over the rest of a model). If the prior is frozen too, the block also keeps the class
-    table :math:`\log p(z_f \mid y = k)`.
+    frozen flow (NUTS over the rest of a model). If the prior is frozen too, and one of this package, the block
+    also keeps the class table :math:`\log p(z_f \mid y = k)`.
 
     A value is used again only for the *same tensor object*, with unchanged values and unchanged parameters,
     under the same gradient, training and autocast mode. After an optimiser step a tensor is therefore encoded
@@ -138,8 +138,9 @@ def share_encoding() -> Iterator[None]:
     some of Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters
     and of the data, and compares them at each use.
 
-    :func:`pyro_scnf.elbo` opens a block by itself at each call, unless one is open. No optimiser runs within
-    that block. It therefore holds no copy, and notices only the changes that PyTorch counts.
+    :func:`pyro_scnf.elbo` opens a block by itself at each call, unless one is open. If model and guide are of
+    this package, nothing writes to parameters within that block. It then holds no copy, and notices only the
+    changes that PyTorch counts.
 
     The block holds at most 32 values and their graphs. It drops a value when its data tensor is gone, and all
     of them at its end. As with any shared graph, call ``backward`` once per block, or keep the flow frozen.
