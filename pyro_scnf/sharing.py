@@ -129,8 +129,8 @@ def share_encoding() -> Iterator[None]:
     r"""Within this block, :math:`f_w` encodes each data tensor once, however often its encoding is needed.
 
     Use it for a guide and a model that need the same encoding (EM-SGD), and for many evaluations with a
-    frozen flow (NUTS over the rest of a model). If the prior is frozen too, and one of this package, the block
-    also keeps the class table :math:`\log p(z_f \mid y = k)`.
+    frozen flow (NUTS over the rest of a model). If the prior is frozen too, and one of this package, the
+    block also keeps the class table :math:`\log p(z_f \mid y = k)`.
 
     A value is used again only for the *same tensor object*, with unchanged values and unchanged parameters,
     under the same gradient, training and autocast mode. After an optimiser step a tensor is therefore encoded
