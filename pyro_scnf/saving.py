@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_scnf._files import replacing
 from pyro_scnf._spec import as_plain, describe
+from pyro_scnf._state import Parts
 from pyro_scnf.flows import FLOWS
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.nn import NETS
@@ -56,7 +57,7 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
     """
     if type(model) is not SemiSupervisedModel:
         raise ValueError(f"model: expected a SemiSupervisedModel itself, got a {type(model).__name__}")
-    if any(getattr(module, "_pyro_samples", None) for module in model.modules()):
+    if Parts.of((model,)).are_random:
         raise ValueError("model: a parameter is a PyroSample, for which a file has no values")
     flow = model.flow
     description: _Description = {

@@ -154,21 +154,6 @@ def test_pairs_cost_no_pass_of_the_flow_and_leave_the_generative_model_alone():
     assert relative(joint[0], flow.class_log_prob(batch[2]) - math.log(3)) < 1e-10
 
 
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        (torch.zeros(3, dtype=torch.long), r"pairs has shape \(3,\)"),
-        (torch.zeros(3, 2), "dtype torch.float32"),
-        (torch.tensor([[0, 10]]), r"pairs holds 0..10, expected rows 0..9"),
-        (torch.tensor([[-1, 2]]), r"pairs holds -1..2"),
-    ],
-)
-def test_pairs_that_are_none(pairs, message):
-    _, model, batch = problem()
-    with pytest.raises(ValueError, match=message):
-        scnf.elbo(model, terms="agreement")(*batch, pairs=pairs)
-
-
 def test_pairs_without_a_term_and_a_term_without_pairs():
     _, model, batch = problem()
     pairs = torch.tensor([[4, 5]])
@@ -177,13 +162,6 @@ def test_pairs_without_a_term_and_a_term_without_pairs():
             scnf.elbo(model, terms=terms)(*batch, pairs=pairs)
     with pytest.raises(ValueError, match="terms: agreement needs pairs of rows: give pairs, or link_neigh"):
         scnf.elbo(model, terms="agreement")(*batch)
-
-
-@pytest.mark.parametrize("progress", [1.5, -0.1, math.nan])
-def test_progress_is_a_share(progress):
-    _, model, batch = problem()
-    with pytest.raises(ValueError, match=f"progress={progress}: expected a share of training"):
-        scnf.elbo(model, terms="balance")(*batch, progress=progress)
 
 
 def test_pairs_have_no_weights():

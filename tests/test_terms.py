@@ -30,8 +30,9 @@ from pyro_scnf.terms import (
     Scored,
     Step,
     TrainingTerm,
+    active,
     make_terms,
-    needs_at,
+    needs_of,
     weighted,
 )
 from pyro_scnf.testing import TERM_CHECKS
@@ -308,8 +309,8 @@ def test_terms_of_weight_zero_need_nothing():
     term = Consistency(2.0, start=0.0)
     model, (x, y, u), extra = problem(term)
     objective = scnf.elbo(model, terms=term)
-    assert needs_at(objective.terms, 0.0) == frozenset()
-    assert needs_at(objective.terms, 0.5) == term.needs
+    assert needs_of(active(objective.terms, 0.0)) == frozenset()
+    assert needs_of(active(objective.terms, 0.5)) == term.needs
     with counting(model.flow.transform, "inverse_and_ladj") as passes:
         assert torch.equal(objective(x, y, u), scnf.elbo(model)(x, y, u))
         assert list(objective.parts) == ["nll"]

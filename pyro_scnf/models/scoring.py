@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED, check_finite, validating
 from pyro_scnf._shapes import check_event
+from pyro_scnf._state import Parts
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
-from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_at
+from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_of
 from pyro_scnf.terms.base import as_number
 
-__all__ = ["HINTS", "Arguments", "ForTerms", "check_needs", "check_used", "score_step"]
+__all__ = ["Arguments", "ForTerms", "check_needs", "check_used", "score_step"]
 
 HINTS: dict[Part, str] = {
     "y": "labels: give x and y",
@@ -124,8 +125,9 @@ def score_step(
             )
     rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
     given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
-    check_needs(active(terms, extra.progress), given)
-    needs = needs_at(terms, extra.progress)
+    current = active(terms, extra.progress)
+    check_needs(current, given)
+    needs = needs_of(current)
     wanted = {part: some for part, some in rows.items() if some is not None and part in needs}
     scored = _score(model, batch, wanted)
     return Step(
@@ -180,7 +182,7 @@ def _check_batch(
     """Raise for arguments that no term uses, or that do not go with the terms."""
     if batch.x is None:
         raise ValueError(f"terms: {', '.join(terms)}: nothing is observed, expected x")
-    if any(getattr(module, "_pyro_samples", None) for module in model.flow.prior.modules()):
+    if Parts.of((model.flow.prior,)).are_random:
         raise ValueError(f"terms: {', '.join(terms)}: the prior has a PyroSample, expected plain parameters")
     if extra.pairs is not None and batch.x_unlabelled is None:
         raise ValueError("pairs are for (x, y, x_unlabelled): they number the rows of both batches")
@@ -201,7 +203,7 @@ def _check_batch(
 
 def check_used(terms: Mapping[str, TrainingTerm], extra: ForTerms) -> None:
     """Raise if there are pairs or a view, and no term that uses them."""
-    needs = {part for term in terms.values() for part in term.needs}
+    needs = needs_of(terms)
     for part, given in (("pairs", extra.pairs), ("view", extra.view)):
         if given is not None and part not in needs:
             names = ", ".join(terms) or "none at all"

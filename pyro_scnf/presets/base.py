@@ -15,7 +15,7 @@ from pyro_scnf.datasets.augment import Augment
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
-from pyro_scnf.terms import Terms, make_terms
+from pyro_scnf.terms import Terms, make_terms, needs_of
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Preset:
     @property
     def uses_pairs(self) -> bool:
         """Whether a term uses pairs of neighbours, so that the data need links."""
-        return any("pairs" in term.needs for term in make_terms(self.terms).values())
+        return "pairs" in needs_of(make_terms(self.terms))
 
     def make_model(
         self,

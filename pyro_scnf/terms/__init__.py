@@ -9,7 +9,7 @@ from pyro_scnf.terms.balance import Balance, imbalance
 from pyro_scnf.terms.base import Part, Scored, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification, cross_entropy
 from pyro_scnf.terms.consistency import Consistency, label_disagreement
-from pyro_scnf.terms.spec import TERMS, Terms, TermSpec, active, make_terms, needs_at, weighted
+from pyro_scnf.terms.spec import TERMS, Terms, TermSpec, active, make_terms, needs_of, weighted
 
 __all__ = [
     "TERMS",
@@ -29,6 +29,6 @@ __all__ = [
     "label_disagreement",
     "log_agreement",
     "make_terms",
-    "needs_at",
+    "needs_of",
     "weighted",
 ]

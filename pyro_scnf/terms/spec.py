@@ -13,7 +13,7 @@ from pyro_scnf.terms.base import Part, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification
 from pyro_scnf.terms.consistency import Consistency
 
-__all__ = ["TERMS", "TermSpec", "Terms", "active", "make_terms", "needs_at", "weighted"]
+__all__ = ["TERMS", "TermSpec", "Terms", "active", "make_terms", "needs_of", "weighted"]
 
 TERMS: dict[str, Callable[..., TrainingTerm]] = {
     "agreement": Agreement,
@@ -78,9 +78,9 @@ def active(terms: Mapping[str, TrainingTerm], progress: float) -> dict[str, Trai
     return {name: term for name, term in terms.items() if term.weight_at(progress) > 0}
 
 
-def needs_at(terms: Mapping[str, TrainingTerm], progress: float) -> frozenset[Part]:
-    """The parts of a step that ``terms`` need when the share ``progress`` of training is done."""
-    return frozenset().union(*(term.needs for term in active(terms, progress).values()))
+def needs_of(terms: Mapping[str, TrainingTerm]) -> frozenset[Part]:
+    """The parts of a step that ``terms`` need."""
+    return frozenset().union(*(term.needs for term in terms.values()))
 
 
 def weighted(terms: Mapping[str, TrainingTerm], step: Step) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.models.scoring import check_needs
-from pyro_scnf.terms import Part, Terms, TrainingTerm, make_terms
+from pyro_scnf.terms import Part, Terms, TrainingTerm, make_terms, needs_of
 from pyro_scnf.training.batches import StepBatches, fingerprint
 from pyro_scnf.training.checkpoint import Checkpoints
 from pyro_scnf.training.loaders import Loaders
@@ -237,7 +237,7 @@ def _check_terms(
     for name, term in terms.items():
         _check_comparable(name, term)
     check_needs({name: term for name, term in terms.items() if term.weight > 0}, given)
-    if data.neighbours is not None and not any("pairs" in term.needs for term in terms.values()):
+    if data.neighbours is not None and "pairs" not in needs_of(terms):
         raise ValueError(
             "data: its neighbours are linked, but no training term uses pairs; add a term such as "
             "'agreement:weight=10', or give replace(data, neighbours=None)"

@@ -16,7 +16,7 @@ from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import SemiSupervisedModel, make_guide, update_after_step
 from pyro_scnf.objective import elbo
-from pyro_scnf.terms import Terms, needs_at
+from pyro_scnf.terms import Terms, active, needs_of
 from pyro_scnf.training.batches import Batch, derive_seed
 from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_finite
 from pyro_scnf.training.options import Optimisation, differences, plain
@@ -99,7 +99,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
         options = {"pairs": batch.pairs, "label_log_prior": batch.label_log_prior}
-        if batch.x_unlabelled is not None and "view" in needs_at(objective.terms, progress):
+        if batch.x_unlabelled is not None and "view" in needs_of(active(objective.terms, progress)):
             options["view"] = self.augment(batch.x_unlabelled)
         given = {name: value for name, value in options.items() if value is not None}
         try:
