@@ -1,23 +1,33 @@
-"""Checks of the labels, contexts and data that a user passes in."""
+"""Checks of the data, labels and contexts that a user passes in.
+
+One rule holds for all of them. Layers, flows, models and losses take tensors: data as floating tensors of the
+model's dtype, labels as integers. Anything else raises an error that tells how to convert it. Data sets
+(:mod:`pyro_scnf.datasets`) convert arrays, data frames and lists themselves.
+"""
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch._C import _functorch as functorch  # PyTorch has no public way to recognise its wrapped tensors
+from torch.distributions import Distribution, constraints
+
+from pyro_scnf._shapes import check_event, check_tensor
 
 __all__ = [
     "LOG_ZERO",
     "UNLABELLED",
-    "check_at_least",
     "check_context",
+    "check_data",
     "check_finite",
     "check_labels",
     "check_row_labels",
-    "check_temperature",
+    "check_simplex",
     "validating",
+    "validation_kept",
 ]
 
 
@@ -29,29 +39,106 @@ LOG_ZERO = -1e30
 minus infinity is NaN."""
 
 
-def validating() -> bool:
-    """Whether to run the checks that read tensor values, as set by ``pyro.enable_validation``."""
-    return bool(Distribution._validate_args)
+def validating(*values: Tensor) -> bool:
+    """Whether to run checks that read ``values``.
+
+    ``pyro.enable_validation`` switches them on and off. They step aside where nobody can read values: inside
+    ``torch.func``, ``torch.compile`` and on the meta device.
+    """
+    if not Distribution._validate_args or torch.compiler.is_compiling():
+        return False
+    return not any(functorch.is_functorch_wrapped_tensor(value) or value.is_meta for value in values)
 
 
+@contextmanager
+def validation_kept() -> Iterator[None]:
+    """Leave the validation of distributions as it is. ``torch.compile`` switches it off for the process."""
+    before = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+# -- data ------------------------------------------------------------------------------------------
 def check_finite(x: Tensor, name: str, owner: str) -> None:
-    """Raise if ``x`` holds NaN or infinity."""
-    if validating() and not torch.isfinite(x).all():
+    """Raise if ``x`` is no tensor, or holds NaN or infinity."""
+    check_tensor(x, name, owner)
+    if validating(x) and not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{owner}: {name} holds {bad} NaN or infinite values, expected finite ones")
 
 
+def check_data(
+    x: Tensor,
+    event_shape: torch.Size,
+    like: Tensor | None,
+    support: constraints.Constraint,
+    owner: str,
+    name: str = "x",
+) -> Tensor:
+    """Raise unless ``x`` holds data inside their support. Return them in the dtype of ``like``.
+
+    A lower precision than that of ``like`` is converted, because that loses nothing.
+
+    :param like: a parameter of the module that takes the data, if it has any.
+    :param support: where the data may lie. Only intervals are checked.
+    """
+    check_event(x, event_shape, name, owner)
+    dtype = torch.float32 if like is None else like.dtype
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{owner}: {name} has dtype {x.dtype}, expected floating numbers. If these are counts or grey "
+            f"levels, spread them with pyro_scnf.transforms.dequantize(x, bins), since integers have no "
+            f"density; if they are measurements, give {name}.to({dtype})"
+        )
+    if like is not None:
+        if torch.promote_types(x.dtype, dtype) != dtype:
+            raise ValueError(
+                f"{owner}: {name} has dtype {x.dtype} and the parameters {dtype}; give {name}.to({dtype}), "
+                f"or convert the model with .to({x.dtype})"
+            )
+        if x.device != like.device:
+            raise ValueError(
+                f"{owner}: {name} is on {x.device} and the parameters on {like.device}; give "
+                f"{name}.to({str(like.device)!r})"
+            )
+        x = x.to(dtype)
+    check_finite(x, name, owner)
+    _check_interval(x, support, name, owner)
+    return x
+
+
+def _check_interval(x: Tensor, support: constraints.Constraint, name: str, owner: str) -> None:
+    """Raise if ``support`` is an interval for each entry and ``x`` leaves it."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not isinstance(support, constraints.interval) or not x.numel() or not validating(x):
+        return
+    low, high = x.min(), x.max()
+    if low < support.lower_bound or high > support.upper_bound:
+        outside = int(((x < support.lower_bound) | (x > support.upper_bound)).sum())
+        raise ValueError(
+            f"{owner}: {name} holds {outside} values outside [{support.lower_bound:.4g}, "
+            f"{support.upper_bound:.4g}], from {float(low):.4g} to {float(high):.4g}; scale data to the unit "
+            f"interval (grey levels by pyro_scnf.transforms.dequantize({name}, bins))"
+        )
+
+
+# -- labels ----------------------------------------------------------------------------------------
 def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled: bool = False) -> Tensor:
     """Raise unless ``y`` holds integer class labels. Return them as int64.
 
     :param y: labels ``0 .. num_classes - 1`` of any shape; with ``unlabelled``, also -1 for an unknown one.
     """
+    check_tensor(y, name, owner)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(
-            f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}"
+            f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}; give "
+            f"labels as {name}.long(), and one-hot rows as {name}.long().argmax(-1)"
         )
-    lowest = -1 if unlabelled else 0
-    if validating() and y.numel():
+    lowest = UNLABELLED if unlabelled else 0
+    if validating(y) and y.numel():
         low, high = int(y.min()), int(y.max())
         if low < lowest or high >= num_classes:
             raise ValueError(
@@ -60,41 +147,66 @@ def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled:
     return y.long()
 
 
+def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str, name: str = "y") -> Tensor:
+    """Raise unless ``y`` holds one label for each row, -1 where it is unknown. Return it as int64."""
+    y = check_labels(y, num_classes, name, owner, unlabelled=True)
+    if y.shape != (rows,):
+        raise ValueError(
+            f"{owner}: {name} has shape {tuple(y.shape)}, expected ({rows},), a label for each row"
+        )
+    return y
+
+
 def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
     """Raise unless ``y`` holds labels or class weights. Return labels as int64 and weights unchanged.
 
     :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)``.
     """
+    check_tensor(y, "y", owner)
     if not y.is_floating_point():
+        _refuse_one_hot_integers(y, num_classes, owner)
         return check_labels(y, num_classes, "y", owner)
     if y.dim() == 0 or y.shape[-1] != num_classes:
         raise ValueError(
-            f"{owner}: y is a floating tensor of shape {tuple(y.shape)}; expected integer labels, or "
-            f"one-hot or relaxed class weights of shape (*batch, {num_classes})"
+            f"{owner}: y is a floating tensor of shape {tuple(y.shape)}; expected integer labels (y.long()), "
+            f"or one-hot or relaxed class weights of shape (*batch, {num_classes})"
         )
-    check_finite(y, "y", owner)
+    check_simplex(y, "y", owner)
+    if y.dim() == 1 and num_classes > 1 and validating(y) and bool(((y == 0) | (y == 1)).all()):
+        raise ValueError(
+            f"{owner}: y={y.tolist()} may be {num_classes} labels or the one-hot weights of one row; give "
+            "labels as y.long(), and weights as y[None]"
+        )
     return y
 
 
-def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tensor:
-    """Raise unless ``y`` holds one label for each row, -1 where it is unknown. Return it as int64."""
-    y = check_labels(y, num_classes, "y", owner, unlabelled=True)
-    if y.shape != (rows,):
-        raise ValueError(f"{owner}: y has shape {tuple(y.shape)}, expected ({rows},)")
-    return y
+def _refuse_one_hot_integers(y: Tensor, num_classes: int, owner: str) -> None:
+    """Raise if integers look like several one-hot rows, which would be read as a label for each entry.
+
+    Rows of two classes are left alone, since labels of pairs often look like that.
+    """
+    if y.dim() < 2 or y.shape[-1] != num_classes or num_classes < 3 or y.shape[:-1].numel() < 2:
+        return
+    if validating(y) and bool(((y == 1).sum(-1) == 1).all() & ((y == 0) | (y == 1)).all()):
+        raise ValueError(
+            f"{owner}: y has shape {tuple(y.shape)} and holds one-hot rows of integers, which are no labels; "
+            "give labels as y.argmax(-1), or class weights as floating numbers"
+        )
 
 
-def check_temperature(temperature: float) -> float:
-    """Raise unless ``temperature`` is a positive number. Return it."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a positive number")
-    return temperature
-
-
-def check_at_least(minimum: int, **values: int) -> None:
-    """Raise for the first of the named ``values`` that is below ``minimum``."""
-    for name, value in values.items():
-        if not isinstance(value, Integral):
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least {minimum}")
-        if value < minimum:
-            raise ValueError(f"{name}={value}: expected at least {minimum}")
+def check_simplex(weights: Tensor, name: str, owner: str) -> None:
+    """Raise unless the last dimension of floating ``weights`` holds class weights that add up to 1."""
+    if not validating(weights):
+        return
+    totals = weights.sum(-1)
+    tolerance = 1e-3 if torch.finfo(weights.dtype).bits >= 32 else 0.05
+    valid = (weights >= 0).all(-1) & ((totals - 1).abs() <= tolerance)
+    if not bool(valid.all()):
+        row = weights.reshape(-1, weights.shape[-1])[int((~valid).flatten().nonzero()[0])]
+        shown = ", ".join(f"{w:.4g}" for w in row[:5].tolist()) + (", ..." if len(row) > 5 else "")
+        total = float(row.sum())
+        raise ValueError(
+            f"{owner}: {name} is floating and holds the row [{shown}], which adds up to {total:.4g}; "
+            "expected class weights of at least 0 that add up to 1 (scores.softmax(-1)), or integer labels "
+            "(y.long())"
+        )

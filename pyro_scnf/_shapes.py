@@ -9,7 +9,16 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-__all__ = ["as_event_shape", "check_event", "no_autocast", "over_batch", "reference_tensor"]
+__all__ = [
+    "as_event_shape",
+    "at_least_single",
+    "check_event",
+    "check_tensor",
+    "in_double",
+    "no_autocast",
+    "over_batch",
+    "reference_tensor",
+]
 
 
 def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
@@ -22,8 +31,19 @@ def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> tor
     return size
 
 
+def check_tensor(value: object, name: str, owner: str) -> None:
+    """Raise unless ``value`` is a tensor. The error tells how to make one."""
+    if not isinstance(value, Tensor):
+        make = f"torch.as_tensor({name})"
+        if hasattr(value, "to_numpy"):  # a data frame or a series
+            make = f"torch.as_tensor({name}.to_numpy())"
+        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+        raise ValueError(f"{owner}: {name} is a {kind}, expected a tensor; give {make}, in the model's dtype")
+
+
 def check_event(x: Tensor, event_shape: torch.Size, name: str, owner: str) -> torch.Size:
     """Raise unless the rightmost dimensions of ``x`` are ``event_shape``. Return its batch shape."""
+    check_tensor(x, name, owner)
     batch_dim = x.dim() - len(event_shape)
     if batch_dim < 0 or x.shape[batch_dim:] != event_shape:
         raise ValueError(
@@ -37,8 +57,19 @@ def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Ten
     """Apply ``fn``, which takes exactly one batch dimension, to ``x`` with any number of them."""
     if x.dim() == event_dim + 1:
         return fn(x)
-    out = fn(x.reshape((-1,) + x.shape[x.dim() - event_dim :]))
-    return out.reshape(x.shape[: x.dim() - event_dim] + out.shape[1:])
+    batch = x.shape[: x.dim() - event_dim]
+    out = fn(x.reshape((batch.numel(),) + x.shape[x.dim() - event_dim :]))
+    return out.reshape(batch + out.shape[1:])
+
+
+def at_least_single(t: Tensor) -> Tensor:
+    """``t`` in single precision if it is in half precision, else as it is."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def in_double(t: Tensor) -> Tensor:
+    """``t`` in double precision, if its device has that."""
+    return t if t.device.type == "mps" else t.double()
 
 
 def reference_tensor(module: nn.Module) -> Tensor:

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_at_least, check_labels, validating
+from pyro_scnf._checks import check_labels, validating
+from pyro_scnf._numbers import check_at_least
 
 __all__ = ["ClassProbs", "log_class_probs"]
 
@@ -84,7 +85,7 @@ def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -
         raise ValueError(
             f"class_probs has shape {tuple(class_probs.shape)}, expected (*batch, {num_classes})"
         )
-    if validating():
+    if validating(class_probs):
         valid = (class_probs >= 0).all() & class_probs.isfinite().all() & (class_probs.sum(-1) > 0).all()
         if not valid:
             raise ValueError(

@@ -13,9 +13,24 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_scnf._checks import check_temperature
+from pyro_scnf._numbers import check_number, check_temperature
+from pyro_scnf._shapes import in_double
 
 __all__ = ["BaseNormal", "ConcatDistribution"]
+
+
+def check_expansion(distribution: torch.distributions.Distribution, batch_shape: Sequence[int]) -> None:
+    """Raise unless the batch shape of ``distribution`` can be expanded to ``batch_shape``.
+
+    :raises ValueError: if it cannot.
+    """
+    before, after = distribution.batch_shape, torch.Size(batch_shape)
+    try:
+        possible = torch.broadcast_shapes(before, after) == after
+    except RuntimeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"batch_shape={tuple(after)}: a batch of {tuple(before)} does not expand to it")
 
 
 class BaseNormal(nn.Module):
@@ -41,21 +56,25 @@ class BaseNormal(nn.Module):
         super().__init__()
         if scale not in ("learnable", "unit"):
             raise ValueError(f"scale={scale!r}: expected 'learnable' or 'unit'")
-        if init_scale <= 0:
-            raise ValueError(f"init_scale={init_scale}: expected a positive number")
+        init_scale = check_number("init_scale", init_scale, above=0)
         self.event_shape = torch.Size(event_shape)
         self.raw_scale: nn.Parameter | None = None
         if scale == "learnable":
-            self.raw_scale = nn.Parameter(torch.full(self.event_shape, math.log(math.expm1(init_scale))))
+            inverse = init_scale + math.log(-math.expm1(-init_scale))  # of softplus
+            self.raw_scale = nn.Parameter(torch.full(self.event_shape, inverse))
         self.register_buffer("zero", torch.zeros(()), persistent=False)  # has the dtype and device
 
-    def forward(self, batch_shape: Sequence[int] = (), temperature: float = 1.0) -> dist.Independent:
+    def forward(
+        self, batch_shape: Sequence[int] = (), temperature: float = 1.0, *, double: bool = False
+    ) -> dist.Independent:
         """The distribution with the batch shape ``batch_shape`` and its scale multiplied by ``temperature``.
 
+        :param bool double: whether to score in double precision, whatever that of the module.
         :raises ValueError: if ``temperature`` is not positive.
         """
         scale = F.softplus(self.raw_scale) if self.raw_scale is not None else torch.ones_like(self.zero)
-        normal = dist.Normal(self.zero, scale * check_temperature(temperature), validate_args=False)
+        zero, scale = (in_double(self.zero), in_double(scale)) if double else (self.zero, scale)
+        normal = dist.Normal(zero, scale * check_temperature(temperature), validate_args=False)
         return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
 
 
@@ -72,8 +91,14 @@ class ConcatDistribution(dist.TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
 
-    def __init__(self, parts: Sequence[TorchDistributionMixin], validate_args: bool | None = None) -> None:
-        self.parts = list(parts)
+    def __init__(
+        self,
+        parts: Sequence[TorchDistributionMixin],
+        validate_args: bool | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.parts, self.dtype = list(parts), dtype
         self.sizes = [part.event_shape.numel() for part in self.parts]
         self.has_rsample = all(part.has_rsample for part in self.parts)
         batch_shape = torch.broadcast_shapes(*(part.batch_shape for part in self.parts))
@@ -83,7 +108,9 @@ class ConcatDistribution(dist.TorchDistribution):
         self, batch_shape: Sequence[int], _instance: ConcatDistribution | None = None
     ) -> ConcatDistribution:
         new = self._get_checked_instance(ConcatDistribution, _instance)
+        check_expansion(self, batch_shape)
         new.parts, new.sizes, new.has_rsample = self.parts, self.sizes, self.has_rsample
+        new.dtype = self.dtype
         super(ConcatDistribution, new).__init__(
             torch.Size(batch_shape), self.event_shape, validate_args=False
         )
@@ -109,12 +136,14 @@ class ConcatDistribution(dist.TorchDistribution):
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Undo :meth:`split`. The batch shapes of the events broadcast."""
         flat = [
-            v.reshape(v.shape[: v.dim() - len(part.event_shape)] + (size,))
+            v.reshape(v.shape[: v.dim() - len(part.event_shape)] + (size,)).to(self.dtype or v.dtype)
             for v, part, size in zip(values, self.parts, self.sizes, strict=True)
         ]
         batch = torch.broadcast_shapes(*(v.shape[:-1] for v in flat))
         return torch.cat([v.expand(batch + v.shape[-1:]) for v in flat], -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if not value.numel():  # PyTorch's Independent cannot score a batch of no rows
+            return value.new_zeros(torch.broadcast_shapes(value.shape[:-1], self.batch_shape))
         total = sum(part.log_prob(v) for part, v in zip(self.parts, self.split(value), strict=True))
         return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))

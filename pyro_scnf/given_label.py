@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf import sharing
+from pyro_scnf._shapes import check_event
 from pyro_scnf._state import State
-from pyro_scnf.distributions import ConcatDistribution
+from pyro_scnf.distributions import ConcatDistribution, check_expansion
 from pyro_scnf.transforms import FlowTransform
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
@@ -97,6 +98,7 @@ class GivenLabel(TransformedDistribution):
         super().__init__(base, [_Decoder(owner)])
 
     def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:
+        check_expansion(self, batch_shape)
         new = self._get_checked_instance(GivenLabel, _instance)
         new.owner, new.y, new.has_row = self.owner, self.y, self.has_row
         new.block, new.state = self.block, self.state
@@ -104,13 +106,25 @@ class GivenLabel(TransformedDistribution):
         return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
+        r""":math:`\log p(x \mid y)` in nats. The batch shapes of ``value`` and of y broadcast.
+
+        :raises ValueError: for data that :meth:`SemiConditionalFlow.encode` refuses, or batches that do not
+            broadcast.
+        """
+        batch = check_event(value, self.event_shape, "x", "SemiConditionalFlow.condition")
+        try:
+            batch = torch.broadcast_shapes(batch, self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"x has batch shape {tuple(batch)} and y {tuple(self.batch_shape)}, which do not broadcast; "
+                "expected a label for each x, as integers, or a row of floating class weights"
+            ) from None
         with sharing.inside(self.block):
             log_prob = self._from_table(value) if self.has_row else None
             if log_prob is None:
-                return super().log_prob(value)
-            if self._validate_args:
-                self._validate_sample(value)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+                z, ladj = self.owner.encode_flat(value)
+                log_prob = self.base_dist.log_prob(z) + ladj
+        return log_prob.expand(batch)
 
     def _from_table(self, x: Tensor) -> Tensor | None:
         r""":math:`\log p(x \mid y)` out of the class table of x. ``None`` if a table does not help.

@@ -12,8 +12,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_scnf import sharing
-from pyro_scnf._checks import check_finite
-from pyro_scnf._shapes import check_event
+from pyro_scnf._checks import UNLABELLED, check_row_labels
+from pyro_scnf._labels import categorical
+from pyro_scnf._random import drawing_from
+from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts, State, state_of
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution
@@ -108,7 +110,7 @@ class SemiConditionalFlow(nn.Module):
         """The distribution of :math:`[z_{aux}, z_f]` given ``y``."""
         prior = self.prior.condition(y, temperature)
         parts = [prior] if self.aux is None else [self.aux((), temperature), prior]
-        return ConcatDistribution(parts)
+        return ConcatDistribution(parts, dtype=reference_tensor(self.transform).dtype)
 
     def condition(self, y: Tensor, temperature: float = 1.0) -> GivenLabel:
         r"""The distribution of x given ``y``, for use in ``pyro.sample``.
@@ -127,14 +129,35 @@ class SemiConditionalFlow(nn.Module):
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
         return GivenLabel(self, y, temperature)
 
-    def sample(self, y: Tensor, temperature: float = 1.0, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient."""
-        with torch.no_grad():
+    def sample(
+        self,
+        y: Tensor,
+        temperature: float = 1.0,
+        sample_shape: Sequence[int] = (),
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient.
+
+        :param generator: source of the noise; PyTorch's global one by default, which is otherwise left alone.
+        """
+        with torch.no_grad(), drawing_from(generator, y.device):
             return self.condition(y, temperature).sample(torch.Size(sample_shape))
+
+    def check_data(self, x: Tensor, name: str = "x", owner: str | None = None) -> Tensor:
+        """Raise unless ``x`` holds data that this flow can score. Return them in the dtype of the flow.
+
+        :param x: ``(*batch, *event_shape)``, floating, finite and inside the support.
+        :param name: what the message calls them.
+        :param owner: who complains; the class of the flow by default.
+        :raises ValueError: for anything else.
+        """
+        return self.transform.check_data(x, name, owner or type(self).__name__)
 
     # -- the big flow --------------------------------------------------------------------------
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
+        check_event(x, self.event_shape, "x", type(self).__name__)
         return sharing.shared("encoding", (self.transform,), self._encode, [x])[0]
 
     def encode_together(self, *xs: Tensor) -> None:
@@ -154,16 +177,19 @@ class SemiConditionalFlow(nn.Module):
         :param x: ``(*batch, *event_shape)``.
         :return: :math:`z_{aux}` ``(*batch, aux_dim)``, :math:`z_f` ``(*batch, *latent_shape)`` and
             :math:`\log|\det \partial z / \partial x|` ``(*batch,)`` in nats.
-        :raises ValueError: for a wrong shape, or NaN or infinite values.
+        :raises ValueError: for a wrong shape or dtype, or values that are not finite or outside the support.
         """
-        check_event(x, self.event_shape, "x", type(self).__name__)
-        check_finite(x, "x", type(self).__name__)
         z, ladj = self.encode_flat(x)
         z_aux, z_f = z.split([self.transform.aux_dim, self.transform.latent_dim], -1)
         return z_aux, z_f.reshape(z_f.shape[:-1] + self.latent_shape), ladj
 
     def decode(
-        self, z_f: Tensor, z_aux: Tensor | Literal["zero", "sample"] = "zero", temperature: float = 1.0
+        self,
+        z_f: Tensor,
+        z_aux: Tensor | Literal["zero", "sample"] = "zero",
+        temperature: float = 1.0,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         r"""Latents to data.
 
@@ -171,6 +197,7 @@ class SemiConditionalFlow(nn.Module):
         :param z_aux: the factored-out part ``(*batch, aux_dim)``, ``"zero"`` (its mode, which the
             paper's figures use) or ``"sample"`` (a draw from its distribution).
         :param float temperature: factor on the scale of a sampled ``z_aux``.
+        :param generator: source of a sampled ``z_aux``; PyTorch's global one by default.
         :return: x ``(*batch, *event_shape)``.
         :raises ValueError: for a wrong shape, or another word.
         """
@@ -181,7 +208,8 @@ class SemiConditionalFlow(nn.Module):
             if z_aux == "zero" or self.aux is None:
                 z_aux = z_f.new_zeros(batch + (self.transform.aux_dim,))
             else:
-                z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
+                with drawing_from(generator, z_f.device):
+                    z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
         check_event(z_aux, torch.Size((self.transform.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
         flat = torch.cat([z_aux, z_f.reshape(batch + (self.transform.latent_dim,))], -1)
         return self.transform.call_and_ladj(flat)[0]
@@ -193,10 +221,14 @@ class SemiConditionalFlow(nn.Module):
         :param x: ``(B, *event_shape)``.
         :param y: labels ``(B,)``, -1 where unknown. By default all are unknown.
         """
-        check_finite(x, "x", f"{type(self).__name__}.initialize")
+        owner = f"{type(self).__name__}.initialize"
+        check_event(x, self.event_shape, "x", owner)
+        if y is None:
+            y = torch.full((len(x),), UNLABELLED, device=x.device)
+        y = check_row_labels(y, len(x), self.num_classes, owner)  # before the transform changes
         z = self.transform.initialize(x)
         z_f = z[..., self.transform.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
-        self.prior.initialize(z_f, x.new_full((len(x),), -1, dtype=torch.long) if y is None else y)
+        self.prior.initialize(z_f, y)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the two slow parts of scoring: the flow, and the prior's own flow if it has one.
@@ -211,24 +243,20 @@ class SemiConditionalFlow(nn.Module):
 
     # -- densities over all labels -------------------------------------------------------------
     def common_log_prob(self, x: Tensor) -> Tensor:
-        r"""The terms of :math:`\log p(x \mid y)` that all labels share, ``(*batch,)``, in nats.
+        r"""The part of :math:`\log p(x \mid y)` that all labels share, ``(*batch,)``, in nats.
 
-        These are :math:`\log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})`.
+        It is :math:`\log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})`, plus what all labels
+        share in :math:`\log p(z_f \mid y)`.
         """
-        found = self.find_scores(x)
-        if found is not None:
-            return found[1]
-        z_aux, _, ladj = self.encode(x)
-        return self._common(z_aux, ladj)
-
-    def _common(self, z_aux: Tensor, ladj: Tensor) -> Tensor:
-        return ladj if self.aux is None else ladj + self.aux().log_prob(z_aux)
+        return self.scores(x)[0][1]
 
     def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The :meth:`class_table` and the :meth:`common_log_prob` of several batches ``(B_i, *event_shape)``.
 
         The prior is called once for all of them.
         """
+        for x in xs:  # by its shape alone; the rest is checked only if it is scored anew
+            check_event(x, self.event_shape, "x", type(self).__name__)
         return sharing.shared("scores", self._scored_by, self._scores, xs)
 
     def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -242,15 +270,20 @@ class SemiConditionalFlow(nn.Module):
 
     def _scores(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         encoded = [self.encode(x) for x in xs]
-        latents, common = [z_f for _, z_f, _ in encoded], [self._common(z, ladj) for z, _, ladj in encoded]
-        if len(xs) == 1:
-            return self.prior.class_log_prob(latents[0]), common[0]
-        return self.prior.class_log_prob(torch.cat(latents)), torch.cat(common)
+        z_aux, z_f, ladj = encoded[0] if len(xs) == 1 else map(torch.cat, zip(*encoded, strict=True))
+        shared, table = self.prior.class_scores(z_f)
+        return table, ladj + shared + self._aux_log_prob(z_aux)
+
+    def _aux_log_prob(self, z_aux: Tensor) -> Tensor:
+        if self.aux is None or not z_aux.numel():
+            return z_aux.new_zeros(z_aux.shape[:-1])
+        return self.aux().log_prob(z_aux)
 
     def class_table(self, x: Tensor) -> Tensor:
-        r""":math:`\log p(z_f \mid y = k)` for every k, ``(*batch, K)``, in nats.
+        r"""The part of :math:`\log p(x \mid y = k)` that depends on the label, ``(*batch, K)``, in nats.
 
-        This is the part of :math:`\log p(x \mid y = k)` that depends on the label. Inside
+        It is :math:`\log p(z_f \mid y = k)` less what all labels share, which is in :meth:`common_log_prob`:
+        thousands of nats in whose rounding the differences between labels could be lost. Inside
         :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is computed
         once for each x.
         """
@@ -276,11 +309,10 @@ class SemiConditionalFlow(nn.Module):
         :param class_probs: :math:`p(y)`, as non-negative class weights ``(*batch, K)`` or ``(K,)``, which
             need not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
         """
-        return (self.class_log_prob(x) + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
+        ((table, common),) = self.scores(x)
+        return common + (table + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
 
     def posterior(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> dist.Categorical:
         r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        # Leave out the terms that all labels share. They are thousands of nats, and adding them in
-        # float32 would round away the differences between labels.
         joint = self.class_table(x) + log_class_probs(class_probs, self.num_classes)
-        return dist.Categorical(logits=joint.log_softmax(-1))
+        return categorical(joint.log_softmax(-1))

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least, check_row_labels
+from pyro_scnf._checks import check_row_labels
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import SemiSupervisedModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf.transforms import dequantize
 
 __all__ = ["Augment", "ImageAugment", "Jitter", "RandomShift", "as_augment", "random_shift"]

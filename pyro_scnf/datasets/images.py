@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf._checks import UNLABELLED, check_at_least
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import keep_labels
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf.datasets.base import SemiSupervisedData
 
 __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", "upright_features"]

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_at_least, check_labels
+from pyro_scnf._checks import UNLABELLED, check_labels
+from pyro_scnf._numbers import check_at_least
 
 __all__ = ["SPLITS", "keep_labels", "keep_labels_per_class"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf.nn import NetSpec, make_net
 from pyro_scnf.transforms import (
     AffineCoupling,

@@ -13,8 +13,9 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pyro_scnf._checks import UNLABELLED, check_temperature
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._labels import log_certainty
+from pyro_scnf._numbers import check_temperature
 from pyro_scnf.models.plates import data_plate, weigh
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.sharing import current

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
+from pyro_scnf.distributions import check_expansion
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["LabelMarginal"]
@@ -53,6 +54,7 @@ class LabelMarginal(dist.TorchDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: LabelMarginal | None = None) -> LabelMarginal:
         new: LabelMarginal = self._get_checked_instance(LabelMarginal, _instance)
+        check_expansion(self, batch_shape)
         batch_shape = torch.Size(batch_shape)
         new.flow = self.flow
         new.log_class_probs = self.log_class_probs.expand(batch_shape + self.log_class_probs.shape[-1:])
@@ -62,7 +64,9 @@ class LabelMarginal(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """:math:`\\log p(x)`, ``(*batch,)``, in nats."""
-        return (self.flow.class_log_prob(value) + self.log_class_probs).logsumexp(-1)
+        ((table, common),) = self.flow.scores(value)
+        log_prob = common + (table + self.log_class_probs).logsumexp(-1)
+        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     def posterior(self, value: Tensor) -> dist.Categorical:
         r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""

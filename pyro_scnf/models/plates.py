@@ -13,6 +13,8 @@ from pyro import poutine
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
+from pyro_scnf.distributions import check_expansion
+
 __all__ = ["PartlyKnown", "count_rows", "data_plate", "training_term", "weigh"]
 
 
@@ -68,6 +70,7 @@ class PartlyKnown(dist.Categorical):
         super().__init__(logits=prior.logits.expand(*batch, -1), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: PartlyKnown | None = None) -> PartlyKnown:
+        check_expansion(self, batch_shape)
         new: PartlyKnown = super().expand(batch_shape, self._get_checked_instance(PartlyKnown, _instance))
         new.labels, new.known = self.labels, self.known
         return new

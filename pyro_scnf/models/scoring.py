@@ -9,8 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_finite, validating
-from pyro_scnf._shapes import check_event
+from pyro_scnf._checks import UNLABELLED, validating
 from pyro_scnf._state import Parts
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_of
@@ -118,7 +117,7 @@ def score_step(
             raise ValueError(
                 f"view: {len(view)} rows, expected one for each of {len(unlabelled)} unlabelled rows"
             )
-        if validating() and torch.equal(extra.view, unlabelled.picked_x):
+        if validating(extra.view) and torch.equal(extra.view, unlabelled.picked_x):
             raise ValueError(
                 "view: it holds the unlabelled rows unchanged, expected rows perturbed at random; in fit, "
                 "augment has to change rows"
@@ -195,10 +194,7 @@ def _check_batch(
             "weigh single rows; leave out the weights or these terms"
         )
     if extra.view is not None:
-        if not isinstance(extra.view, Tensor):
-            raise ValueError(f"view is a {type(extra.view).__name__}, expected a tensor of unlabelled rows")
-        check_event(extra.view, model.flow.event_shape, "view", type(model).__name__)
-        check_finite(extra.view, "view", type(model).__name__)
+        model.flow.check_data(extra.view, "view", type(model).__name__)
 
 
 def check_used(terms: Mapping[str, TrainingTerm], extra: ForTerms) -> None:

@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_at_least, check_finite, check_labels, validating
-from pyro_scnf._labels import check_label_log_prior
+from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels, validating
+from pyro_scnf._labels import categorical, check_label_log_prior
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.models.guard import guard_label_site
@@ -218,7 +219,7 @@ class SemiSupervisedModel(PyroModule):
             return self.flow.posterior(x, self.class_probs)
         batch = check_event(x, self.flow.event_shape, "x", type(self).__name__)
         evidence = self.check_evidence(label_log_prior, *batch)
-        return dist.Categorical(logits=(self.flow.class_table(x) + evidence).log_softmax(-1))
+        return categorical((self.flow.class_table(x) + evidence).log_softmax(-1))
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Set every data-dependent parameter from a batch, see :meth:`SemiConditionalFlow.initialize`."""
@@ -232,12 +233,12 @@ class SemiSupervisedModel(PyroModule):
         owner = type(self).__name__
         for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
             if value is not None:
-                batch = check_event(value, self.flow.event_shape, name, owner)
+                self.flow.check_data(value, name, owner)
+                batch = value.shape[: value.dim() - len(self.flow.event_shape)]
                 if len(batch) != 1:
                     raise ValueError(
                         f"{owner}: {name} has batch shape {tuple(batch)}, expected one dimension"
                     )
-                check_finite(value, name, owner)
         if y is not None:
             y = check_labels(y, self.flow.num_classes, "y", owner, unlabelled=x_unlabelled is None)
             if y.dim() != 1 or (x is not None and len(x) != len(y)):
@@ -251,7 +252,7 @@ class SemiSupervisedModel(PyroModule):
             if value is not None and len(value) == 0:
                 raise ValueError(f"{owner}: {name} is empty, expected at least one row")
         if weights is not None:
-            if validating() and not ((weights >= 0) & torch.isfinite(weights)).all():
+            if validating(weights) and not ((weights >= 0) & torch.isfinite(weights)).all():
                 raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
             target = x if x_unlabelled is None else x_unlabelled
             if target is not None and weights.shape != (len(target),):

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import no_autocast, over_batch
-from pyro_scnf.transforms.actnorm import EPSILON, channel_statistics
+from pyro_scnf.transforms.actnorm import center_and_spread
 
 __all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
 
@@ -56,9 +56,9 @@ class ChannelNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        mean, std = channel_statistics(x, self.event_dim)
-        self.loc.copy_(mean.reshape(self.loc.shape))
-        self.log_scale.copy_((std + EPSILON).log().reshape(self.loc.shape))
+        center, spread = center_and_spread(x, self.event_dim)
+        self.loc.copy_(center.reshape(self.loc.shape))
+        self.log_scale.copy_(spread.log().reshape(self.loc.shape))
 
 
 class ResidualBlock(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_scnf._checks import LOG_ZERO, check_temperature
+from pyro_scnf._checks import LOG_ZERO
+from pyro_scnf._numbers import check_temperature
 from pyro_scnf.posterior.draws import (
     Site,
     broadcasting_hint,

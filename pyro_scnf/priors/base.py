@@ -9,7 +9,8 @@ from pyro.distributions.conditional import ConditionalDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_at_least, check_context, check_row_labels
+from pyro_scnf._checks import check_context, check_row_labels
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import as_event_shape, check_event
 
 __all__ = ["ClassConditionalPrior"]
@@ -52,9 +53,34 @@ class ClassConditionalPrior(nn.Module):
 
     def class_log_prob(self, z_f: Tensor) -> Tensor:
         r""":math:`\log p(z_f \mid y = k)` for every k in one batched call, ``(*batch, K)``, in nats."""
-        batch = check_event(z_f, self.event_shape, "z_f", type(self).__name__)
-        labels = torch.arange(self.num_classes, device=z_f.device).reshape((-1,) + (1,) * len(batch))
-        return self.condition(labels).log_prob(z_f).movedim(0, -1)
+        batch = self._batch_of(z_f)
+        if not z_f.numel():  # PyTorch's Independent cannot score a batch of no rows
+            return z_f.new_zeros((*batch, self.num_classes))
+        return self.condition(self._labels(z_f)).log_prob(z_f).movedim(0, -1)
+
+    def class_scores(self, z_f: Tensor) -> tuple[Tensor, Tensor]:
+        r""":meth:`class_log_prob` in two parts: what all labels share, ``(*batch,)``, and the rest.
+
+        The rest, ``(*batch, K)``, is 0 for the most probable label. Far from all classes,
+        :math:`\log p(z_f \mid y = k)` is millions of nats, and float32 would round the differences between
+        labels away. The mixtures and the flow therefore sum over the components of :math:`z_f` in float64.
+        """
+        table = self._wide_class_log_prob(z_f) if z_f.numel() else self.class_log_prob(z_f)
+        shared = table.amax(-1)
+        return shared.to(z_f.dtype), (table - shared[..., None]).to(z_f.dtype)
+
+    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
+        """:meth:`class_log_prob`, in a precision in which differences between labels survive."""
+        return self.class_log_prob(z_f)
+
+    def _batch_of(self, z_f: Tensor) -> torch.Size:
+        """Raise unless ``z_f`` holds latents. Return their batch shape."""
+        return check_event(z_f, self.event_shape, "z_f", type(self).__name__)
+
+    def _labels(self, z_f: Tensor) -> Tensor:
+        """All labels, ``(K, 1, ...)``, with an axis for each batch dimension of ``z_f``."""
+        batch = self._batch_of(z_f)
+        return torch.arange(self.num_classes, device=z_f.device).reshape((-1,) + (1,) * len(batch))
 
     def _check(self, y: Tensor) -> Tensor:
         """Raise unless ``y`` holds labels or class weights, as :meth:`condition` takes them."""

@@ -10,8 +10,9 @@ from pyro.distributions.conditional import ConditionalTransformedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_at_least, check_finite
-from pyro_scnf._shapes import check_event
+from pyro_scnf._checks import check_finite
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf._shapes import check_event, in_double
 from pyro_scnf.distributions import BaseNormal
 from pyro_scnf.flows import glow
 from pyro_scnf.nn import NetSpec
@@ -137,6 +138,13 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         if self.embedding is None:
             raise ValueError("class_log_prob: this prior is conditioned on covariates and has no classes")
         return super().class_log_prob(z_f)
+
+    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
+        if self.embedding is None:
+            return self.class_log_prob(z_f)  # raises
+        noise, ladj = self.flow.inverse_and_ladj(z_f, self.context(self._labels(z_f)))
+        log_prob = self.base(double=True).log_prob(in_double(noise)) + in_double(ladj)
+        return log_prob.movedim(0, -1)
 
     def encode(self, z_f: Tensor, y: Tensor) -> Tensor:
         r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once its label ``y`` is known."""

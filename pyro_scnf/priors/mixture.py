@@ -3,7 +3,7 @@ r"""Mixture priors: one Gaussian or Student-t component for each class."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pyro.distributions as dist
@@ -12,11 +12,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_temperature
-from pyro_scnf._shapes import as_event_shape
+from pyro_scnf._numbers import check_temperature
+from pyro_scnf._shapes import as_event_shape, at_least_single, in_double
 from pyro_scnf.priors.base import ClassConditionalPrior
 
 __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
+
+Cast = Callable[[Tensor], Tensor]
+"""Changes the precision of a table."""
 
 Means = Literal["random", "antipodal", "latents"]
 
@@ -47,6 +50,18 @@ class _LocationScalePrior(ClassConditionalPrior):
         self.means = means
         self._table("loc", self._initial_means(separation), learn_means)
         self._table("log_scale", torch.full(scale_shape, math.log(scale)), learn_scales)
+
+    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
+        # PyTorch neither solves triangular systems nor draws Gamma variates in half precision.
+        return self._given(self._check(y), check_temperature(temperature), at_least_single)
+
+    def _given(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
+        """:meth:`condition` with tables in another precision, that of ``cast(table)``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _given")
+
+    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
+        given = self._given(self._labels(z_f), 1.0, in_double)
+        return given.log_prob(in_double(z_f)).movedim(0, -1)
 
     def _table(self, name: str, value: Tensor, learn: bool) -> None:
         """Register ``value`` under ``name``, as a parameter or as a buffer."""
@@ -160,24 +175,28 @@ class GaussianMixturePrior(_LocationScalePrior):
         if covariance == "full":
             self._table("off_diagonal", torch.zeros(num_classes, dim, dim), learn_scales)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
-        y, temperature = self._check(y), check_temperature(temperature)
+    def _given(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
         event_dim = len(self.event_shape)
-        loc = self._pick(self.loc, y, event_dim)
+        loc = self._pick(cast(self.loc), y, event_dim)
         if self.covariance == "full":
-            return self._full(y, loc, temperature)
+            return self._full(y, loc, temperature, cast)
         if self.covariance == "shared":
-            log_scale = self.log_scale
+            log_scale = cast(self.log_scale)
         elif self.covariance == "isotropic":
-            log_scale = self._event(self._pick(self.log_scale, y, 0))
+            log_scale = self._event(self._pick(cast(self.log_scale), y, 0))
         else:
-            log_scale = self._pick(self.log_scale, y, event_dim)
+            log_scale = self._pick(cast(self.log_scale), y, event_dim)
         return dist.Normal(loc, temperature * log_scale.exp()).to_event(event_dim)
 
-    def _full(self, y: Tensor, loc: Tensor, temperature: float) -> TorchDistributionMixin:
-        off_diagonal = self._pick(self.off_diagonal, y, 2).tril(-1)
-        scale_tril = temperature * (off_diagonal + torch.diag_embed(self._pick(self.log_scale, y, 1).exp()))
-        flat = dist.MultivariateNormal(loc.flatten(-len(self.event_shape)), scale_tril=scale_tril)
+    def _full(self, y: Tensor, loc: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
+        off_diagonal = self._pick(cast(self.off_diagonal), y, 2).tril(-1)
+        diagonal = self._pick(cast(self.log_scale), y, 1).exp()
+        scale_tril = temperature * (off_diagonal + torch.diag_embed(diagonal))
+        # PyTorch cannot validate a batch of no rows.
+        validate = None if loc.numel() else False
+        flat = dist.MultivariateNormal(
+            loc.flatten(-len(self.event_shape)), scale_tril=scale_tril, validate_args=validate
+        )
         if len(self.event_shape) == 1:
             return flat
         reshape = torch.distributions.ReshapeTransform(flat.event_shape, self.event_shape)
@@ -233,9 +252,8 @@ class StudentTMixturePrior(_LocationScalePrior):
         """Degrees of freedom."""
         return 2.0 + self.raw_df.exp()
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
-        y, temperature = self._check(y), check_temperature(temperature)
+    def _given(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
         event_dim = len(self.event_shape)
-        loc = self._pick(self.loc, y, event_dim)
-        scale = temperature * self._pick(self.log_scale, y, event_dim).exp()
-        return dist.StudentT(self.df, loc, scale).to_event(event_dim)
+        loc = self._pick(cast(self.loc), y, event_dim)
+        scale = temperature * self._pick(cast(self.log_scale), y, event_dim).exp()
+        return dist.StudentT(2.0 + cast(self.raw_df).exp(), loc, scale).to_event(event_dim)

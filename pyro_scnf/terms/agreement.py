@@ -86,7 +86,7 @@ def check_pairs(pairs: Tensor, rows: int, owner: str) -> None:
             f"{owner}: pairs has shape {tuple(pairs.shape)} and dtype {pairs.dtype}, expected (P, 2) "
             "row numbers"
         )
-    if validating() and pairs.numel() and (pairs.min() < 0 or pairs.max() >= rows):
+    if validating(pairs) and pairs.numel() and (pairs.min() < 0 or pairs.max() >= rows):
         raise ValueError(
             f"{owner}: pairs holds {int(pairs.min())}..{int(pairs.max())}, expected rows 0..{rows - 1}"
         )

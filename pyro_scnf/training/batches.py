@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_scnf._checks import UNLABELLED, check_at_least
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._labels import check_label_log_prior
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf.datasets import SemiSupervisedData
 
 __all__ = ["Batch", "StepBatches", "derive_seed"]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_at_least
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.models import SemiSupervisedModel

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Literal
 
-from pyro_scnf._checks import check_at_least
+from pyro_scnf._numbers import check_at_least
 from pyro_scnf._spec import as_plain
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES
 

@@ -1,7 +1,7 @@
 """Bijections. Every layer is a Pyro transform; its forward direction goes from latent to data."""
 
 from pyro_scnf.transforms.actnorm import ActNorm
-from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
+from pyro_scnf.transforms.base import ConditionalFlowTransform, ConditionalInverse, FlowTransform
 from pyro_scnf.transforms.compose import Compose, ConditionalCompose, compose
 from pyro_scnf.transforms.conv1x1 import InvertibleConv1x1
 from pyro_scnf.transforms.coupling import (
@@ -25,6 +25,7 @@ __all__ = [
     "ConditionalAffineCoupling",
     "ConditionalCompose",
     "ConditionalFlowTransform",
+    "ConditionalInverse",
     "ConditionalMaskedAffineCoupling",
     "ConditionalMultiScale",
     "Flatten",

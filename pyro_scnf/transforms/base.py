@@ -12,14 +12,15 @@ from typing import Self
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from pyro_scnf._shapes import check_event
+from pyro_scnf._shapes import check_event, check_tensor
 from pyro_scnf.transforms.bijection import Bijection
+from pyro_scnf.transforms.degenerate import warn_of_degenerate
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
-__all__ = ["ConditionalFlowTransform", "FlowTransform"]
+__all__ = ["ConditionalFlowTransform", "ConditionalInverse", "FlowTransform"]
 
 
 class FlowTransform(_OneShotLadj, Bijection, TransformModule):
@@ -54,10 +55,10 @@ class FlowTransform(_OneShotLadj, Bijection, TransformModule):
         :param x: ``(*batch, *event_shape)``.
         :return: z ``(*batch, *base_shape)`` and :math:`\log|\det \partial z / \partial x|` ``(*batch,)`` in
             nats.
-        :raises ValueError: if ``x`` does not end in ``event_shape``.
+        :raises ValueError: if ``x`` is no floating tensor of the layer's dtype that ends in ``event_shape``,
+            or if values are not finite or lie outside the codomain.
         """
-        check_event(x, self.event_shape, "x", type(self).__name__)
-        return (self._compiled or self._inverse_ladj)(x)
+        return self._score(self.check_data(x))
 
     def initialize(self, x: Tensor) -> Tensor:
         """Set the data-dependent parameters, such as those of :class:`ActNorm`, from a batch ``x``.
@@ -67,9 +68,11 @@ class FlowTransform(_OneShotLadj, Bijection, TransformModule):
 
         :param x: ``(*batch, *event_shape)``, with at least one batch dimension.
         :return: the latents of ``x``, ``(*batch, *base_shape)``.
-        :raises ValueError: if ``x`` does not end in ``event_shape`` or has no batch dimension.
+        :raises ValueError: for data that :meth:`inverse_and_ladj` refuses, or without rows. No parameter has
+            changed then.
         """
-        self._check_batch(x)
+        x = self._check_batch(x)
+        warn_of_degenerate(x, len(self.event_shape), f"{type(self).__name__}.initialize")
         return self._initialize(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -142,21 +145,22 @@ class ConditionalFlowTransform(Bijection):
 
     def call_and_ladj(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowTransform.call_and_ladj`. The batch shapes of ``z`` and ``context`` broadcast."""
+        check_event(z, self.base_shape, "z", type(self).__name__)
         return self._run(self._forward_ladj, z, "z", self.base_shape, self.event_shape, context)
 
     def inverse_and_ladj(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowTransform.inverse_and_ladj`. The batch shapes of ``x`` and ``context`` broadcast."""
-        method = self._compiled or self._inverse_ladj
-        return self._run(method, x, "x", self.event_shape, self.base_shape, context)
+        return self._run(self._score, self.check_data(x), "x", self.event_shape, self.base_shape, context)
 
     def initialize(self, x: Tensor, context: Tensor) -> Tensor:
         """As :meth:`FlowTransform.initialize`, given the contexts of ``x``."""
-        self._check_batch(x)
+        x = self._check_batch(x)
         self._check_context(context)
         return self._initialize(x, context)
 
     def _check_context(self, context: Tensor) -> torch.Size:
         """Raise unless ``context`` holds context vectors. Return its batch shape."""
+        check_tensor(context, "context", type(self).__name__)
         if not context.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__}: context has dtype {context.dtype}, expected a floating tensor; "
@@ -173,8 +177,8 @@ class ConditionalFlowTransform(Bijection):
         out_shape: torch.Size,
         context: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Check ``value`` and ``context``, apply ``method``, and expand the results to the joint batch."""
-        value_batch = check_event(value, shape, name, type(self).__name__)
+        """Check ``context``, apply ``method``, and expand the results to the joint batch."""
+        value_batch = value.shape[: value.dim() - len(shape)]
         context_batch = self._check_context(context)
         try:
             batch = torch.broadcast_shapes(value_batch, context_batch)
@@ -186,3 +190,29 @@ class ConditionalFlowTransform(Bijection):
         out, ladj = method(value, context)
         # A layer may ignore the context. Its result then lacks the batch dimensions of the context.
         return out.expand(batch + out_shape), ladj.expand(batch)
+
+    @property
+    def inv(self) -> ConditionalInverse:
+        """The same layer in the other direction, as a conditional transform."""
+        return ConditionalInverse(self)
+
+
+@ConditionalTransformModule.register
+class ConditionalInverse(nn.Module):
+    """A conditional layer turned round: from data to latent. It owns the parameters of the layer.
+
+    :param layer: the conditional layer.
+    """
+
+    def __init__(self, layer: ConditionalFlowTransform) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def inv(self) -> ConditionalFlowTransform:
+        """The layer itself."""
+        return self.layer
+
+    def condition(self, context: Tensor) -> Transform:
+        """The transform from data to latent for one ``context`` of shape ``(*batch, context_dim)``."""
+        return self.layer.condition(context).inv

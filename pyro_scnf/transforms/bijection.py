@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_scnf._shapes import as_event_shape, check_event
+from pyro_scnf._checks import check_data, validation_kept
+from pyro_scnf._shapes import as_event_shape
 
 __all__ = ["Bijection"]
 
@@ -87,10 +88,26 @@ class Bijection(nn.Module):
         """Set data-dependent parameters from ``x``. Return the latents that ``x`` has afterwards."""
         return self._inverse_ladj(x, *context)[0]
 
-    def _check_batch(self, x: Tensor) -> None:
-        """Raise unless ``x`` holds at least one batch dimension of events."""
-        if not check_event(x, self.event_shape, "x", type(self).__name__):
-            raise ValueError(f"{type(self).__name__}.initialize: x needs a batch dimension, got one event")
+    def check_data(self, x: Tensor, name: str = "x", owner: str | None = None) -> Tensor:
+        """Raise unless ``x`` holds data that this layer can score. Return them in the dtype of the layer.
+
+        :param x: ``(*batch, *event_shape)``, floating, finite and inside the codomain.
+        :param name: what the message calls them.
+        :param owner: who complains; the class of the layer by default.
+        :raises ValueError: for anything else.
+        """
+        like = next(self.parameters(), None)
+        return check_data(x, self.event_shape, like, self.codomain, owner or type(self).__name__, name)
+
+    def _check_batch(self, x: Tensor) -> Tensor:
+        """Raise unless ``x`` also has a batch dimension, and at least one row."""
+        owner = f"{type(self).__name__}.initialize"
+        x = self.check_data(x, owner=owner)
+        if x.dim() == len(self.event_shape):
+            raise ValueError(f"{owner}: x needs a batch dimension, got one event")
+        if not x.numel():
+            raise ValueError(f"{owner}: x has no rows, shape {tuple(x.shape)}")
+        return x
 
     # -- compilation ---------------------------------------------------------------------------
     _compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
@@ -101,7 +118,15 @@ class Bijection(nn.Module):
         The compiled part is a pure function of parameters and data, never the Pyro model around it. A copy
         or a file of the layer holds the layer alone, without the compiled function.
         """
-        self._compiled = torch.compile(self._inverse_ladj, *args, **kwargs)
+        with validation_kept():
+            self._compiled = torch.compile(self._inverse_ladj, *args, **kwargs)
+
+    def _score(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_inverse_ladj`, compiled if :meth:`compile` was called."""
+        if self._compiled is None:
+            return self._inverse_ladj(x, *context)
+        with validation_kept():
+            return self._compiled(x, *context)
 
     def __getstate__(self) -> dict[str, object]:
         state = dict(super().__getstate__())

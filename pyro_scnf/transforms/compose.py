@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TypeGuard, cast, overload
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
+from pyro_scnf.transforms.shape import Rearrangement
 
 __all__ = ["Compose", "ConditionalCompose", "compose"]
 
@@ -81,7 +82,12 @@ class _Chain(Bijection):
 
     @property
     def codomain(self) -> constraints.Constraint:
-        return self.layers[-1].codomain
+        # Layers that only move entries do not change where these may lie.
+        moved = takewhile(lambda layer: isinstance(layer, Rearrangement), reversed(self.layers))
+        inner = self.layers[max(len(self.layers) - 1 - len(list(moved)), 0)].codomain
+        while isinstance(inner, constraints.independent):
+            inner = inner.base_constraint
+        return constraints.independent(inner, len(self.event_shape))
 
     @property
     def latent_shape(self) -> torch.Size:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_scnf._shapes import no_autocast, over_batch
+from pyro_scnf._shapes import at_least_single, no_autocast, over_batch
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["InvertibleConv1x1"]
@@ -91,9 +91,10 @@ class InvertibleConv1x1(FlowTransform):
     def _inverse_matrix(self) -> Tensor:
         if self.parameterization == "plain":
             return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
-        lower, upper = self._factors()
-        x = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, x, upper=True)
+        # PyTorch solves triangular systems in single and double precision only.
+        lower, upper, right = (at_least_single(t) for t in (*self._factors(), self.permutation.T))
+        x = torch.linalg.solve_triangular(lower, right, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, x, upper=True).to(self.permutation.dtype)
 
     # Leave autocast for the flow's own arithmetic. Half precision is good enough for the networks inside
     # couplings, but not for the latents and the log-determinant.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_scnf._numbers import check_number
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["Logit"]
@@ -36,14 +37,22 @@ class Logit(FlowTransform):
 
     def __init__(self, event_shape: Sequence[int] | int, alpha: float = 0.05) -> None:
         super().__init__(event_shape)
-        if not 0 <= alpha < 1:
-            raise ValueError(f"alpha={alpha}: expected 0 <= alpha < 1")
-        self.alpha = float(alpha)
+        self.alpha = check_number("alpha", alpha, at_least=0, below=1)
+
+    @property
+    def margin(self) -> float:
+        """By how much the support is wider than the unit interval, on either side."""
+        return 0.5 * self.alpha / (1 - self.alpha)
 
     @property
     def codomain(self) -> constraints.Constraint:
-        margin = 0.5 * self.alpha / (1 - self.alpha)
-        return constraints.independent(constraints.interval(-margin, 1 + margin), len(self.event_shape))
+        interval = constraints.interval(-self.margin, 1 + self.margin)
+        return constraints.independent(interval, len(self.event_shape))
+
+    def _bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The smallest and the largest contracted value that ``x`` in ``dtype`` can stand for."""
+        info = torch.finfo(dtype)
+        return max(info.tiny, info.eps * self.alpha / 4), 1 - info.eps / 2
 
     def _ladj(self, z: Tensor) -> Tensor:
         each = math.log1p(-self.alpha) - F.logsigmoid(z) - F.logsigmoid(-z)
@@ -51,9 +60,15 @@ class Logit(FlowTransform):
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         p = (1 - self.alpha) * x + 0.5 * self.alpha
+        # Rounding may carry draws to the ends of the interval, or just past them. Bring those back, but leave
+        # other values outside as they are: their logit is NaN, as it should be.
+        low, high = self._bounds(p.dtype)
+        rounding = 4 * torch.finfo(p.dtype).eps
+        p = torch.where((p < low) & (p > -rounding), low, p)
+        p = torch.where((p > high) & (p < 1 + rounding), high, p)
         z = p.log() - (-p).log1p()
         return z, self._ladj(z)
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         x = (torch.sigmoid(z) - 0.5 * self.alpha) / (1 - self.alpha)
-        return x, -self._ladj(z)
+        return x.clamp(-self.margin, 1 + self.margin), -self._ladj(z)

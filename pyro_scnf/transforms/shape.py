@@ -14,7 +14,7 @@ from pyro_scnf.transforms.base import FlowTransform
 __all__ = ["Flatten", "Flip", "Permute", "Squeeze"]
 
 
-class _Rearrange(FlowTransform):
+class Rearrangement(FlowTransform):
     """A bijection that only moves entries. Its log-determinant is 0."""
 
     def _to_data(self, z: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _Rearrange(FlowTransform):
         return self._to_base(x), x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
 
 
-class Squeeze(_Rearrange):
+class Squeeze(Rearrangement):
     r"""Space to depth: every 2×2 block of a ``(C, H, W)`` image becomes 4 channels.
 
     The latent side is ``(4C, H/2, W/2)``.
@@ -75,7 +75,7 @@ class Squeeze(_Rearrange):
         return blocks.permute(*range(batch), *(batch + axis for axis in axes))
 
 
-class Flatten(_Rearrange):
+class Flatten(Rearrangement):
     """An image ``(C, H, W)``, flattened row-major to a vector ``(C H W,)`` on the latent side."""
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -88,7 +88,7 @@ class Flatten(_Rearrange):
         return z.reshape(z.shape[:-1] + self.event_shape)
 
 
-class Permute(_Rearrange):
+class Permute(Rearrangement):
     """Fixed permutation of the channels, or of the features of a vector: ``z[i] = x[permutation[i]]``.
 
     :param permutation: a permutation of ``0 .. C-1``; a random one by default.

@@ -1,0 +1,34 @@
+"""Draws from a generator of the user's, for distributions that can draw from the global one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["drawing_from", "seeded"]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed the global generators of the CPU and of ``device``. Afterwards they are as they were before."""
+    kind = torch.device(device).type
+    devices = [torch.device(device)] if kind == "cuda" else []
+    with torch.random.fork_rng(devices=devices, device_type="cuda"):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator | None, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let what draws from the global generators draw from ``generator`` instead.
+
+    With ``None`` it draws from the global generators.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    with seeded(int(seed), device):
+        yield
