@@ -103,11 +103,16 @@ class _Conditioned(_OneShotLadj):
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.layer.inverse_and_ladj(x, self.context)
 
+    # The shapes include the batch of the context. A distribution over latents without a batch then expands to
+    # it, and draws noise of its own for each context.
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        return self.layer.forward_shape(shape)
+        return self._with_context(self.layer.forward_shape(shape), self.layer.event_shape, "z")
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
-        return self.layer.inverse_shape(shape)
+        return self._with_context(self.layer.inverse_shape(shape), self.layer.base_shape, "x")
+
+    def _with_context(self, shape: torch.Size, event: torch.Size, name: str) -> torch.Size:
+        return self.layer._joint_batch(shape[: len(shape) - len(event)], name, self.context) + event
 
 
 @ConditionalTransformModule.register
@@ -178,18 +183,21 @@ class ConditionalFlowTransform(Bijection):
         context: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Check ``context``, apply ``method``, and expand the results to the joint batch."""
-        value_batch = value.shape[: value.dim() - len(shape)]
-        context_batch = self._check_context(context)
-        try:
-            batch = torch.broadcast_shapes(value_batch, context_batch)
-        except RuntimeError:
-            raise ValueError(
-                f"{type(self).__name__}: batch shapes of {name} {tuple(value_batch)} and context "
-                f"{tuple(context_batch)} do not broadcast"
-            ) from None
+        batch = self._joint_batch(value.shape[: value.dim() - len(shape)], name, context)
         out, ladj = method(value, context)
         # A layer may ignore the context. Its result then lacks the batch dimensions of the context.
         return out.expand(batch + out_shape), ladj.expand(batch)
+
+    def _joint_batch(self, batch: torch.Size, name: str, context: Tensor) -> torch.Size:
+        """Check ``context``. Return the batch shape of it and of the value ``name`` of shape ``batch``."""
+        context_batch = self._check_context(context)
+        try:
+            return torch.broadcast_shapes(batch, context_batch)
+        except RuntimeError:
+            raise ValueError(
+                f"{type(self).__name__}: batch shapes of {name} {tuple(batch)} and context "
+                f"{tuple(context_batch)} do not broadcast"
+            ) from None
 
     @property
     def inv(self) -> ConditionalInverse:
