@@ -33,6 +33,17 @@ __all__ = [
 ]
 
 
+def unscaled(z: Tensor, log_scale: Tensor, shift: Tensor) -> Tensor:
+    """``z / exp(log_scale) - shift``, kept so far from overflow that the layers around can still score it.
+
+    Noise of a high temperature makes networks give scales that are 0 in floating point. Draws would become
+    infinite, and then NaN.
+    """
+    most = torch.finfo(z.dtype).max
+    bound = most ** (1 / 3) if most > 1e30 else most / 16
+    return (z * (-log_scale).exp().clamp(max=bound) - shift).clamp(-bound, bound)
+
+
 class _SetFromData(Protocol):
     """A conditioner with data-dependent parameters, such as :class:`pyro_scnf.nn.Conditioner`."""
 
@@ -108,7 +119,7 @@ class _SplitCoupling(_Coupling):
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         fixed, changed = self._parts(z)
         log_scale, shift = self._conditioner(fixed, *context)
-        return self._join(fixed, changed * (-log_scale).exp() - shift), -self._sum_event(log_scale)
+        return self._join(fixed, unscaled(changed, log_scale, shift)), -self._sum_event(log_scale)
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         fixed, changed = self._parts(x)
@@ -216,7 +227,7 @@ class _MaskCoupling(_Coupling):
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._masked_conditioner(z, *context)
-        return z * (-log_scale).exp() - shift, -self._sum_event(log_scale)
+        return unscaled(z, log_scale, shift), -self._sum_event(log_scale)
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._masked_conditioner(x, *context)
