@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ __all__ = [
     "check_labels",
     "check_row_labels",
     "check_simplex",
+    "checked",
     "validating",
     "validation_kept",
 ]
@@ -45,9 +47,22 @@ def validating(*values: Tensor) -> bool:
     ``pyro.enable_validation`` switches them on and off. They step aside where nobody can read values: inside
     ``torch.func``, ``torch.compile`` and on the meta device.
     """
-    if not Distribution._validate_args or torch.compiler.is_compiling():
+    if not Distribution._validate_args or _CHECKED.get() or torch.compiler.is_compiling():
         return False
     return not any(functorch.is_functorch_wrapped_tensor(value) or value.is_meta for value in values)
+
+
+_CHECKED: ContextVar[bool] = ContextVar("checked", default=False)
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """A block whose data have been checked already, so that reading them a second time is of no use."""
+    token = _CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
 
 
 @contextmanager

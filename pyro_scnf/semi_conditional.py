@@ -12,13 +12,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_scnf import sharing
-from pyro_scnf._checks import UNLABELLED, check_row_labels
+from pyro_scnf._checks import UNLABELLED, check_row_labels, checked
 from pyro_scnf._labels import categorical
+from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts, State, state_of
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
-from pyro_scnf.distributions import BaseNormal, ConcatDistribution
+from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
 from pyro_scnf.given_label import GivenLabel
 from pyro_scnf.priors import PriorSpec, make_prior
 from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
@@ -45,10 +46,11 @@ class SemiConditionalFlow(nn.Module):
     :param prior: :math:`p(z_f \mid y)`: a word such as ``"flow"`` or ``"gmm"``, a dict, a class or a
         module, see :func:`~pyro_scnf.priors.make_prior`.
     :param int num_classes: number of labels K. It is optional if ``prior`` is a module.
-    :param aux_scale: scale of :math:`z_{aux}`: ``"learnable"`` or ``"unit"``.
-    :param float init_aux_scale: initial value of a learnable scale.
+    :param aux_scale: scale of :math:`z_{aux}`, if there is any: ``"learnable"`` or ``"unit"``.
+    :param float init_aux_scale: initial value of a learnable scale, 1 by default.
     :raises ValueError: if ``transform`` is no ``FlowTransform``, if the prior's event shape is not the
-        flow's latent shape, or if ``num_classes`` is not the prior's.
+        flow's latent shape, if ``num_classes`` is not the prior's, or for an ``init_aux_scale`` that nothing
+        would use.
 
     The class probabilities :math:`p(y)` belong to the model around the flow. Methods that need them take
     ``class_probs``, by default a uniform distribution.
@@ -70,7 +72,7 @@ class SemiConditionalFlow(nn.Module):
         num_classes: int | None = None,
         *,
         aux_scale: Literal["learnable", "unit"] = "learnable",
-        init_aux_scale: float = 1.0,
+        init_aux_scale: float | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(transform, FlowTransform):
@@ -79,16 +81,12 @@ class SemiConditionalFlow(nn.Module):
             )
         self.transform = transform if len(transform.base_shape) == 1 else MultiScale([transform])
         self.prior = make_prior(prior, self.transform.latent_shape, num_classes)
-        if self.prior.event_shape != self.transform.latent_shape:
-            raise ValueError(
-                f"prior: its event_shape {tuple(self.prior.event_shape)} is not the flow's latent_shape "
-                f"{tuple(self.transform.latent_shape)}"
-            )
-        if num_classes not in (None, self.prior.num_classes):
-            raise ValueError(f"num_classes={num_classes}, but the prior has {self.prior.num_classes}")
+        scale = check_base_scale(aux_scale, init_aux_scale, ("aux_scale", "init_aux_scale"))
         self.aux: BaseNormal | None = None
         if self.transform.aux_dim:
-            self.aux = BaseNormal((self.transform.aux_dim,), aux_scale, init_aux_scale)
+            self.aux = BaseNormal((self.transform.aux_dim,), aux_scale, scale)
+        else:
+            refuse_unused("the flow factors no latents out", init_aux_scale=init_aux_scale)
 
     @property
     def num_classes(self) -> int:
@@ -169,7 +167,10 @@ class SemiConditionalFlow(nn.Module):
             sharing.shared("encoding", (self.transform,), self._encode, xs)
 
     def _encode(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse_and_ladj(torch.cat(list(xs)) if len(xs) > 1 else sharing.alias(xs[0]))
+        together = torch.cat(list(xs)) if len(xs) > 1 else sharing.alias(xs[0])
+        together = self.check_data(together)
+        with checked():
+            return self.transform.inverse_and_ladj(together)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""Data to latents.
@@ -222,7 +223,7 @@ class SemiConditionalFlow(nn.Module):
         :param y: labels ``(B,)``, -1 where unknown. By default all are unknown.
         """
         owner = f"{type(self).__name__}.initialize"
-        check_event(x, self.event_shape, "x", owner)
+        x = self.check_data(x, owner=owner)
         if y is None:
             y = torch.full((len(x),), UNLABELLED, device=x.device)
         y = check_row_labels(y, len(x), self.num_classes, owner)  # before the transform changes
