@@ -29,7 +29,7 @@ def channel_statistics(x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
 
 def smallest_spread(mean: Tensor) -> Tensor:
     """The smallest standard deviation that values around ``mean`` can show, given their floating numbers."""
-    return 16 * torch.finfo(mean.dtype).eps * mean.abs()
+    return 4 * torch.finfo(mean.dtype).eps * mean.abs()
 
 
 def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
