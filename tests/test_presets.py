@@ -140,7 +140,7 @@ def test_other_priors_on_the_published_flow(prior):
     assert flow.prior.event_shape == (2, 7, 7)
     if prior == "gmm":
         assert size(flow.prior) == 10 * 98 + 98
-        assert flow.prior.covariance == "shared"
+        assert (flow.prior.covariance, flow.prior.means) == ("shared", "random")  # as released
 
 
 # -- presets with their settings -------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_preset_makes_the_model_that_it_says(moons):
     assert (model.num_labelled, model.num_unlabelled) == (10, 90)
     assert type(preset.make_model(moons, "student-t:df=4.0").flow.prior).__name__ == "StudentTMixturePrior"
     actnorm = next(m for m in model.flow.transform.modules() if isinstance(m, T.ActNorm))
-    assert actnorm.loc.abs().sum() > 0  # initialised from the data
+    assert actnorm.center.abs().sum() > 0  # initialised from the data
     with pytest.raises(ValueError, match="latent_dim=1: the toys are two-dimensional"):
         preset.make_model(moons, latent_dim=1)
 
@@ -201,13 +201,40 @@ def test_the_options_of_a_preset_reach_its_model(name):
     assert model.class_probs.learnable == (preset.model.class_probs == "learnable")
 
 
-def test_only_the_first_rows_initialise_if_the_preset_says_so(moons):
-    """The layer nearest the data has the mean of the rows that it saw."""
-    for rows, seen in ((0, len(moons.x)), (10, 10)):
-        preset = replace(scnf.presets.TOY, initial_rows=rows)
-        transform = preset.make_model(moons).flow.transform
-        nearest = [m for m in transform.modules() if isinstance(m, T.ActNorm)][-1]
-        assert torch.allclose(nearest.loc, moons.x[:seen].mean(0), atol=1e-5)
+@pytest.mark.parametrize("size", [0, 10, 25])
+def test_so_many_rows_initialise_as_the_preset_says(moons, size):
+    """The layer nearest the data has the mean of the rows that it saw: labelled ones, then first others."""
+    transform = replace(scnf.presets.TOY, initial_rows=size).make_model(moons).flow.transform
+    nearest = [m for m in transform.modules() if isinstance(m, T.ActNorm)][-1]
+    (x, _), others = moons.labelled, moons.unlabelled
+    seen = torch.cat([x, others[: size - len(x)]]) if size else moons.x
+    assert len(seen) == (size or 100)
+    assert torch.allclose(nearest.loc + nearest.center, seen.mean(0), atol=1e-5)
+
+
+def test_of_many_labelled_rows_some_of_each_class_initialise():
+    """The rows are sorted by class, and the labels are more than the rows that initialise."""
+    data = toy("moons", num_train=120, labels_per_class=40, seed=0)
+    order = data.y.argsort(stable=True)
+    data = replace(data, x=data.x[order], y=data.y[order])
+    flow = replace(scnf.presets.TOY, initial_rows=12).make_model(data, "gmm").flow
+    x, y = (rows[torch.arange(12) * 80 // 12] for rows in data.labelled)
+    z_f = flow.encode(x)[1].detach()
+    for k in range(2):
+        assert torch.allclose(flow.prior.loc[k], z_f[y == k].mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["gmm", "student-t"])
+def test_the_means_of_a_preset_start_at_the_labelled_latents(prior):
+    """The preset initialises from few rows, in which the labelled rows of all classes are."""
+    data = enlarged_digits()
+    preset = replace(scnf.presets.MNIST_CPU, initial_rows=120, augment=scnf.datasets.Augment())
+    data = replace(data, x=data.x / 256 + 0.5 / 256)
+    flow = preset.make_model(data, prior).flow
+    x, y = data.labelled
+    z_f = flow.encode(x)[1].detach()
+    for k in range(10):
+        assert torch.allclose(flow.prior.loc[k], z_f[y == k].mean(0), atol=1e-4)
 
 
 def test_pairs_that_a_preset_trains_on_must_be_there():

@@ -12,6 +12,7 @@ from cases import CONTEXT, PRIORS, mlp, own_flow_prior
 from helpers import each, perturb, relative
 from pyro.infer import Predictive
 from pyro.nn import PyroModule, PyroSample
+from pyro.nn.module import to_pyro_module_
 from torch import nn
 
 import pyro_scnf as scnf
@@ -133,10 +134,53 @@ def test_means_of_labelled_latents(cls):
     prior.initialize(z, y)
     for k in range(3):
         assert torch.allclose(prior.loc[k], z[y == k].mean(0))
-    kept = cls((2, 1, 1), 3)
-    before = kept.loc.clone()
-    kept.initialize(z, y)
-    assert torch.equal(kept.loc, before)
+    by_default = cls((2, 1, 1), 3)
+    by_default.initialize(z, y)
+    assert torch.equal(by_default.loc, prior.loc)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["flowgmm", "gmm:means=random", "gmm:learn_means=False", "student-t:means=random", "gmm:means=antipodal"],
+)
+def test_means_that_labels_leave_alone(spec):
+    """Fixed means, and means that an option asks for, are not those of the labelled latents."""
+    prior = make_prior(spec, (3,), 2)
+    before = prior.loc.clone()
+    prior.initialize(5 + torch.randn(30, 3), torch.arange(30) % 3 - 1)
+    assert torch.equal(prior.loc, before)
+
+
+@pytest.mark.parametrize("name", ["gmm", "student-t"])
+def test_means_where_some_classes_have_no_labelled_row(name, recwarn):
+    """Learned means of the other classes are set, and a warning names those that stay random."""
+    z, y = 5 + torch.randn(30, 2), torch.arange(30) % 3 - 1
+    prior = make_prior(name, (2,), 4)
+    before = prior.loc.clone()
+    with pytest.warns(UserWarning, match=r"no labelled row of class \[2, 3\], so their means stay random"):
+        prior.initialize(z, y)
+    for k in range(2):
+        assert torch.allclose(prior.loc[k], z[y == k].mean(0))
+    assert torch.equal(prior.loc[2:], before[2:])
+    prior = make_prior(name, (2,), 4)
+    before = prior.loc.clone()
+    recwarn.clear()
+    prior.initialize(z, torch.full((30,), -1))  # nothing is labelled: all start alike
+    assert torch.equal(prior.loc, before)
+    assert not recwarn.list
+
+
+def test_means_that_are_a_random_site_are_not_set():
+    """No data can set them: the default leaves them alone, and means="latents" says so."""
+    z, y = torch.randn(30, 2), torch.arange(30) % 2
+    priors = [make_prior(spec, (2,), 2) for spec in ("gmm", "gmm:means=latents")]
+    for prior in priors:
+        to_pyro_module_(prior)
+        del prior.loc
+        prior.loc = PyroSample(dist.Normal(0.0, 3.0).expand([2, 2]).to_event(2))
+    priors[0].initialize(z, y)
+    with pytest.raises(ValueError, match="means='latents': loc is a random site"):
+        priors[1].initialize(z, y)
 
 
 def test_a_flow_prior_normalises_its_latents_when_initialised():

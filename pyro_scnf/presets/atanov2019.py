@@ -21,8 +21,8 @@ def scnf_mnist(
     r"""SCNF for MNIST as released with Atanov et al. (2019), Appendix E.
 
     :param prior: ``"flow"`` is the paper's SCNF-Glow: two levels of four conditional steps on the
-        flattened :math:`z_f`. ``"gmm"`` is its SCNF-GMM: learnable means and one shared diagonal. Any other
-        prior goes to :func:`~pyro_scnf.priors.make_prior` unchanged.
+        flattened :math:`z_f`. ``"gmm"`` is its SCNF-GMM: learnable means, random at first, and one shared
+        diagonal. Any other prior goes to :func:`~pyro_scnf.priors.make_prior` unchanged.
     :param int latent_dim: number of components of :math:`z_f`.
     :param int prior_width: width of the conditional networks: 256 in the released code (9,574,676
         parameters, 15,875,447 in all), 64 in the paper's text.
@@ -41,8 +41,10 @@ def scnf_mnist(
             "base_scale": math.log(2),
         }
     elif prior == "gmm":
-        prior = {"name": "gmm", "covariance": "shared", "scale": math.log(2)}
-    return SemiConditionalFlow(atanov2019_mnist(latent_dim), prior, num_classes, init_aux_scale=math.log(2))
+        prior = {"name": "gmm", "covariance": "shared", "means": "random", "scale": math.log(2)}
+    flow = atanov2019_mnist(latent_dim)
+    init_aux_scale = math.log(2) if flow.aux_dim else None
+    return SemiConditionalFlow(flow, prior, num_classes, init_aux_scale=init_aux_scale)
 
 
 @dataclass(frozen=True)

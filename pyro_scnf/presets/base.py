@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.augment import Augment
@@ -82,7 +84,8 @@ class Preset:
     :ivar model: options of the model around the flow.
     :ivar terms: what training minimises besides the negative log-likelihood, see
         :func:`~pyro_scnf.terms.make_terms`.
-    :ivar int initial_rows: how many rows, the first ones, set data-dependent parameters; 0 for all.
+    :ivar int initial_rows: how many rows set data-dependent parameters: labelled rows first, because priors
+        learn from their labels, then others in the order of the data. 0 for all rows.
     :ivar str split: how labels are chosen, one of :data:`~pyro_scnf.datasets.SPLITS`.
     :ivar int neighbours: number of nearest rows to link to each row, if a term uses pairs.
     :ivar int held_out: unlabelled rows to hold out for validation; with 0 the last weights are kept.
@@ -130,9 +133,17 @@ class Preset:
             num_unlabelled=len(data.unlabelled) if options.scaled else None,
             labelled_weight=options.labelled_weight,
         )
-        rows = slice(self.initial_rows or None)
+        rows = self._rows_to_initialize(data)
         model.initialize(self.augment.prepare(data.x[rows]), data.y[rows])
         return model
+
+    def _rows_to_initialize(self, data: SemiSupervisedData) -> Tensor:
+        """The numbers of ``initial_rows`` rows. If there are more labelled ones, they are evenly spaced."""
+        size = self.initial_rows or len(data.x)
+        labelled, others = (rows.nonzero()[:, 0] for rows in (data.y != UNLABELLED, data.y == UNLABELLED))
+        if len(labelled) > size:
+            labelled = labelled[torch.arange(size) * len(labelled) // size]
+        return torch.cat([labelled, others[: size - len(labelled)]]).sort().values
 
     def fit(
         self, model: SemiSupervisedModel, data: SemiSupervisedData, **options: Unpack[FitOptions]

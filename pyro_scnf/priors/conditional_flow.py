@@ -3,7 +3,7 @@ r"""A conditional flow as prior: :math:`h_\phi` of the semi-conditional flow."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro.distributions.conditional import ConditionalTransformedDistribution
@@ -11,14 +11,15 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_finite
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, refuse_unused
 from pyro_scnf._shapes import check_event, in_double
-from pyro_scnf.distributions import BaseNormal
+from pyro_scnf.distributions import BaseNormal, check_base_scale
 from pyro_scnf.flows import glow
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.transforms import ConditionalFlowTransform, Flatten, compose
 from pyro_scnf.transforms.compose import Layer
+from pyro_scnf.transforms.scale import ScaleName
 
 __all__ = ["ConditionalFlowPrior"]
 
@@ -32,23 +33,25 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     flattened :math:`z_f`.
 
     :param event_shape: shape of :math:`z_f`.
-    :param int num_classes: number of labels K.
-    :param int steps: steps of flow per level.
-    :param int width: hidden width of the conditioners.
-    :param int blocks: residual blocks of the conditioners.
-    :param int levels: levels of the conditional flow. It factors components out between levels.
-    :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
-    :param coupling: ``"double"`` or ``"alternate"``, see :func:`~pyro_scnf.flows.glow`.
-    :param conv: parameterisation of the 1×1 convolutions, ``"lu"`` or ``"plain"``.
+    :param int num_classes: number of labels K. With ``context_dim`` there are no labels, and it stays 1.
+    :param int steps: steps of flow per level, 4 by default.
+    :param int width: hidden width of the conditioners, 64 by default.
+    :param int blocks: residual blocks of the conditioners, 2 by default.
+    :param int levels: levels of the conditional flow, 1 by default. It factors components out between levels.
+    :param scale: scale function of the couplings: ``"sigmoid"`` (the default), ``"tanh"`` or ``"clamp"``.
+    :param coupling: ``"double"`` (the default) or ``"alternate"``, see :func:`~pyro_scnf.flows.glow`.
+    :param conv: parameterisation of the 1×1 convolutions, ``"lu"`` (the default) or ``"plain"``.
     :param base: ``"learnable"`` or ``"unit"`` scale of the base noise.
-    :param float base_scale: initial value of a learnable scale.
+    :param float base_scale: initial value of a learnable scale, 1 by default.
     :param int embedding_dim: length of the label embedding. By default it is K, and labels start one-hot.
-    :param int context_dim: condition on real vectors of this length (covariates) instead of labels.
-        ``num_classes`` is then ignored, and there is no embedding.
-    :param flow: a conditional transform to use instead of the Glow. Its latent side must be a vector.
-    :param net: conditioners of the Glow, instead of residual networks: a word, a dict or a function, see
-        :func:`~pyro_scnf.nn.make_net`.
-    :raises ValueError: for options out of range, or a ``flow`` of another event shape or context length.
+    :param int context_dim: condition on real vectors of this length (covariates) instead of labels. There is
+        no embedding then.
+    :param flow: a conditional transform to use instead of the Glow. Its latent side must be a vector. The
+        options of the Glow cannot be given beside it.
+    :param net: conditioners of the Glow, instead of residual networks of ``width`` and ``blocks``: a word, a
+        dict or a function, see :func:`~pyro_scnf.nn.make_net`.
+    :raises ValueError: for options out of range, options that nothing would use, or a ``flow`` of another
+        event shape or context length.
 
     Reference: Atanov et al., *Semi-Conditional Normalizing Flows*, 2019, section 3.3.
     """
@@ -58,21 +61,22 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         event_shape: Sequence[int] | int,
         num_classes: int = 1,
         *,
-        steps: int = 4,
-        width: int = 64,
-        blocks: int = 2,
-        levels: int = 1,
-        scale: str = "sigmoid",
-        coupling: Literal["double", "alternate"] = "double",
-        conv: Literal["lu", "plain"] = "lu",
+        steps: int | Sequence[int] | None = None,
+        width: int | None = None,
+        blocks: int | None = None,
+        levels: int | None = None,
+        scale: ScaleName | None = None,
+        coupling: Literal["double", "alternate"] | None = None,
+        conv: Literal["lu", "plain"] | None = None,
         base: Literal["learnable", "unit"] = "learnable",
-        base_scale: float = 1.0,
+        base_scale: float | None = None,
         embedding_dim: int | None = None,
         context_dim: int | None = None,
         flow: Layer | None = None,
         net: NetSpec | None = None,
     ) -> None:
         super().__init__(event_shape, num_classes)
+        base_scale = check_base_scale(base, base_scale, ("base", "base_scale"))
         self.embedding: nn.Embedding | None = None
         if context_dim is None:
             context_dim = num_classes if embedding_dim is None else embedding_dim
@@ -80,35 +84,40 @@ class ConditionalFlowPrior(ClassConditionalPrior):
             self.embedding = nn.Embedding(num_classes, context_dim)
             if context_dim == num_classes:
                 nn.init.eye_(self.embedding.weight)
-        check_at_least(1, context_dim=context_dim)
+        else:
+            check_at_least(1, context_dim=context_dim)
+            labels = f"context_dim={context_dim} conditions on covariates, not on labels"
+            refuse_unused(
+                labels, embedding_dim=embedding_dim, num_classes=num_classes if num_classes > 1 else None
+            )
+        options = {
+            "levels": levels,
+            "steps": steps,
+            "width": width,
+            "blocks": blocks,
+            "scale": scale,
+            "coupling": coupling,
+            "conv": conv,
+            "net": net,
+        }
         if flow is None:
-            flow = glow(
-                self.event_shape.numel(),
-                levels=levels,
-                steps=steps,
-                width=width,
-                blocks=blocks,
-                scale=scale,
-                coupling=coupling,
-                conv=conv,
-                context_dim=context_dim,
-                net=net,
-            )
-            if len(self.event_shape) == 3:
-                flow = compose([flow, Flatten(self.event_shape)])
-        given = flow.context_dim if isinstance(flow, ConditionalFlowTransform) else None
-        if (
-            not isinstance(flow, ConditionalFlowTransform)
-            or flow.event_shape != self.event_shape
-            or given != context_dim
-        ):
-            raise ValueError(
-                f"flow: expected a conditional transform of event_shape {tuple(self.event_shape)} and "
-                f"context_dim {context_dim}, got {tuple(flow.event_shape)} and {given}"
-            )
+            flow = self._glow(context_dim, **{name: v for name, v in options.items() if v is not None})
+        else:
+            refuse_unused("it belongs to the built-in Glow, and flow takes its place", **options)
+        shape = tuple(self.event_shape)
+        expected = f"expected a conditional transform of event_shape {shape} and context_dim {context_dim}"
+        if not isinstance(flow, ConditionalFlowTransform):
+            raise ValueError(f"flow: {expected}, got a {type(flow).__name__}")
+        if flow.event_shape != self.event_shape or flow.context_dim != context_dim:
+            raise ValueError(f"flow: {expected}, got {tuple(flow.event_shape)} and {flow.context_dim}")
         self.context_dim = context_dim
         self.flow = flow
         self.base = BaseNormal(flow.base_shape, base, base_scale)
+
+    def _glow(self, context_dim: int, **options: Any) -> Layer:
+        """The built-in flow on the flattened latents."""
+        flow = glow(self.event_shape.numel(), context_dim=context_dim, **options)
+        return compose([flow, Flatten(self.event_shape)]) if len(self.event_shape) == 3 else flow
 
     def context(self, y: Tensor) -> Tensor:
         """The context vectors ``(*batch, context_dim)`` of labels, class weights or covariates ``y``."""

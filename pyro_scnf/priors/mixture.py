@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -12,8 +12,16 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from pyro_scnf._numbers import check_temperature
+from pyro_scnf._numbers import (
+    check_at_least,
+    check_flag,
+    check_number,
+    check_scale,
+    check_temperature,
+    check_word,
+)
 from pyro_scnf._shapes import as_event_shape, at_least_single, in_double
+from pyro_scnf._warn import warn
 from pyro_scnf.priors.base import ClassConditionalPrior
 
 __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
@@ -21,7 +29,7 @@ __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
 Cast = Callable[[Tensor], Tensor]
 """Changes the precision of a table."""
 
-Means = Literal["random", "antipodal", "latents"]
+Means = Literal["auto", "random", "antipodal", "latents"]
 
 
 class _LocationScalePrior(ClassConditionalPrior):
@@ -43,10 +51,9 @@ class _LocationScalePrior(ClassConditionalPrior):
         learn_scales: bool,
     ) -> None:
         super().__init__(event_shape, num_classes)
-        if means not in ("random", "antipodal", "latents"):
-            raise ValueError(f"means={means!r}: expected 'random', 'antipodal' or 'latents'")
-        if scale <= 0 or separation < 0:
-            raise ValueError(f"scale={scale}, separation={separation}: expected scale > 0, separation >= 0")
+        check_word("means", means, get_args(Means))
+        check_flag(learn_means=learn_means, learn_scales=learn_scales)
+        scale, separation = check_scale("scale", scale), check_scale("separation", separation, zero=True)
         self.means = means
         self._table("loc", self._initial_means(separation), learn_means)
         self._table("log_scale", torch.full(scale_shape, math.log(scale)), learn_scales)
@@ -99,19 +106,32 @@ class _LocationScalePrior(ClassConditionalPrior):
 
     @torch.no_grad()
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
-        """With ``means="latents"``, set every mean to that of the labelled latents of its class.
+        """Set means to those of the labelled latents of their class, as ``means`` says.
+
+        ``"latents"`` sets all of them. ``"auto"`` sets learned means of classes that have a labelled row, and
+        warns if only some classes have one. Means that an option fixes, or that are a random site, stay.
 
         :param z_f: latents ``(B, *event_shape)``.
         :param y: their labels ``(B,)``, -1 where unknown.
-        :raises ValueError: if a class has no labelled example, or for wrong labels.
+        :raises ValueError: with ``"latents"``, if a class has no labelled row or the means are a random site;
+            for wrong labels.
         """
         y = self._check_rows(z_f, y)
-        if self.means != "latents":
-            return
-        missing = [k for k in range(self.num_classes) if not (y == k).any()]
-        if missing:
+        known = [k for k in range(self.num_classes) if (y == k).any()]
+        missing = [k for k in range(self.num_classes) if k not in known]
+        if self.means == "latents" and missing:
             raise ValueError(f"means='latents': no labelled example of class {missing} in y")
-        for k in range(self.num_classes):
+        if self.means == "latents" and "loc" not in (*self._parameters, *self._buffers):
+            raise ValueError("means='latents': loc is a random site, which no data can set; leave means out")
+        if self.means != "latents" and not (self.means == "auto" and "loc" in self._parameters):
+            return
+        if known and missing:
+            warn(
+                f"means='auto': y has no labelled row of class {missing}, so their means stay random, while "
+                "those of the other classes start at their labelled latents. Give initialize a labelled row "
+                "of each class; means='random' starts all means alike, without this warning"
+            )
+        for k in known:
             self.loc[k].copy_(z_f[y == k].mean(0))
 
 
@@ -126,8 +146,10 @@ class GaussianMixturePrior(_LocationScalePrior):
         classes, as in the SCNF code), ``"isotropic"`` (one scale for each class, as in FlowGMM) or
         ``"full"`` (a Cholesky factor for each class).
     :param means: initial means: ``"random"`` (standard normal times ``separation``), ``"antipodal"``
-        (two classes, opposite points of norm ``separation``) or ``"latents"`` (random until
-        :meth:`initialize` sets them to the class means of labelled latents).
+        (two classes, opposite points of norm ``separation``), ``"latents"`` (random until
+        :meth:`initialize` sets them to the class means of labelled latents; it raises if a class has none)
+        or ``"auto"``. This is ``"latents"`` for learned means, and ``"random"`` for fixed ones and for
+        classes without a labelled row.
     :param float separation: see ``means``.
     :param float scale: initial standard deviation.
     :param bool learn_means: whether means are parameters. Otherwise they are fixed.
@@ -145,12 +167,13 @@ class GaussianMixturePrior(_LocationScalePrior):
         num_classes: int,
         *,
         covariance: Literal["diagonal", "shared", "isotropic", "full"] = "diagonal",
-        means: Means = "random",
+        means: Means = "auto",
         separation: float = 1.0,
         scale: float = 1.0,
         learn_means: bool = True,
         learn_scales: bool = True,
     ) -> None:
+        check_at_least(1, num_classes=num_classes)
         event = as_event_shape(event_shape)
         dim = event.numel()
         shapes: dict[str, tuple[int, ...]] = {
@@ -159,8 +182,7 @@ class GaussianMixturePrior(_LocationScalePrior):
             "isotropic": (num_classes,),
             "full": (num_classes, dim),
         }
-        if covariance not in shapes:
-            raise ValueError(f"covariance={covariance!r}: expected one of {', '.join(map(repr, shapes))}")
+        check_word("covariance", covariance, shapes)
         super().__init__(
             event_shape,
             num_classes,
@@ -203,12 +225,34 @@ class GaussianMixturePrior(_LocationScalePrior):
         return dist.TransformedDistribution(flat, [reshape])
 
 
+LARGEST_DF = 1e8
+"""The largest initial degrees of freedom. The normaliser loses its digits above, even in double precision."""
+
+
+class _StudentT(dist.StudentT):
+    """A Student-t distribution whose normaliser is computed in double precision.
+
+    It is the difference of two logarithms of the gamma function. These are millions of nats if df is large,
+    and single precision would round their difference away.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        df, y = in_double(self.df), (value - self.loc) / self.scale
+        half = 0.5 * (df + 1)
+        normaliser = half.lgamma() - (0.5 * df).lgamma() - 0.5 * (math.pi * df).log()
+        tail = half.to(y.dtype) * (y.square() / self.df).log1p()
+        return normaliser.to(y.dtype) - self.scale.log() - tail
+
+
 class StudentTMixturePrior(_LocationScalePrior):
     r"""A product of Student-t distributions for each class.
 
     Its tails are heavier than those of a Gaussian, so it assigns distant points to a class less surely.
 
-    :param float df: initial degrees of freedom, above 2 so that variances exist.
+    :param float df: initial degrees of freedom, above 2 so that variances exist. With a million the
+        distribution is nearly the Gaussian, which is :class:`GaussianMixturePrior`.
     :param bool learn_df: whether the degrees of freedom are a parameter. Otherwise they are fixed.
     :raises ValueError: for an unknown word or a number out of range.
 
@@ -226,15 +270,15 @@ class StudentTMixturePrior(_LocationScalePrior):
         *,
         df: float = 5.0,
         learn_df: bool = False,
-        means: Means = "random",
+        means: Means = "auto",
         separation: float = 1.0,
         scale: float = 1.0,
         learn_means: bool = True,
         learn_scales: bool = True,
     ) -> None:
         event = as_event_shape(event_shape)
-        if df <= 2:
-            raise ValueError(f"df={df}: expected more than 2")
+        df = check_number("df", df, above=2, at_most=LARGEST_DF)
+        check_flag(learn_df=learn_df)
         super().__init__(
             event_shape,
             num_classes,
@@ -256,4 +300,4 @@ class StudentTMixturePrior(_LocationScalePrior):
         event_dim = len(self.event_shape)
         loc = self._pick(cast(self.loc), y, event_dim)
         scale = temperature * self._pick(cast(self.log_scale), y, event_dim).exp()
-        return dist.StudentT(2.0 + cast(self.raw_df).exp(), loc, scale).to_event(event_dim)
+        return _StudentT(2.0 + cast(self.raw_df).exp(), loc, scale).to_event(event_dim)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import cast
 
 from torch import nn
 
+from pyro_scnf._numbers import check_whole
+from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import read_spec, remember
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.priors.conditional_flow import ConditionalFlowPrior
@@ -18,10 +19,17 @@ __all__ = ["PRIORS", "PriorSpec", "make_prior"]
 PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
     "flow": ConditionalFlowPrior,
     "gmm": GaussianMixturePrior,
-    "flowgmm": partial(GaussianMixturePrior, covariance="isotropic", learn_means=False, learn_scales=False),
+    "flowgmm": partial(
+        GaussianMixturePrior, covariance="isotropic", means="random", learn_means=False, learn_scales=False
+    ),
     "student-t": StudentTMixturePrior,
 }
-"""Priors by name. ``flowgmm`` is the prior of FlowGMM, with fixed random means and fixed unit scales."""
+"""Priors by name.
+
+``flow`` is a conditional flow, ``gmm`` one Gaussian and ``student-t`` one Student-t for each class. Where
+``initialize`` sees labelled rows, the means of these two start at the labelled latents of their class
+(``means="auto"``). ``flowgmm`` is the prior of FlowGMM, with fixed random means and fixed unit scales.
+"""
 
 PriorSpec = str | Mapping[str, object] | Callable[..., ClassConditionalPrior] | ClassConditionalPrior
 """The ways to name a prior, see :func:`make_prior`."""
@@ -40,20 +48,38 @@ def make_prior(
         * a mapping with the key ``name`` and the options, ``{"name": "gmm", "scale": 0.5}``;
         * a class or function, called with ``event_shape, num_classes``;
         * a ready module, returned as it is.
-    :raises ValueError: for an unknown word, malformed options, or a missing ``num_classes``.
+    :raises ValueError: for an unknown word or option, a value that an option cannot have, or a missing
+        ``num_classes``; for a ready module of another ``event_shape`` or number of classes.
 
     >>> prior = make_prior("gmm:covariance=full", (4,), 3)
     >>> prior.covariance
     'full'
     """
-    if isinstance(spec, nn.Module):
-        return cast(ClassConditionalPrior, spec)
+    prior = spec if isinstance(spec, nn.Module) else _build(spec, event_shape, num_classes)
+    if not isinstance(prior, ClassConditionalPrior):
+        raise ValueError(f"prior: got a {type(prior).__name__}, expected a ClassConditionalPrior")
+    shape = as_event_shape(event_shape)
+    if prior.event_shape != shape:
+        raise ValueError(
+            f"prior: its event_shape {tuple(prior.event_shape)} is not that of the latents, {tuple(shape)}"
+        )
+    if num_classes not in (None, prior.num_classes):
+        raise ValueError(f"num_classes={num_classes}, but the prior has {prior.num_classes}")
+    return prior
+
+
+def _build(
+    spec: PriorSpec, event_shape: Sequence[int] | int, num_classes: int | None
+) -> ClassConditionalPrior:
+    """A new prior, which remembers how it was built."""
     if num_classes is None:
         raise ValueError(f"num_classes: needed to build the prior {spec!r}")
     named = read_spec(spec, PRIORS, "prior")
-    try:
-        prior = named.factory(event_shape, num_classes, **named.options)
-    except TypeError as error:
-        raise ValueError(f"prior={spec!r}: {error}") from error
+    if isinstance(named.factory, nn.Module):
+        raise ValueError(
+            f"prior: a ready {type(named.factory).__name__} takes no options; give the module itself"
+        )
+    check_whole("num_classes", num_classes, 1)
+    prior = named.make({"event_shape": as_event_shape(event_shape), "num_classes": num_classes})
     remember(prior, named.description)
     return prior
