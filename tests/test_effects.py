@@ -369,7 +369,8 @@ def test_autoguide_over_class_prevalence():
 
 def test_nuts_over_a_deep_latent():
     """NUTS samples the site ``x_final`` of the rewritten model, given an outcome that depends on x."""
-    flow = toy_flow("gmm", num_classes=1, dtype=F64, make=scnf.flows.realnvp, couplings=2, net=mlp)
+    options = {"couplings": 2, "net": mlp, "width": None, "blocks": None}
+    flow = toy_flow("gmm", num_classes=1, dtype=F64, make=scnf.flows.realnvp, **options)
     flow.requires_grad_(False).eval()
     target = torch.tensor([0.5, -0.5], dtype=F64)
 

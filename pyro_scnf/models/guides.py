@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._labels import log_certainty
-from pyro_scnf._numbers import check_temperature
+from pyro_scnf._numbers import check_number, check_temperature
 from pyro_scnf.models.plates import data_plate, weigh
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.sharing import current
@@ -62,8 +62,9 @@ class EMGuide(nn.Module):
     :param decay: with ``None``, :math:`\theta_{old}` is current. With a number in [0, 1), it is an
         exponential moving average of the parameters. Call :meth:`update` after each optimiser step to
         advance it. With 0, each call copies the parameters.
-    :param float temperature: T above, a positive number.
-    :raises ValueError: for an unknown ``estep``, or a ``decay`` or ``temperature`` out of range.
+    :param float temperature: T above, a positive number; 1 with ``estep="hard"``.
+    :raises ValueError: for an unknown ``estep``, a ``decay`` or ``temperature`` out of range, or a model that
+        is no :class:`SemiSupervisedModel`.
 
     Labelled rows are never sampled. Under :func:`pyro_scnf.elbo` (or :func:`share_encoding`) the flow runs
     once for guide and model together, unless :math:`\theta_{old}` differs from the current parameters.
@@ -82,9 +83,16 @@ class EMGuide(nn.Module):
         super().__init__()
         if estep not in ("enumerate", "sample", "hard"):
             raise ValueError(f"estep={estep!r}: expected 'enumerate', 'sample' or 'hard'")
-        check_temperature(temperature)
-        if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: expected None or 0 <= decay < 1")
+        if not isinstance(model, SemiSupervisedModel):
+            raise ValueError(f"model is a {type(model).__name__}, expected a SemiSupervisedModel")
+        temperature = check_temperature(temperature)
+        if estep == "hard" and temperature != 1.0:
+            raise ValueError(
+                f"temperature={temperature}: the most probable label is the same at every temperature; leave "
+                "it out, or take estep='enumerate' or 'sample'"
+            )
+        if decay is not None:
+            decay = check_number("decay", decay, at_least=0, below=1)
         self.model = model
         self.estep, self.decay, self.temperature = estep, decay, temperature
         self.old: AveragedModel | None = None
@@ -107,6 +115,7 @@ class EMGuide(nn.Module):
         weights: Tensor | None = None,
         label_log_prior: Tensor | None = None,
         n: int | None = None,
+        generator: torch.Generator | None = None,
         pairs: Tensor | None = None,
         view: Tensor | None = None,
         progress: float = 0.0,
@@ -117,17 +126,18 @@ class EMGuide(nn.Module):
         (:func:`pyro_scnf.with_terms`). They say nothing about q.
         """
         model = self.model
-        y = model.check_batch(x, y, x_unlabelled, weights)
+        y, weights = model.check_batch(x, y, x_unlabelled, weights, n, generator)
         if x is None:
             return
         if x_unlabelled is not None:
             _, evidence = model.split_evidence(label_log_prior, len(x), len(x_unlabelled))
             model.flow.encode_together(x, x_unlabelled)
-            size = model.num_unlabelled
+            size = model.sizes.of_unlabelled(len(x_unlabelled))
             self._label("y_unlabelled", "unlabelled", size, x_unlabelled, None, weights, evidence)
         elif y is None or bool((y == UNLABELLED).any()):
             given = None if label_log_prior is None else model.check_evidence(label_log_prior, len(x))
-            self._label("y", "data", model.num_data, x, y, weights, given)
+            size = model.sizes.of_batch(len(x), y)
+            self._label("y", "data", size, x, y, weights, given)
 
     def _label(
         self,

@@ -15,20 +15,13 @@ from torch import Tensor
 
 from pyro_scnf.distributions import check_expansion
 
-__all__ = ["PartlyKnown", "count_rows", "data_plate", "training_term", "weigh"]
+__all__ = ["PartlyKnown", "data_plate", "training_term", "weigh"]
 
 
 def data_plate(name: str, size: int | None, rows: int, device: torch.device) -> pyro.plate:
-    """A plate of ``rows`` data. If ``size`` is given, it scales them up to a data set of that size.
-
-    :raises ValueError: for more rows than the data set has.
-    """
+    """A plate of ``rows`` data. If ``size`` is given, it scales them up to a data set of that size."""
     if size is None or size == rows:
         return pyro.plate(name, rows)
-    if rows > size:
-        raise ValueError(
-            f"plate {name!r}: a batch of {rows} rows from a data set of {size}; expected at most {size} rows"
-        )
     return pyro.plate(name, size, subsample=torch.arange(rows, device=device))
 
 
@@ -43,31 +36,38 @@ def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
         handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
 
 
-def count_rows(x: Tensor | None, y: Tensor | None, n: int | None) -> int:
-    """Number of rows of a batch, or ``n`` if nothing is observed."""
-    if x is not None:
-        return len(x)
-    if y is not None:
-        return len(y)
-    if n is None:
-        raise ValueError("SemiSupervisedModel: nothing observed; give n, the number of rows to draw")
-    return n
-
-
 class PartlyKnown(dist.Categorical):
     """A label that is known in some rows. Sampling returns the known labels and draws the others.
 
-    Scores are those of ``prior`` in all rows. Enumeration does not sample, so the model needs a factor that
-    rules out the other labels of known rows.
+    Scores are those of the ``Categorical`` in all rows. Enumeration does not sample, so the model needs a
+    factor that rules out the other labels of known rows.
 
-    :param y: labels ``(B,)``.
+    Pyro makes the distributions of ``compute_marginals`` and ``sample_posterior`` by calling the class of a
+    site with ``logits`` alone. These logits have that factor in them, so such an object knows no labels
+    apart from them.
+
+    :param labels: labels ``(B,)``.
     :param known: which of them are known, ``(B,)``.
     """
 
-    def __init__(self, prior: dist.Categorical, y: Tensor, known: Tensor) -> None:
-        self.labels, self.known = y, known
-        batch = torch.broadcast_shapes(prior.batch_shape, y.shape)
-        super().__init__(logits=prior.logits.expand(*batch, -1), validate_args=False)
+    def __init__(
+        self,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        labels: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> None:
+        self.labels, self.known = labels, known
+        super().__init__(probs, logits, validate_args)
+
+    @classmethod
+    def of(cls, prior: dist.Categorical, labels: Tensor, known: Tensor) -> PartlyKnown:
+        """``prior`` in the rows that are not known."""
+        batch = torch.broadcast_shapes(prior.batch_shape, labels.shape)
+        logits = prior.logits.expand(*batch, -1)
+        return cls(logits=logits, validate_args=False, labels=labels, known=known)
 
     def expand(self, batch_shape: Sequence[int], _instance: PartlyKnown | None = None) -> PartlyKnown:
         check_expansion(self, batch_shape)
@@ -76,7 +76,10 @@ class PartlyKnown(dist.Categorical):
         return new
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        return torch.where(self.known, self.labels, super().sample(sample_shape))
+        drawn: Tensor = super().sample(sample_shape)
+        if self.labels is None or self.known is None:
+            return drawn
+        return torch.where(self.known, self.labels, drawn)
 
 
 class _TermInfer(InferDict):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED, validating
+from pyro_scnf._numbers import check_number
 from pyro_scnf._state import Parts
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_of
-from pyro_scnf.terms.base import as_number
 
 __all__ = ["Arguments", "ForTerms", "check_needs", "check_used", "score_step"]
 
@@ -60,8 +60,7 @@ class ForTerms:
     progress: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= as_number(self.progress) <= 1:
-            raise ValueError(f"progress={self.progress!r}: expected a share of training, 0 to 1")
+        check_number("progress", self.progress, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -143,14 +142,14 @@ def score_step(
 def _divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None, _Rows | None, _Rows | None]:
     """The known labels, the labelled rows and the unlabelled rows of a batch."""
     x, u, evidence = batch.x, batch.x_unlabelled, batch.label_log_prior
-    y = model.check_batch(x, batch.y, u, batch.weights)
+    y, _ = model.check_batch(x, batch.y, u, batch.weights)
     assert x is not None  # _check_batch raises otherwise
     if u is not None:
         first, second = model.split_evidence(evidence, len(x), len(u))
-        labelled = _Rows(x, first, _scale(model.num_labelled, len(x)))
-        return y, labelled, _Rows(u, second, _scale(model.num_unlabelled, len(u)))
+        labelled = _Rows(x, first, _scale(model.sizes.of_labelled(len(x)), len(x)))
+        return y, labelled, _Rows(u, second, _scale(model.sizes.of_unlabelled(len(u)), len(u)))
     checked = None if evidence is None else model.check_evidence(evidence, len(x))
-    whole = _Rows(x, checked, _scale(model.num_data, len(x)))
+    whole = _Rows(x, checked, _scale(model.sizes.of_batch(len(x), y), len(x)))
     known = None if y is None else y != UNLABELLED
     if y is None or known is None or not bool(known.any()):
         return None, None, whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from typing import Literal
 
@@ -13,13 +12,16 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels, validating
+from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels
 from pyro_scnf._labels import categorical, check_label_log_prior
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_number
+from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.class_probs import ClassProbs
-from pyro_scnf.models.guard import guard_label_site
-from pyro_scnf.models.plates import PartlyKnown, count_rows, data_plate, weigh
+from pyro_scnf.class_probs import ClassProbs, check_class_probs
+from pyro_scnf.models.arguments import check_draws, check_weights
+from pyro_scnf.models.guard import guard_data_site, guard_label_site
+from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
+from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.sharing import carried
 from pyro_scnf.terms import Scored
@@ -41,13 +43,14 @@ class SemiSupervisedModel(PyroModule):
     * ``model(x, y, x_unlabelled)``: a labelled and an unlabelled batch in the plates ``labelled`` and
       ``unlabelled``, with the sites ``y``, ``x``, ``y_unlabelled`` and ``x_unlabelled``. The flow runs
       once for both.
-    * ``model(n=5)``: nothing is observed, and the model draws five rows.
+    * ``model(n=5)``: nothing is observed, and the model draws five rows. ``model(y=y)`` draws x alone.
 
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
     :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, a tensor of class weights or a
         :class:`ClassProbs`.
     :param int num_labelled: size of the labelled data set. Give it if a batch is only a part of the data
-        set: the plate then scales the batch up to that size.
+        set: the plate then scales the batch up to that size. A batch in one plate needs the size for each
+        kind of row that it has; with both sizes it is scaled up to their sum.
     :param int num_unlabelled: likewise for the unlabelled data set.
     :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
     :raises ValueError: for a weight or size out of range, or if ``class_probs`` and ``flow`` have different
@@ -75,12 +78,12 @@ class SemiSupervisedModel(PyroModule):
         labelled_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < labelled_weight < math.inf:
-            raise ValueError(f"labelled_weight={labelled_weight}: expected a positive number")
+        labelled_weight = check_number("labelled_weight", labelled_weight, above=0)
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
             check_at_least(1, **{name: 1 if size is None else size})
         if not isinstance(class_probs, ClassProbs):
+            check_class_probs(class_probs, flow.num_classes, "class_probs")
             # Give p(y) the flow's dtype and device, because Pyro cannot contract terms of different ones.
             class_probs = ClassProbs(flow.num_classes, class_probs).to(reference_tensor(flow))
         self.class_probs = class_probs
@@ -114,6 +117,7 @@ class SemiSupervisedModel(PyroModule):
         weights: Tensor | None = None,
         label_log_prior: Tensor | None = None,
         n: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         r"""Run the model. The class describes the ways to call it.
 
@@ -121,29 +125,38 @@ class SemiSupervisedModel(PyroModule):
         :param y: integer labels ``(B,)``, -1 where unknown.
         :param x_unlabelled: unlabelled data ``(B', *event_shape)`` for the two-plate form.
         :param weights: weight of each unlabelled row, ``(B',)``; in the one-plate form, of each row,
-            ``(B,)``. If the *model* enumerates the label, Pyro cannot weigh its rows one by one. Use an
-            :class:`~pyro_scnf.EMGuide` then, and give it the same weights.
+            ``(B,)``. Rows of weight 0 are left out. If the *model* enumerates the label, Pyro cannot weigh
+            its rows one by one. Use an :class:`~pyro_scnf.EMGuide` then, and give it the same weights.
         :param label_log_prior: evidence about the labels of single rows: normalised log-probabilities that
             take the place of :math:`\log p(y)` in these rows, ``(B, K)``. In the two-plate form it is that
             of the unlabelled rows, ``(B', K)``, or of all rows, ``(B + B', K)``, the labelled ones first.
         :param int n: number of rows to draw if nothing is observed.
+        :param generator: source of what the model draws if x is not given; PyTorch's global one by default.
         :return: x; in the two-plate form, ``x`` and ``x_unlabelled``.
         :raises ValueError: for arguments of a wrong shape or type, or arguments that do not go together.
         :raises RuntimeError: if Pyro would compute a wrong loss, see above.
         """
-        y = self.check_batch(x, y, x_unlabelled, weights)
+        y, weights = self.check_batch(x, y, x_unlabelled, weights, n, generator)
         if x_unlabelled is None:
-            rows = count_rows(x, y, n)
+            given = x if x is not None else y
+            rows = len(given) if given is not None else n
+            if rows is None:
+                raise ValueError(
+                    f"{type(self).__name__}: nothing observed; give n, the number of rows to draw"
+                )
             evidence = None if label_log_prior is None else self.check_evidence(label_log_prior, rows)
-            return self._rows("", "data", self.num_data, rows, x, y, weights, evidence)
+            size = self.sizes.of_batch(rows, y, drawn=x is None)
+            with drawing_from(generator, self.class_probs.logits.device):
+                return self._rows("", "data", size, rows, x, y, weights, evidence)
         assert x is not None  # check_batch raises otherwise
         first, second = self.split_evidence(label_log_prior, len(x), len(x_unlabelled))
+        size, rows = self.sizes.of_labelled(len(x)), len(x_unlabelled)
+        size_unlabelled = self.sizes.of_unlabelled(rows)
         with carried():
             self.flow.encode_together(x, x_unlabelled)
-            labelled = self._rows("", "labelled", self.num_labelled, len(x), x, y, None, first)
-            rows, size = len(x_unlabelled), self.num_unlabelled
+            labelled = self._rows("", "labelled", size, len(x), x, y, None, first)
             unlabelled = self._rows(
-                "_unlabelled", "unlabelled", size, rows, x_unlabelled, None, weights, second
+                "_unlabelled", "unlabelled", size_unlabelled, rows, x_unlabelled, None, weights, second
             )
         return labelled, unlabelled
 
@@ -173,9 +186,11 @@ class SemiSupervisedModel(PyroModule):
             elif y is None or known is None:
                 label = pyro.sample(site, prior, infer={"enumerate": "parallel"})
             else:
-                label = pyro.sample(site, PartlyKnown(prior, y, known), infer={"enumerate": "parallel"})
+                label = pyro.sample(site, PartlyKnown.of(prior, y, known), infer={"enumerate": "parallel"})
                 self._observe_some(site, label, y, known)
-            out: Tensor = pyro.sample(f"x{suffix}", self.flow.condition(label), obs=x)
+            given_label = self.flow.condition(label)
+            guard_data_site(f"x{suffix}", given_label, observed=x is not None)
+            out: Tensor = pyro.sample(f"x{suffix}", given_label, obs=x)
         return out
 
     def _observe_some(self, site: str, label: Tensor, y: Tensor, known: Tensor) -> None:
@@ -227,10 +242,20 @@ class SemiSupervisedModel(PyroModule):
 
     # -- checks --------------------------------------------------------------------------------
     def check_batch(
-        self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None, weights: Tensor | None
-    ) -> Tensor | None:
-        """Raise ``ValueError`` for a batch that this model cannot take. Return the labels as int64."""
+        self,
+        x: Tensor | None,
+        y: Tensor | None,
+        x_unlabelled: Tensor | None,
+        weights: Tensor | None,
+        n: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Raise ``ValueError`` for a call that this model cannot answer.
+
+        :return: the labels as int64, and the weights in the dtype of the model.
+        """
         owner = type(self).__name__
+        check_draws({"x": x, "y": y, "x_unlabelled": x_unlabelled}, weights, n, generator, owner)
         for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
             if value is not None:
                 self.flow.check_data(value, name, owner)
@@ -248,18 +273,13 @@ class SemiSupervisedModel(PyroModule):
             raise ValueError(
                 f"{owner}: the labelled batch is empty; give x and y, or model(x) for unlabelled data alone"
             )
-        for name, value in (("x", x), ("x_unlabelled", x_unlabelled)):
+        for name, value in (("x", x), ("x_unlabelled", x_unlabelled), ("y", y)):
             if value is not None and len(value) == 0:
                 raise ValueError(f"{owner}: {name} is empty, expected at least one row")
-        if weights is not None:
-            if validating(weights) and not ((weights >= 0) & torch.isfinite(weights)).all():
-                raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
-            target = x if x_unlabelled is None else x_unlabelled
-            if target is not None and weights.shape != (len(target),):
-                raise ValueError(
-                    f"{owner}: weights has shape {tuple(weights.shape)}, expected ({len(target)},)"
-                )
-        return y
+        target = x if x_unlabelled is None else x_unlabelled
+        if weights is not None and target is not None:
+            weights = check_weights(weights, len(target), self.class_probs.logits, owner)
+        return y, weights
 
     def check_evidence(self, label_log_prior: Tensor, *batch: int) -> Tensor:
         """Raise ``ValueError`` unless there are log-probabilities for each row of a batch. Return them."""
@@ -288,8 +308,6 @@ class SemiSupervisedModel(PyroModule):
         }
 
     @property
-    def num_data(self) -> int | None:
-        """Size of the whole data set, labelled and unlabelled, if given."""
-        if self.num_labelled is None or self.num_unlabelled is None:
-            return None
-        return self.num_labelled + self.num_unlabelled
+    def sizes(self) -> Sizes:
+        """The sizes of the labelled and the unlabelled data set, as far as they are given."""
+        return Sizes(self.num_labelled, self.num_unlabelled)

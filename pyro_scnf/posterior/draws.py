@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer import config_enumerate
+from pyro.infer import MCMC, config_enumerate
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import InferDict
+from pyro.poutine.runtime import InferDict, Message
+from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+
+from pyro_scnf._numbers import check_at_least, check_flag
+from pyro_scnf.models.sizes import without_sizes
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = [
     "DRAWS",
     "Plate",
     "Site",
+    "as_draws",
     "broadcasting_hint",
+    "check_call",
     "count_draws",
     "find_label",
     "over_plates",
@@ -80,6 +90,37 @@ def plates_of(site: Site) -> list[Plate]:
     return sorted(plates, key=lambda plate: plate.dim)
 
 
+def check_call(args: object, max_plate_nesting: object, parallel: object) -> None:
+    """Raise for options of a call that a user is likely to get wrong.
+
+    :raises ValueError: if ``args`` is no tuple or list, or for an option of the wrong kind.
+    """
+    if not isinstance(args, tuple | list):
+        raise ValueError(
+            f"args is a {type(args).__name__}, expected a tuple of the model's arguments, such as (x,)"
+        )
+    check_at_least(1, max_plate_nesting=max_plate_nesting)
+    check_flag(parallel=parallel)
+
+
+def as_draws(draws: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:
+    """Draws by site as tensors. Arrays and lists are converted.
+
+    :raises ValueError: if ``draws`` is no mapping, or holds something else than numbers.
+    """
+    if isinstance(draws, MCMC):
+        raise ValueError(f"{owner} is an MCMC object, expected its draws; give mcmc.get_samples()")
+    if not isinstance(draws, Mapping):
+        raise ValueError(f"{owner} is a {type(draws).__name__}, expected draws by the name of their site")
+    tensors = {}
+    for name, values in draws.items():
+        try:
+            tensors[name] = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{owner}: draws of {name!r} are no numbers: {error}") from None
+    return tensors
+
+
 def count_draws(posterior: Mapping[str, Tensor]) -> int:
     """Number of draws S of every site. It is 1 if there are no sites.
 
@@ -109,13 +150,20 @@ def broadcasting_hint(parallel: bool) -> Iterator[None]:
 
 
 class _Draws(Messenger):
-    """Sets latents to their draws. The plate of the draws lies to the left of the model's own plates."""
+    """Sets latents to their draws. The plate of the draws lies to the left of the model's own plates.
+
+    A plate may see some of its rows only if these are given, because nobody could name rows drawn at random.
+    """
 
     def __init__(self, posterior: Mapping[str, Tensor], max_plate_nesting: int, parallel: bool) -> None:
         super().__init__()
         self.posterior, self.nesting, self.parallel = posterior, max_plate_nesting, parallel
+        self.at_random: set[str] = set()
 
     def _pyro_sample(self, msg: Site) -> None:
+        if poutine.util.site_is_subsample(cast(Message, msg)):
+            self._note_rows(msg["name"], cast(_Subsample, msg["fn"]), msg["value"])
+            return
         draws = self.posterior.get(msg["name"])
         if draws is None or msg["infer"].get("_deterministic"):
             return
@@ -130,6 +178,21 @@ class _Draws(Messenger):
         msg["value"] = draws.reshape(draws.shape[:1] + pad + draws.shape[1:]) if self.parallel else draws[0]
         msg["is_observed"] = True
 
+    def _note_rows(self, plate: str, fn: _Subsample, rows: Tensor | None) -> None:
+        if not fn.size or (rows is not None and not len(rows)):
+            raise ValueError(f"plate {plate!r} has no rows, expected at least one")
+        if rows is None and fn.subsample_size is not None and fn.subsample_size < fn.size:
+            self.at_random.add(plate)
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.at_random and not msg["is_observed"]:  # no handler has set the rows either
+            fn = cast(_Subsample, msg["fn"])
+            raise ValueError(
+                f"plate {msg['name']!r} draws {fn.subsample_size} of its {fn.size} rows at random, so the "
+                "results would belong to rows that nobody can name; give the plate all rows, or the ones "
+                "that you want with subsample=rows"
+            )
+
 
 def trace_draws(
     model: Callable[..., object],
@@ -143,12 +206,13 @@ def trace_draws(
     The dimensions of enumerated sites lie to the left of that plate.
 
     :param bool parallel: whether the model sees the dimension of the draws. If not, ``posterior`` holds one.
-    :raises ValueError: if draws belong to no site, or a site is neither observed, drawn nor enumerated.
+    :raises ValueError: if draws belong to no site; if a site is neither observed, drawn nor enumerated; or if
+        a plate draws its rows itself, or has none.
     """
 
     def all_draws() -> None:
         plate = pyro.plate(DRAWS, count_draws(posterior), dim=-1 - max_plate_nesting)
-        with plate, _Draws(posterior, max_plate_nesting, parallel):
+        with plate, _Draws(posterior, max_plate_nesting, parallel), without_sizes():
             model(*args)
 
     with broadcasting_hint(parallel), poutine.enum(first_available_dim=-2 - max_plate_nesting):
@@ -163,7 +227,10 @@ def trace_draws(
         if not site["is_observed"] and "_enumerate_dim" not in site["infer"]
     ]
     if missing:
-        raise ValueError(f"posterior: no draws of {missing}, which are neither observed nor enumerated")
+        hint = ""
+        if any(name.endswith("_unobserved") for name in missing):
+            hint = "; for data that are missing, use poutine.mask instead of obs_mask, which draws them"
+        raise ValueError(f"posterior: no draws of {missing}, which are neither observed nor enumerated{hint}")
     return trace
 
 

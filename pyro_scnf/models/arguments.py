@@ -1,0 +1,67 @@
+"""Checks of arguments of a model's call that are neither data nor labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import validating
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf._shapes import check_tensor
+
+__all__ = ["check_draws", "check_weights"]
+
+
+def check_draws(
+    given: Mapping[str, Tensor | None],
+    weights: Tensor | None,
+    n: int | None,
+    generator: torch.Generator | None,
+    owner: str,
+) -> None:
+    """Raise for arguments that would be ignored, because the model draws x or because it does not.
+
+    :param given: the arguments that hold rows, by name.
+    """
+    if n is not None:
+        check_at_least(1, n=n)
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"{owner}: n={n} is a number of rows to draw, and {name} says how many there are; leave "
+                    "out one of them"
+                )
+    if weights is not None and given["x"] is None:
+        raise ValueError(f"{owner}: weights are for rows of data; give x too, or leave them out")
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(
+                f"{owner}: generator is a {type(generator).__name__}, expected a torch.Generator"
+            )
+        if given["x"] is not None:
+            raise ValueError(f"{owner}: generator is for draws of x, and x is given; leave it out")
+
+
+def check_weights(weights: Tensor, rows: int, like: Tensor, owner: str) -> Tensor:
+    """The weights of ``rows`` rows, in the dtype of ``like``. Lower precision and integers are converted.
+
+    :raises ValueError: unless there is a finite weight of at least 0 for each row.
+    """
+    check_tensor(weights, "weights", owner)
+    if torch.promote_types(weights.dtype, like.dtype) != like.dtype:
+        raise ValueError(
+            f"{owner}: weights has dtype {weights.dtype} and the model {like.dtype}; give "
+            f"weights.to({like.dtype})"
+        )
+    if weights.device != like.device:
+        raise ValueError(
+            f"{owner}: weights is on {weights.device} and the model on {like.device}; give "
+            f"weights.to({str(like.device)!r})"
+        )
+    if validating(weights) and not ((weights >= 0) & torch.isfinite(weights)).all():
+        raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
+    if weights.shape != (rows,):
+        raise ValueError(f"{owner}: weights has shape {tuple(weights.shape)}, expected ({rows},)")
+    return weights.to(like.dtype)
