@@ -229,7 +229,7 @@ def test_the_means_of_a_preset_start_at_the_labelled_latents(prior):
     """The preset initialises from few rows, in which the labelled rows of all classes are."""
     data = enlarged_digits()
     preset = replace(scnf.presets.MNIST_CPU, initial_rows=120, augment=scnf.datasets.Augment())
-    data = replace(data, x=data.x / 256 + 0.5 / 256)
+    data = replace(data, x=data.x / 256 + 0.5 / 256, x_test=data.x_test / 256 + 0.5 / 256)
     flow = preset.make_model(data, prior).flow
     x, y = data.labelled
     z_f = flow.encode(x)[1].detach()
