@@ -234,9 +234,8 @@ def test_panels_without_labelled_points():
     panels = plots.labelled_points({"a": (x, torch.tensor([0, 1, 1])), "b": (x[:0], none)}).axes
     assert [len(panel.collections[0].get_offsets()) for panel in panels] == [3, 0]
     plane = analysis.Plane(torch.zeros(2), torch.ones(2), torch.full((4, 4, 2), 0.5), torch.ones(4, 4))
-    regions = plots.decision_boundary(plane, SemiSupervisedData(x, torch.full((3,), -1), x, x[:, 0], 2)).axes[
-        0
-    ]
+    data = SemiSupervisedData(x, torch.full((3,), -1), x, torch.tensor([0, 1, 1]), 2)
+    regions = plots.decision_boundary(plane, data).axes[0]
     assert [len(points.get_offsets()) for points in regions.collections] == [3, 0]
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf._numbers import check_at_least
-from pyro_scnf.transforms import dequantize
+from pyro_scnf._checks import check_finite
+from pyro_scnf._numbers import check_at_least, check_number
+from pyro_scnf._shapes import check_tensor
+from pyro_scnf.transforms.dequantize import check_levels, spread
 
 __all__ = ["Augment", "ImageAugment", "Jitter", "RandomShift", "as_augment", "random_shift"]
 
@@ -25,7 +27,7 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = Non
     :param x: images ``(*batch, C, H, W)`` of any dtype.
     :param int pixels: the largest shift.
     :param generator: random generator on the device of ``x``; by default the global one.
-    :raises ValueError: for another shape, or ``pixels`` below 0.
+    :raises ValueError: for another shape, for NaN or infinity, or ``pixels`` below 0.
 
     >>> _ = torch.manual_seed(0)
     >>> random_shift(torch.ones(1, 3, 3), 1)
@@ -34,8 +36,19 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator | None = Non
              [0., 0., 0.]]])
     """
     check_at_least(0, pixels=pixels)
+    _check_images(x, "random_shift")
+    check_finite(x, "x", "random_shift")  # a shift could move such a value out of sight
+    return _shift(x, pixels, generator)
+
+
+def _check_images(x: Tensor, owner: str) -> None:
+    check_tensor(x, "x", owner)
     if x.dim() < 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected images (*batch, C, H, W)")
+        raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, expected images (*batch, C, H, W)")
+
+
+def _shift(x: Tensor, pixels: int, generator: torch.Generator | None = None) -> Tensor:
+    """:func:`random_shift` without its checks."""
     padded = F.pad(x, (pixels, pixels, pixels, pixels))
     batch, (height, width) = x.shape[:-3], x.shape[-2:]
     rows, columns = (
@@ -110,7 +123,7 @@ def as_augment(augment: Callable[[Tensor], Tensor] | None) -> Augment:
 class RandomShift(Augment):
     """Shifts training images by up to ``pixels`` with :func:`random_shift`.
 
-    :raises ValueError: for ``pixels`` below 0.
+    :raises ValueError: for ``pixels`` below 0. A call raises it as :func:`random_shift` does.
     """
 
     pixels: int
@@ -129,7 +142,8 @@ class Jitter(Augment):
     :param float scale: standard deviation of the noise.
     :param bins: number of values of integer data. :meth:`prepare` dequantises them with
         :func:`~pyro_scnf.transforms.dequantize`. ``None`` means that data are not integers.
-    :raises ValueError: for a negative or infinite ``scale``, or ``bins`` below 1.
+    :raises ValueError: for a negative or infinite ``scale``, or ``bins`` below 1. A call raises it for what
+        :func:`~pyro_scnf.transforms.dequantize` refuses, and without ``bins`` for integers and NaN.
 
     Noise may leave the unit interval. Use :class:`ImageAugment` for a flow that begins with a logit.
     """
@@ -138,7 +152,7 @@ class Jitter(Augment):
     bins: int | None = None
 
     def __post_init__(self) -> None:
-        _check_scale("scale", self.scale)
+        check_number("scale", self.scale, at_least=0)
         check_at_least(1, bins=1 if self.bins is None else self.bins)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -147,7 +161,16 @@ class Jitter(Augment):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Dequantise ``x`` if ``bins`` is given."""
-        return x if self.bins is None else dequantize(x, self.bins)
+        if self.bins is not None:
+            check_levels(x, self.bins, "Jitter")
+            return spread(x, self.bins)
+        check_finite(x, "x", "Jitter")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"Jitter: x has dtype {x.dtype}, expected floating numbers; give Jitter(scale, bins=...) if "
+                "these are grey levels or counts, and x.to(torch.get_default_dtype()) if they are not"
+            )
+        return x
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,8 @@ class ImageAugment(Augment):
     :param int shift: the largest shift, in pixels.
     :param float jitter: standard deviation of the noise; a grey level is ``1 / bins``.
     :param shift_labelled: the largest shift of labelled rows; ``None`` means ``shift``.
-    :raises ValueError: for ``bins`` below 1, or for a negative shift or jitter.
+    :raises ValueError: for ``bins`` below 1, or for a negative shift or jitter. A call raises it for what
+        :func:`~pyro_scnf.transforms.dequantize` refuses.
 
     >>> augment = ImageAugment(shift=2)
     >>> x = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
@@ -181,12 +205,14 @@ class ImageAugment(Augment):
         check_at_least(1, bins=self.bins)
         check_at_least(0, shift=self.shift)
         check_at_least(0, shift_labelled=0 if self.shift_labelled is None else self.shift_labelled)
-        _check_scale("jitter", self.jitter)
+        check_number("jitter", self.jitter, at_least=0)
 
     def __call__(self, x: Tensor) -> Tensor:
+        check_levels(x, self.bins, "ImageAugment")  # all of them, before a shift moves some out of sight
         if self.shift:
-            x = random_shift(x, self.shift)
-        x = self.prepare(x)
+            _check_images(x, "ImageAugment")
+            x = _shift(x, self.shift)
+        x = spread(x, self.bins)
         return _reflect(x + self.jitter * torch.randn_like(x)) if self.jitter else x
 
     def labelled(self, x: Tensor) -> Tensor:
@@ -195,12 +221,8 @@ class ImageAugment(Augment):
 
     def prepare(self, x: Tensor) -> Tensor:
         """Dequantise ``x`` with :func:`~pyro_scnf.transforms.dequantize`."""
-        return dequantize(x, self.bins)
-
-
-def _check_scale(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}={value}: expected a finite number of at least 0")
+        check_levels(x, self.bins, "ImageAugment")
+        return spread(x, self.bins)
 
 
 def _reflect(x: Tensor) -> Tensor:

@@ -7,14 +7,34 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_labels
+from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._labels import check_label_log_prior
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf.datasets.convert import (
+    as_floats,
+    as_labels,
+    as_row_numbers,
+    as_rows,
+    check_same_index,
+    column_names,
+)
 
 __all__ = ["SemiSupervisedData"]
+
+OWNER = "SemiSupervisedData"
 
 
 @dataclass(frozen=True)
 class SemiSupervisedData:
     """A training set whose labels are mostly hidden, and a labelled test set.
+
+    Give tensors, or NumPy arrays, data frames, series and lists, which are converted:
+
+    * Tensors of data keep their dtype and are not copied. Other data become the default dtype of PyTorch,
+      unless they are uint8, which are grey levels. Truth values become 0 and 1.
+    * Labels are whole numbers ``0 .. K - 1`` of any dtype; with two classes, truth values too. In ``y``, a
+      row without a label holds -1 or a gap (NaN, ``None``, ``pandas.NA``).
+    * Rows are matched by their place, not by an index.
 
     :ivar Tensor x: training data ``(N, *event_shape)``, the labelled rows included.
     :ivar Tensor y: labels of ``x``, ``(N,)``, -1 where hidden.
@@ -30,6 +50,9 @@ class SemiSupervisedData:
     :ivar label_log_prior: evidence about the labels of single rows, from a graph, annotators or another
         model: normalised log-probabilities ``(N, K)``, or ``None``. In training it takes the place of
         :math:`\\log p(y)` in the rows without label. Validation and testing do not use it.
+    :raises ValueError: for what holds no numbers, such as a column of words; for NaN or infinity in data; for
+        labels out of range, or missing in ``y_test`` or ``y_val``; for parts that differ in length, in the
+        shape of a row, in dtype, device or columns. The message names the part.
     """
 
     x: Tensor
@@ -41,6 +64,79 @@ class SemiSupervisedData:
     y_val: Tensor | None = None
     neighbours: Tensor | None = None
     label_log_prior: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, num_classes=self.num_classes)
+        self._set("num_classes", int(self.num_classes))
+        for name in ("x_test", "x_val"):
+            _check_columns(column_names(self.x), column_names(getattr(self, name)), name)
+        self._convert("x", "y", unlabelled=True)
+        self._convert("x_test", "y_test")
+        if self.x_val is not None:
+            self._convert("x_val", "y_val")
+        elif self.y_val is not None:
+            raise ValueError(f"{OWNER}: y_val is given without x_val, the rows whose labels it holds")
+        if self.neighbours is not None:
+            self._set("neighbours", self._check_neighbours(self.neighbours))
+        if self.label_log_prior is not None:
+            evidence = as_floats(self.label_log_prior, "label_log_prior", OWNER)
+            check_label_log_prior(evidence, (len(self.x),), self.num_classes, evidence, "data")
+            named = "label_log_prior" if isinstance(self.label_log_prior, Tensor) else None
+            self._set("label_log_prior", self._beside("x", evidence, named))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass may set its fields only like this
+
+    def _convert(self, rows: str, labels: str, unlabelled: bool = False) -> None:
+        """Convert and check the field ``rows`` and the field ``labels`` of its labels."""
+        given, truth = getattr(self, rows), getattr(self, labels)
+        like = self.x.dtype if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
+        x = as_rows(given, rows, OWNER, like)
+        self._set(rows, x)
+        if x.shape[1:] != self.x.shape[1:]:
+            raise ValueError(
+                f"{OWNER}: {rows} has rows of shape {tuple(x.shape[1:])} and x has rows of shape "
+                f"{tuple(self.x.shape[1:])}; expected the same"
+            )
+        if x.dtype != self.x.dtype:
+            raise ValueError(
+                f"{OWNER}: {rows} has dtype {x.dtype} and x has {self.x.dtype}; expected the same, and "
+                f"values on the same scale, such as {rows}.to({self.x.dtype})"
+            )
+        if truth is None and labels == "y_val":
+            return
+        check_same_index(given, truth, labels, OWNER)
+        y = as_labels(truth, self.num_classes, labels, OWNER, unlabelled=unlabelled)
+        if len(y) != len(x):
+            raise ValueError(
+                f"{OWNER}: {labels} has {len(y)} labels and {rows} has {len(x)} rows; expected a label for "
+                "each row"
+            )
+        self._set(labels, self._beside(rows, y, labels if isinstance(truth, Tensor) else None))
+
+    def _beside(self, rows: str, value: Tensor, name: str | None) -> Tensor:
+        """``value`` on the device of the field ``rows``. If it was given as a tensor, ``name`` it."""
+        device = getattr(self, rows).device
+        if name is not None and value.device != device:
+            raise ValueError(
+                f"{OWNER}: {name} is on {value.device} and {rows} on {device}; give "
+                f"{name}.to({str(device)!r})"
+            )
+        return value.to(device)
+
+    def _check_neighbours(self, value: object) -> Tensor:
+        """Raise unless there are row numbers of neighbours for each row. Return them as int64."""
+        neighbours, rows = as_row_numbers(value, "neighbours", OWNER), len(self.x)
+        integers = not (neighbours.is_floating_point() or neighbours.is_complex())
+        fits = neighbours.dim() == 2 and len(neighbours) == rows and neighbours.shape[1] > 0
+        if not fits or not integers or neighbours.dtype == torch.bool:
+            raise ValueError(
+                f"{OWNER}: neighbours has shape {tuple(neighbours.shape)} and dtype {neighbours.dtype}, "
+                f"expected row numbers ({rows}, k)"
+            )
+        if neighbours.numel() and (neighbours.min() < 0 or neighbours.max() >= rows):
+            raise ValueError(f"{OWNER}: neighbours: expected rows 0..{rows - 1}; hold out first, then link")
+        return neighbours.long()
 
     @property
     def labelled(self) -> tuple[Tensor, Tensor]:
@@ -54,9 +150,9 @@ class SemiSupervisedData:
         return self.x[self.y == UNLABELLED]
 
     def test_examples(self) -> tuple[Tensor, Tensor]:
-        """The first test row of each class, and the labels of these rows."""
+        """The first test row of each class that has one, and the labels of these rows."""
         classes = self.y_test.unique()
-        rows = torch.stack([(self.y_test == k).nonzero()[0, 0] for k in classes])
+        rows = [int((self.y_test == k).nonzero()[0, 0]) for k in classes]
         return self.x_test[rows], classes
 
     def hold_out(self, size: int, seed: int = 0, truth: Tensor | None = None) -> SemiSupervisedData:
@@ -72,14 +168,16 @@ class SemiSupervisedData:
             raise ValueError(f"x_val: {len(self.x_val)} rows are held out already; hold out all at once")
         if self.neighbours is not None:
             raise ValueError("neighbours: moving rows would break the links; hold out first, then link")
+        check_at_least(1, size=size)
+        check_at_least(0, seed=seed)
         rows = (self.y == UNLABELLED).nonzero()[:, 0]
         if not 0 < size < len(rows):
             raise ValueError(
                 f"size={size}: expected 1 to {len(rows) - 1}, there are {len(rows)} unlabelled rows"
             )
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        keep = torch.ones(len(self.x), dtype=torch.bool)
-        keep[rows[order[:size]]] = False
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(seed)))
+        keep = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        keep[rows[order[:size].to(rows.device)]] = False
         y_val = None if truth is None else self._check_truth(truth)[~keep]
         evidence = None if self.label_log_prior is None else self.label_log_prior[keep]
         return replace(
@@ -91,12 +189,21 @@ class SemiSupervisedData:
             label_log_prior=evidence,
         )
 
-    def _check_truth(self, truth: Tensor) -> Tensor:
+    def _check_truth(self, truth: object) -> Tensor:
         """Raise unless ``truth`` holds a label for every row and agrees with ``y``. Return it as int64."""
-        truth = check_labels(truth, self.num_classes, "truth", "hold_out")
-        if truth.shape != self.y.shape:
-            raise ValueError(f"truth has shape {tuple(truth.shape)}, expected {tuple(self.y.shape)}")
-        wrong = int(((truth != self.y) & (self.y != UNLABELLED)).sum())
+        labels = as_labels(truth, self.num_classes, "truth", "hold_out").to(self.y.device)
+        if labels.shape != self.y.shape:
+            raise ValueError(f"truth has shape {tuple(labels.shape)}, expected {tuple(self.y.shape)}")
+        wrong = int(((labels != self.y) & (self.y != UNLABELLED)).sum())
         if wrong:
             raise ValueError(f"truth: contradicts y in {wrong} labelled rows; expected the labels of x")
-        return truth
+        return labels
+
+
+def _check_columns(ours: list[object] | None, theirs: list[object] | None, name: str) -> None:
+    """Raise if two data frames have other columns, or the same ones in another order."""
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(
+            f"{OWNER}: {name} has the columns {theirs}, and x has {ours}; expected the same in the same "
+            f"order, give {name}[x.columns]"
+        )

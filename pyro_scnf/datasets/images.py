@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import keep_labels
+from pyro_scnf.datasets.splits import Rows, check_split, keep_labels
 
 __all__ = ["IMAGES", "ImageSet", "enlarged_digits", "images"]
 
@@ -80,7 +80,7 @@ def images(
     name: str,
     root: str | Path,
     *,
-    labels: int | Tensor = 100,
+    labels: int | Rows = 100,
     split: str = "balanced",
     seed: int = 0,
     num_val: int = 0,
@@ -95,7 +95,7 @@ def images(
     :param str name: one of :data:`IMAGES`.
     :param root: the ``root`` folder of torchvision's data sets.
     :param labels: how many labels to keep. For a published split, give the row indices ``(n,)`` of the
-        labels instead. They count training images in the order of the files.
+        labels instead, as a tensor, an array or a list. They count training images in the order of the files.
     :param str split: how labels are chosen, one of :data:`SPLITS`: ``"balanced"`` as in Kingma et al.
         (2014), ``"stratified"`` as in Atanov et al. (2019), who keep 100 of MNIST's 60,000; see
         :func:`keep_labels`.
@@ -105,15 +105,21 @@ def images(
     :param bool download: fetch missing files, and unpack files that are still packed.
     :raises ValueError: for an unknown name, for labels that :func:`keep_labels` refuses, or if ``num_val``
         is not below the number of unlabelled rows.
+    :raises ValueError: if files hold another number of labels than of images, images of another shape, or
+        labels out of range. The message names them.
     :raises FileNotFoundError: if files are missing or damaged, or cannot be fetched.
 
     References: Kingma et al., *Semi-supervised learning with deep generative models*, 2014, section
     4; Atanov et al., *Semi-conditional normalizing flows for semi-supervised learning*, 2019,
     section 4.2.
     """
-    if name not in IMAGES:
+    if not isinstance(name, str) or name not in IMAGES:
         raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, IMAGES))}")
+    if not isinstance(root, str | Path):
+        raise ValueError(f"root={root!r}: expected the path of a folder")
     check_at_least(0, num_val=num_val)
+    check_flag(download=download)
+    check_split(labels, split, seed)
     train, test = _read(name, Path(root).expanduser().absolute(), download)
     return _partly_labelled(train, test, IMAGES[name].num_classes, labels, split, seed, num_val)
 
@@ -130,14 +136,17 @@ def enlarged_digits(
     :param int num_test: test images.
     :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
     :param int seed: seed of the split, of the choice of labels and of held-out rows.
-    :raises ValueError: for labels that :func:`keep_labels` refuses, or if ``num_val`` is not below the number
-        of unlabelled rows.
+    :raises ValueError: for labels that :func:`keep_labels` refuses, if ``num_val`` is not below the number of
+        unlabelled rows, or if ``num_test`` leaves no training images.
     """
-    check_at_least(0, num_val=num_val)
+    check_at_least(0, num_val=num_val, num_test=num_test)
+    check_split(labels, split, seed)
     bunch = require("sklearn.datasets", "datasets").load_digits()
     x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
     x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    if num_test >= len(x):
+        raise ValueError(f"num_test={num_test}: expected less than the {len(x)} images")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(seed)))
     train, test = order[num_test:], order[:num_test]
     return _partly_labelled((x[train], y[train]), (x[test], y[test]), 10, labels, split, seed, num_val)
 
@@ -146,7 +155,7 @@ def _partly_labelled(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     num_classes: int,
-    labels: int | Tensor,
+    labels: int | Rows,
     split: str,
     seed: int,
     num_val: int,
@@ -165,7 +174,7 @@ def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
     """The training and the test part. If reading fails, the error names the folder and what is wrong."""
     source = IMAGES[name]
     try:
-        return [source.read(root, train, download) for train in (True, False)]
+        parts = [source.read(root, train, download) for train in (True, False)]
     except (RuntimeError, ValueError, URLError) as error:
         folder = root / source.folder
         missing = [file for file in source.files if not (folder / file).is_file()]
@@ -176,3 +185,24 @@ def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
             else "download=True (in the examples, --download) fetches and unpacks them, or"
         )
         raise FileNotFoundError(f"{name}: {folder} {state}; {remedy} put them there by hand") from error
+    for (x, y), train in zip(parts, (True, False), strict=True):
+        _check_part(x, y, source, f"{name}: {root / source.folder}", train)
+    return parts
+
+
+def _check_part(x: Tensor, y: Tensor, source: ImageSet, given: str, train: bool) -> None:
+    """Raise unless the images and the labels of one part fit together. The message names the files."""
+    files = [file for file in source.files if file.startswith(("t10k", "test")) != train]
+    given = f"{given}: {', '.join(files)}"
+    remedy = "put the files of the original data set there"
+    if len(x) != len(y):
+        raise ValueError(f"{given} hold {len(x)} images and {len(y)} labels, expected as many; {remedy}")
+    if x.shape[1:] != source.shape:
+        raise ValueError(
+            f"{given} hold images of shape {tuple(x.shape[1:])}, expected {source.shape}; {remedy}"
+        )
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < source.num_classes:
+        raise ValueError(
+            f"{given} hold labels {int(y.min())}..{int(y.max())}, expected 0..{source.num_classes - 1}; "
+            f"{remedy}"
+        )

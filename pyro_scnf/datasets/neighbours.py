@@ -9,18 +9,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_scnf._checks import check_finite
 from pyro_scnf._numbers import check_at_least
+from pyro_scnf._shapes import at_least_single, check_tensor
 from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.convert import as_rows
+from pyro_scnf.datasets.distances import nearest_rows
 
 __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", "upright_features"]
+
+NUMBERS = 2**25
+"""Distances that are held at a time."""
 
 
 def pixel_features(x: Tensor) -> Tensor:
     """Images ``(N, C, H, W)`` as vectors of unit length, averaged over squares of 2×2 pixels.
 
-    The average reduces the effect of small shifts. The unit length removes the effect of brightness.
+    The average reduces the effect of small shifts. The unit length removes the effect of brightness, so that
+    the nearest images are those at the smallest angle. A black image has features of 0. Images that are less
+    than two pixels high or wide are not averaged.
+
+    :raises ValueError: for another shape.
     """
-    return F.normalize(F.avg_pool2d(x.float(), 2).flatten(1))
+    x = _floating_images(x, "pixel_features")
+    if min(x.shape[2:]) >= 2 and len(x):
+        x = F.avg_pool2d(x, 2)
+    rows = x.flatten(1)
+    if rows.numel():  # squares of very large or very small values would leave the range of their dtype
+        largest = rows.abs().amax(1, keepdim=True)
+        rows = rows / torch.where(largest > 0, largest, 1)
+    return F.normalize(rows)
+
+
+def _floating_images(x: Tensor, owner: str) -> Tensor:
+    """Raise unless ``x`` holds images ``(N, C, H, W)``. Return them in single precision at least."""
+    check_tensor(x, "x", owner)
+    if x.dim() != 4 or not x.shape[1:].numel():
+        raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, expected images (N, C, H, W)")
+    return at_least_single(x) if x.is_floating_point() else x.float()
 
 
 def deskew(x: Tensor) -> Tensor:
@@ -28,17 +54,20 @@ def deskew(x: Tensor) -> Tensor:
 
     :param x: images ``(N, C, H, W)``, 0 where there is no ink.
     :return: the images in floating point, of the same shape.
+    :raises ValueError: for another shape.
 
     Reference: LeCun et al., *Gradient-Based Learning Applied to Document Recognition*, 1998,
     section III (deslanting).
     """
-    x = x.float()
+    x = _floating_images(x, "deskew")
+    if not len(x):
+        return x
     height, width = x.shape[-2:]
     ink = x.sum(1)
     ink = ink / ink.sum((-2, -1), keepdim=True).clamp(min=1e-6)
     # Positions of pixels in the coordinates of affine_grid, which run from -1 to 1 between the borders.
-    rows = (2 * torch.arange(height, device=x.device) + 1) / height - 1
-    columns = (2 * torch.arange(width, device=x.device) + 1) / width - 1
+    rows = (2 * torch.arange(height, device=x.device, dtype=x.dtype) + 1) / height - 1
+    columns = (2 * torch.arange(width, device=x.device, dtype=x.dtype) + 1) / width - 1
     row, column = (ink.sum(-1) * rows).sum(-1), (ink.sum(-2) * columns).sum(-1)
     down, right = rows[:, None] - row[:, None, None], columns - column[:, None, None]
     shear = (ink * down * right).sum((-2, -1)) / (ink * down.square()).sum((-2, -1)).clamp(min=1e-6)
@@ -55,32 +84,39 @@ def upright_features(x: Tensor) -> Tensor:
 
 
 def nearest_neighbours(
-    x: Tensor, k: int = 5, features: Callable[[Tensor], Tensor] | None = None, chunk: int = 2000
+    x: Tensor,
+    k: int = 5,
+    features: Callable[[Tensor], Tensor] | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """The numbers of the ``k`` rows nearest to each row, by Euclidean distance between their features.
 
-    :param x: ``(N, *event_shape)``, of any dtype.
+    The order is that of distances in double precision, whatever the offset and the scale of the features. Of
+    rows at the same distance, any may be taken. Features count by their spread: bring those in different
+    units to one scale first.
+
+    :param x: ``(N, *event_shape)``, of any dtype; an array or a data frame is converted.
     :param int k: number of neighbours. A row is not its own neighbour.
     :param features: computes features ``(N, ...)`` from x. By default they are the :func:`pixel_features`
-        of images, and other data as they are.
-    :param int chunk: rows compared at a time. The memory needed is ``chunk * N`` numbers.
+        of images, whose distances order them by angle, and other data as they are.
+    :param chunk: rows compared at a time. They need ``chunk * N`` numbers; by default these are 32 million.
     :return: ``(N, k)``, the nearest row first.
-    :raises ValueError: for ``k`` out of range.
+    :raises ValueError: for numbers out of range; for NaN or infinity in x or its features; for features of
+        another number of rows.
     """
-    check_at_least(1, k=k, chunk=chunk)
+    check_at_least(1, k=k, chunk=1 if chunk is None else chunk)
+    x = as_rows(x, "x", "nearest_neighbours")
     if k >= len(x):
-        raise ValueError(f"k={k}: there are {len(x)} rows, so at most {len(x) - 1} neighbours")
+        raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")
+    if features is not None and not callable(features):
+        raise ValueError(f"features={features!r}: expected a function of x")
     if features is None and x.dim() == 4:
         features = pixel_features
-    rows = (x if features is None else features(x)).float().flatten(1)
-    half_square = 0.5 * rows.square().sum(1)
-    found = x.new_empty((len(x), k), dtype=torch.long)
-    for start in range(0, len(x), chunk):
-        some = slice(start, start + chunk)
-        nearness = rows[some] @ rows.T - half_square  # within a row: the greater the distance, the less
-        nearness[torch.arange(len(nearness)), torch.arange(start, start + len(nearness))] = -torch.inf
-        found[some] = nearness.topk(k).indices
-    return found
+    rows = x if features is None else features(x)
+    check_finite(rows, "features(x)", "nearest_neighbours")
+    if len(rows) != len(x):
+        raise ValueError(f"features: gave {len(rows)} rows for {len(x)} rows of x, expected one for each")
+    return nearest_rows(rows.detach().flatten(1), int(k), chunk or max(1, NUMBERS // len(x)))
 
 
 def link_neighbours(
@@ -91,5 +127,10 @@ def link_neighbours(
     :func:`pyro_scnf.training.fit` then makes every batch of pairs of neighbours, for training terms such as
     :class:`~pyro_scnf.terms.Agreement`, which assumes that the two rows of a pair share their label.
     Neighbours are found among labelled and unlabelled rows alike, without use of the labels.
+
+    :param data: a data set from which no more rows will be held out.
+    :param int k: number of neighbours of each row.
+    :param features: see :func:`nearest_neighbours`.
+    :raises ValueError: as :func:`nearest_neighbours` does.
     """
     return replace(data, neighbours=nearest_neighbours(data.x, k, features))

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import UNLABELLED, check_labels
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_at_least
+from pyro_scnf.datasets.convert import as_labels, as_row_numbers
 
-__all__ = ["SPLITS", "keep_labels", "keep_labels_per_class"]
+__all__ = ["SPLITS", "Rows", "check_split", "keep_labels", "keep_labels_per_class"]
+
+Rows = Tensor | np.ndarray | Sequence[int]
+"""Numbers of rows."""
 
 
 def keep_labels_per_class(y: Tensor, per_class: int, seed: int = 0) -> Tensor:
     """Keep ``per_class`` random labels of every class that occurs, and set the others to -1.
 
-    :param y: labels ``(N,)``. Hidden labels (-1) stay hidden.
+    :param y: labels ``(N,)``, as :class:`SemiSupervisedData` takes them. Hidden labels (-1) stay hidden.
     :param int per_class: number of labels to keep of each class.
     :param int seed: seed of the choice. The global generator plays no part.
     :raises ValueError: if a class has fewer examples than ``per_class``.
     """
-    check_at_least(0, per_class=per_class)
+    check_at_least(0, per_class=per_class, seed=seed)
+    y = as_labels(y, None, "y", "keep_labels_per_class", unlabelled=True)
     sizes = torch.bincount(y[y != UNLABELLED])
     return _draw(y, torch.where(sizes > 0, per_class, 0), f"per_class={per_class}", seed)
 
 
 def keep_labels(
-    y: Tensor, num_classes: int, labels: int | Tensor, split: str = "balanced", seed: int = 0
+    y: Tensor, num_classes: int, labels: int | Rows, split: str = "balanced", seed: int = 0
 ) -> Tensor:
     """Keep ``labels`` random labels in all, at least one of every class, and set the others to -1.
 
@@ -37,10 +44,10 @@ def keep_labels(
     it keeps as many labels of each class as scikit-learn's ``train_test_split(stratify=y)``, but in other
     rows.
 
-    :param y: labels ``(N,)``, ``0 .. num_classes - 1``.
+    :param y: labels ``(N,)``, ``0 .. num_classes - 1``, as :class:`SemiSupervisedData` takes them.
     :param int num_classes: number of labels K.
     :param labels: how many labels to keep. For a published split, give the indices ``(n,)`` of the rows that
-        keep their labels; ``split`` and ``seed`` then play no part.
+        keep their labels, as a tensor, an array or a list; ``split`` and ``seed`` then play no part.
     :param str split: one of :data:`SPLITS`.
     :param int seed: seed of the choice. The global generator plays no part.
     :raises ValueError: for an unknown ``split``; for fewer labels than classes, or more than examples; if
@@ -53,18 +60,31 @@ def keep_labels(
     >>> keep_labels(y, 2, labels=torch.tensor([1, 7]))
     tensor([-1,  0, -1, -1, -1, -1, -1,  1, -1])
     """
-    y = check_labels(y, num_classes, "y", "keep_labels")
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
-    if isinstance(labels, Tensor):
-        rows = _check_rows(labels, y, num_classes)
+    check_at_least(1, num_classes=num_classes)
+    check_split(labels, split, seed)
+    y = as_labels(y, num_classes, "y", "keep_labels")
+    if not isinstance(labels, Integral):
+        rows = _check_rows(as_row_numbers(labels, "labels", "keep_labels").to(y.device), y, num_classes)
         return torch.full_like(y, UNLABELLED).index_copy(0, rows, y[rows])
+    labels = int(labels)
     if labels < num_classes:
         raise ValueError(f"labels={labels}: expected at least one for each of {num_classes} classes")
     if labels > len(y):
         raise ValueError(f"labels={labels}: there are only {len(y)} examples")
     counts = SPLITS[split](torch.bincount(y, minlength=num_classes), labels)
     return _draw(y, counts, f"labels={labels}", seed)
+
+
+def check_split(labels: object, split: str, seed: int) -> None:
+    """Raise for a number of labels that is none, an unknown ``split``, or a ``seed`` below 0.
+
+    Rows in place of a number are not checked.
+    """
+    if labels is None or isinstance(labels, str | float | bool | np.bool_ | np.floating):
+        raise ValueError(f"labels={labels!r}: expected a whole number, or the numbers of rows")
+    if not isinstance(split, str) or split not in SPLITS:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
+    check_at_least(0, seed=seed)
 
 
 def _balanced(sizes: Tensor, labels: int) -> Tensor:
@@ -98,13 +118,13 @@ labels of every class are kept, ``(K,)``."""
 
 def _draw(y: Tensor, counts: Tensor, given: str, seed: int) -> Tensor:
     """Keep ``counts[k]`` random labels of each class k. The error names ``given``, the user's argument."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     kept = torch.full_like(y, UNLABELLED)
     for k, count in enumerate(counts.tolist()):
         rows = (y == k).nonzero()[:, 0]
         if len(rows) < count:
             raise ValueError(f"{given}: class {k} has only {len(rows)} examples, expected at least {count}")
-        kept[rows[torch.randperm(len(rows), generator=generator)[:count]]] = k
+        kept[rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]] = k
     return kept
 
 

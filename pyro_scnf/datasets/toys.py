@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import keep_labels_per_class
 
@@ -76,12 +77,16 @@ def toy(
     :param int labels_per_class: labels to keep of each class.
     :param float noise: standard deviation of the noise.
     :param int seed: seed of the points and of the choice of labels.
-    :raises ValueError: for an unknown name, or if a class has fewer points than ``labels_per_class``.
+    :raises ValueError: for an unknown name; for fewer training or test points than classes; for a negative
+        ``noise``; if a class has fewer points than ``labels_per_class``.
     """
-    if name not in TOYS:
+    if not isinstance(name, str) or name not in TOYS:
         raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, TOYS))}")
     draw, num_classes = TOYS[name]
-    x, y = draw(num_train + num_test, noise, seed)
+    check_at_least(num_classes, num_train=num_train, num_test=num_test)
+    _check_choice(labels_per_class, seed)
+    noise = check_number("noise", noise, at_least=0)
+    x, y = draw(int(num_train) + int(num_test), noise, int(seed))
     return _split(x, y, num_test, labels_per_class, seed, num_classes)
 
 
@@ -94,12 +99,24 @@ def digits(*, labels_per_class: int = 10, num_test: int = 360, seed: int = 0) ->
     :param int labels_per_class: labels to keep of each class.
     :param int num_test: test images.
     :param int seed: seed of the split and of the choice of labels.
-    :raises ValueError: if a class has fewer images than ``labels_per_class``.
+    :raises ValueError: if a class has fewer images than ``labels_per_class``, or if ``num_test`` leaves none
+        of a class to test or to train on.
 
     Reference: Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998.
     """
+    _check_choice(labels_per_class, seed)
     data = require("sklearn.datasets", "datasets").load_digits()
+    check_at_least(10, num_test=num_test)
+    if num_test > len(data.target) - 10:
+        raise ValueError(f"num_test={num_test}: expected at most {len(data.target) - 10} of the images")
     return _split(data.images[:, None], data.target, num_test, labels_per_class, seed, 10)
+
+
+def _check_choice(labels_per_class: int, seed: int) -> None:
+    """Raise for numbers of which the message of NumPy would name another argument."""
+    check_at_least(0, labels_per_class=labels_per_class, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed={seed}: expected less than 2**32")
 
 
 def _split(
@@ -108,8 +125,14 @@ def _split(
     """Split the data into training and test rows, stratified by class, and hide most training labels."""
     selection = require("sklearn.model_selection", "datasets")
     x_train, x_test, y_train, y_test = selection.train_test_split(
-        x.astype(np.float32), y.astype(np.int64), test_size=num_test, random_state=seed, stratify=y
+        x.astype(np.float32), y.astype(np.int64), test_size=int(num_test), random_state=int(seed), stratify=y
     )
+    fewest = np.bincount(y_train, minlength=num_classes).min()
+    if labels_per_class > fewest:
+        raise ValueError(
+            f"labels_per_class={labels_per_class}: a class has only {fewest} training rows, expected at most "
+            "that"
+        )
     labels = keep_labels_per_class(torch.from_numpy(y_train), labels_per_class, seed)
     return SemiSupervisedData(
         torch.from_numpy(x_train), labels, torch.from_numpy(x_test), torch.from_numpy(y_test), num_classes

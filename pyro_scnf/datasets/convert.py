@@ -1,0 +1,284 @@
+"""Arrays, data frames, series and lists as tensors of rows and of labels.
+
+Tensors stay as they are. Everything else is converted, and what cannot be is refused by its row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import UNLABELLED, check_labels, validating
+from pyro_scnf._warn import warn
+
+__all__ = ["as_floats", "as_labels", "as_row_numbers", "as_rows", "check_same_index", "column_names"]
+
+LARGEST = 2**31
+"""No label is as large as this."""
+
+COARSE = 1e-3
+"""Rounding by more than this share of a column's standard deviation is warned of."""
+
+
+# -- rows ------------------------------------------------------------------------------------------
+def as_rows(value: object, name: str, owner: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Data ``(N, *event_shape)`` as a tensor of finite numbers.
+
+    Tensors keep their dtype, except for truth values. Arrays, data frames and lists become ``dtype``, unless
+    they are uint8.
+
+    :param dtype: the default one by default.
+    :raises ValueError: for anything that holds no numbers, for NaN and infinity, and for less than two
+        dimensions.
+    """
+    given = f"{owner}: {name}"
+    names = column_names(value)
+    if isinstance(value, Tensor):
+        x = _check_dense(value, given)
+        x = x.to(torch.get_default_dtype()) if x.dtype == torch.bool else x
+    else:
+        value = _numbers(value, given)
+        x = _tensor(value, dtype)
+    if x.dim() < 2:
+        raise ValueError(
+            f"{given} has shape {tuple(x.shape)}, expected a table of rows (N, D), or images (N, C, H, W); "
+            "one feature has the shape (N, 1), and one row (1, D)"
+        )
+    _check_finite(x, value, names, given)
+    if isinstance(value, np.ndarray) and x.dim() == 2:
+        _warn_of_rounding(x, value, names, given)
+    return x
+
+
+def as_floats(value: object, name: str, owner: str) -> Tensor:
+    """A table of numbers as a tensor. Tensors stay as they are; others become the default dtype."""
+    return value if isinstance(value, Tensor) else _tensor(_numbers(value, f"{owner}: {name}"))
+
+
+def as_row_numbers(value: object, name: str, owner: str) -> Tensor:
+    """Numbers of rows as a tensor, integers if they are given as integers."""
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{owner}: {name} holds {_example(array)}, expected row numbers")
+    return torch.from_numpy(_plain(array.astype(np.int64) if array.dtype.kind == "u" else array))
+
+
+def column_names(value: object) -> list[object] | None:
+    """The names of the columns of a data frame; ``None`` for anything else."""
+    if isinstance(value, Tensor) or not hasattr(value, "to_numpy") or not hasattr(value, "columns"):
+        return None
+    return list(value.columns)
+
+
+def check_same_index(x: object, y: object, name: str, owner: str) -> None:
+    """Raise if the indices of a data frame ``x`` and a series ``y`` are the same in another order."""
+    if not all(hasattr(value, "iloc") for value in (x, y)):
+        return
+    ours: Any = x.index  # type: ignore[attr-defined]
+    theirs: Any = y.index  # type: ignore[attr-defined]
+    if len(ours) == len(theirs) and not ours.equals(theirs) and set(ours) == set(theirs):
+        raise ValueError(
+            f"{owner}: {name} has the same index as the rows, in another order. Rows are matched by their "
+            f"place; give {name}.loc[x.index]"
+        )
+
+
+def _check_dense(x: Tensor, given: str) -> Tensor:
+    if x.is_complex() or x.is_quantized or x.layout != torch.strided:
+        raise ValueError(
+            f"{given} is a tensor of dtype {x.dtype} and layout {x.layout}, expected real numbers in a dense "
+            "tensor"
+        )
+    return x
+
+
+def _numbers(value: object, given: str) -> np.ndarray:
+    """``value`` as an array of numbers or truth values. Missing ones are NaN."""
+    if isinstance(value, np.ma.MaskedArray):  # np.asarray would drop the mask
+        return np.asarray(value.astype(np.float64).filled(np.nan))
+    if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
+        return torch.stack([row.detach().cpu() for row in value]).numpy()
+    names = column_names(value)
+    if names is not None and hasattr(value, "iloc"):
+        columns = [value.iloc[:, place].to_numpy() for place in range(len(names))]
+        if not all(column.dtype == columns[0].dtype and column.dtype.kind in "biuf" for column in columns):
+            parts = [
+                _numbers_of(column, f"{given}, column {name!r},")
+                for name, column in zip(names, columns, strict=True)
+            ]
+            return np.stack(parts, 1) if parts else np.zeros((len(value.index), 0))
+    try:
+        array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    except ValueError as error:
+        raise ValueError(f"{given} is no table: its rows differ in length") from error
+    return _numbers_of(array, given)
+
+
+def _numbers_of(array: np.ndarray, given: str) -> np.ndarray:
+    """An array of numbers. One of objects has to hold numbers; ``None`` and other gaps become NaN."""
+    if array.dtype.kind in "biuf":
+        return array
+    if array.dtype.kind == "O" and array.ndim:
+        flat = [_number(entry) for entry in array.flat]
+        if None not in flat:
+            return np.array(flat, dtype=np.float64).reshape(array.shape)
+    raise ValueError(
+        f"{given} holds {_example(array)}, expected numbers; turn words into numbers "
+        "(pandas.get_dummies), or leave them out"
+    )
+
+
+def _number(entry: object) -> float | None:
+    """A number, NaN for a gap, and ``None`` for anything else."""
+    if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
+        return float("nan")
+    return float(entry) if isinstance(entry, Real | np.bool_) else None
+
+
+def _example(array: np.ndarray) -> str:
+    """What an array holds, for a message: its dtype, and the first entry that is no number."""
+    for entry in array.flat:
+        if array.dtype.kind != "O" or _number(entry) is None:
+            kind = type(entry)
+            shown = repr(entry.item() if isinstance(entry, np.generic) else entry)
+            return f"{shown[:40]} (a {kind.__module__}.{kind.__qualname__})".replace("builtins.", "")
+    return f"an array of dtype {array.dtype}"
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """``array`` as ``torch.from_numpy`` takes it: writable, in order and in the byte order of the machine."""
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of ``dtype``, which is the default one by default; of uint8 if the array is."""
+    if array.dtype == np.uint8:
+        return torch.from_numpy(_plain(array))
+    if array.dtype.kind == "u" or array.dtype == np.longdouble:  # torch lacks some of these dtypes
+        array = array.astype(np.float64)
+    return torch.from_numpy(_plain(array)).to(dtype or torch.get_default_dtype())
+
+
+def _check_finite(x: Tensor, value: object, names: Sequence[object] | None, given: str) -> None:
+    """Raise for NaN or infinity in ``x``. Name the first one's row and column."""
+    if not x.is_floating_point() or not x.numel() or not validating(x):
+        return
+    low, high = x.aminmax()
+    if torch.isfinite(low) and torch.isfinite(high):
+        return
+    bad = (~torch.isfinite(x)).nonzero()
+    place = tuple(bad[0].tolist())
+    where = f"row {place[0]}, {_column(place[1:], names)}"
+    if isinstance(value, np.ndarray) and np.isfinite(value[place]):
+        raise ValueError(
+            f"{given} holds {value[place]:.4g} in {where}, which is too large for {x.dtype}; use another unit"
+        )
+    raise ValueError(
+        f"{given} holds {len(bad)} NaN or infinite values, expected finite ones; the first is in {where}. "
+        "Fill the gaps, or leave these rows or columns out"
+    )
+
+
+def _column(place: Sequence[int], names: Sequence[object] | None) -> str:
+    if names is not None:
+        return f"column {names[place[0]]!r}"
+    return f"column {place[0]}" if len(place) == 1 else f"entry {tuple(place)}"
+
+
+def _warn_of_rounding(x: Tensor, value: np.ndarray, names: Sequence[object] | None, given: str) -> None:
+    """Warn of columns that the dtype of ``x`` rounds coarsely, such as times in seconds since 1970."""
+    if (
+        not x.numel()
+        or not x.is_floating_point()
+        or value.dtype.kind == "b"
+        or value.dtype == x.numpy().dtype
+    ):
+        return
+    exact = value.astype(np.float64)
+    lost = np.abs(exact - x.double().numpy()).max(0)
+    coarse = np.flatnonzero((lost > COARSE * exact.std(0)) & (lost > 0))
+    if len(coarse):
+        warn(
+            f"{given} loses digits in {_column(coarse[:1].tolist(), names)}: {x.dtype} holds values around "
+            f"{exact[:, coarse[0]].mean():.4g} only to {lost[coarse[0]]:.2g}. Subtract its mean first"
+        )
+
+
+# -- labels ----------------------------------------------------------------------------------------
+def as_labels(
+    value: object, num_classes: int | None, name: str, owner: str, *, unlabelled: bool = False
+) -> Tensor:
+    """Labels ``(N,)`` as an int64 tensor.
+
+    Whole numbers of any dtype are labels; so are truth values if there are two classes. With ``unlabelled``,
+    -1, NaN, ``None`` and other gaps are -1.
+
+    :param num_classes: number of labels K; ``None`` if any number is a label.
+    :raises ValueError: for anything else, and for labels out of range.
+    """
+    given = f"{owner}: {name}"
+    labels = value if isinstance(value, Tensor) else _label_tensor(value, given)
+    labels = _check_dense(labels, given)
+    if labels.dim() == 2 and labels.shape[1] == 1:  # a data frame of one column
+        labels = labels[:, 0]
+    if labels.dim() != 1:
+        raise ValueError(
+            f"{given} has shape {tuple(labels.shape)}, expected one label for each row, (N,); give one-hot "
+            f"rows as {name}.argmax(-1)"
+        )
+    if labels.dtype == torch.bool and num_classes not in (None, 2):
+        raise ValueError(f"{given} holds truth values, which are labels of 2 classes, not of {num_classes}")
+    if labels.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        labels = labels.double()
+    if labels.is_floating_point():
+        labels = _whole(labels, given)
+    labels = labels.long()
+    if not unlabelled and validating(labels) and bool((labels == UNLABELLED).any()):
+        row = int((labels == UNLABELLED).nonzero()[0])
+        raise ValueError(
+            f"{given} holds labels {UNLABELLED}..{int(labels.max())}, expected {_range(0, num_classes)}: row "
+            f"{row} has no label, and every row here needs one; leave such rows out"
+        )
+    try:
+        return check_labels(labels, num_classes or LARGEST, name, owner, unlabelled)
+    except ValueError as error:
+        if num_classes is not None and int(labels.max()) == num_classes and not bool((labels == 0).any()):
+            raise ValueError(f"{error}; labels count from 0: give {name} - 1") from error
+        raise
+
+
+def _range(lowest: int, num_classes: int | None) -> str:
+    return f"{lowest}.." + ("" if num_classes is None else str(num_classes - 1))
+
+
+def _label_tensor(value: object, given: str) -> Tensor:
+    try:
+        array = _numbers(np.asarray(value) if hasattr(value, "cat") else value, given)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(error).split(', expected numbers')[0]}, expected whole numbers; number the classes: "
+            "classes, y = numpy.unique(y, return_inverse=True), and -1 for rows without a label"
+        ) from error
+    return torch.from_numpy(_plain(array.astype(np.float64) if array.dtype.kind in "uf" else array))
+
+
+def _whole(labels: Tensor, given: str) -> Tensor:
+    """Floating labels as whole numbers. NaN becomes -1."""
+    labels = labels.nan_to_num(nan=UNLABELLED, posinf=torch.inf, neginf=-torch.inf)
+    if validating(labels):
+        wrong = (labels != labels.floor()) | (labels.abs() >= LARGEST)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{given} holds {float(labels[row]):.4g} in row {row}, expected whole numbers, the labels of "
+                "the rows"
+            )
+    return labels
