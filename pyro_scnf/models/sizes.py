@@ -74,8 +74,8 @@ class Sizes:
                 f"for; give {missing[0]} too"
             )
         if not drawn:
-            for name, (size, count) in kinds.items():
-                _checked(name, size, count)
+            for name, size in given.items():
+                _checked(name, size, kinds[name][1])
         return sum(given.values())
 
 

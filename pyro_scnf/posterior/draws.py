@@ -29,11 +29,12 @@ __all__ = [
     "DRAWS",
     "Plate",
     "Site",
-    "as_draws",
+    "as_tensors",
     "broadcasting_hint",
     "check_call",
     "count_draws",
     "find_label",
+    "is_term",
     "over_plates",
     "plates_of",
     "sample_sites",
@@ -80,6 +81,11 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
     return cast(dict[str, Site], nodes)
 
 
+def is_term(site: Site) -> bool:
+    """Whether a site is part of the generative model."""
+    return not (site["infer"].get("_deterministic") or site["infer"].get("training_only"))
+
+
 def plates_of(site: Site) -> list[Plate]:
     """The vectorised plates around a site, from left to right.
 
@@ -103,21 +109,22 @@ def check_call(args: object, max_plate_nesting: object, parallel: object) -> Non
     check_flag(parallel=parallel)
 
 
-def as_draws(draws: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:
-    """Draws by site as tensors. Arrays and lists are converted.
+def as_tensors(values: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:
+    """Arrays by name as tensors. NumPy arrays and lists are converted.
 
-    :raises ValueError: if ``draws`` is no mapping, or holds something else than numbers.
+    :param owner: the argument of the user, for messages.
+    :raises ValueError: if ``values`` is no mapping, or holds something else than numbers.
     """
-    if isinstance(draws, MCMC):
+    if isinstance(values, MCMC):
         raise ValueError(f"{owner} is an MCMC object, expected its draws; give mcmc.get_samples()")
-    if not isinstance(draws, Mapping):
-        raise ValueError(f"{owner} is a {type(draws).__name__}, expected draws by the name of their site")
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{owner} is a {type(values).__name__}, expected a mapping of arrays by name")
     tensors = {}
-    for name, values in draws.items():
+    for name, array in values.items():
         try:
-            tensors[name] = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+            tensors[name] = array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{owner}: draws of {name!r} are no numbers: {error}") from None
+            raise ValueError(f"{owner}: {name!r} holds something else than numbers: {error}") from None
     return tensors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
@@ -10,19 +10,23 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
+from pyro_scnf._numbers import check_at_least, check_flag
+from pyro_scnf.posterior.chains import diverging, read_draws
 from pyro_scnf.posterior.draws import (
     DRAWS,
     Plate,
     Site,
-    count_draws,
+    as_tensors,
+    check_call,
     find_label,
     over_plates,
     plates_of,
     sample_sites,
     trace_draws,
 )
-from pyro_scnf.posterior.labels import enumerate_labels, sample_labels
+from pyro_scnf.posterior.labels import LabelTable, sample_labels, tabulate
 from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, make_datasets, name_dims
+from pyro_scnf.posterior.rows import Observed, SeenRows, blank, cells
 from pyro_scnf.sharing import evaluation
 
 if TYPE_CHECKING:
@@ -116,31 +120,33 @@ def to_inference_data(
     """
     import arviz
 
-    draws, shape = _read_draws(posterior, num_chains, group_by_chain)
-    stats = _diverging(posterior, shape)
+    check_call(args, max_plate_nesting, parallel)
+    check_flag(group_by_chain=group_by_chain)
+    draws, shape = read_draws(posterior, num_chains, group_by_chain)
+    stats = diverging(posterior, shape)
     if sample_stats:
-        stats |= _read_draws(sample_stats, shape[0], group_by_chain, shape, "sample_stats")[0]
+        stats |= read_draws(sample_stats, shape[0], group_by_chain, shape, "sample_stats")[0]
     size = shape.numel() if chunk_size is None else chunk_size
-    if size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: expected a positive number of draws")
-    generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    check_at_least(1, chunk_size=size)
+    generator = _generator(seed)
+    size = size if parallel else 1
     chunks = [{k: v[i : i + size] for k, v in draws.items()} for i in range(0, shape.numel(), size)]
 
     with evaluation():
         # Run the model on one draw, with the shapes that it has in training, to learn its sites.
         first = {name: values[:1] for name, values in draws.items()}
-        sites = sample_sites(trace_draws(model, args, first, max_plate_nesting, parallel=False))
-        label_names = [site] if isinstance(site, str) else site
-        labels = {name: find_label(sites, name, draws) for name in label_names}
-
-        def enumerate_chunk(name: str, chunk: Mapping[str, Tensor]) -> Tensor:
-            return enumerate_labels(
-                model, args, chunk, site=name, max_plate_nesting=max_plate_nesting, parallel=parallel
-            ).cpu()
-
-        joints = {name: torch.cat([enumerate_chunk(name, chunk) for chunk in chunks]) for name in labels}
-
-    names = _Names(labels, dims or {})
+        trace = trace_draws(model, args, first, max_plate_nesting, parallel=False)
+        sites = sample_sites(trace)
+        labels = {name: find_label(sites, name, draws) for name in _label_names(site)}
+        seen = Observed.of(trace, sites, draws, max_plate_nesting)
+        tables = {
+            name: _Tables(tabulate(model, args, some, name, max_plate_nesting, parallel) for some in chunks)
+            for name in labels
+        }
+    names = _Names(labels, dims or {}, seen.rows)
+    for name, table in tables.items():
+        seen.check_repeated(table.observed[0])
+        names.rows.add(name, table.seen, names.plates(labels[name]))
     groups: Groups = {g: {} for g in ("posterior", "sample_stats", "log_likelihood", "observed_data")}
     for name, values in draws.items():
         inner = names.latent_plates(sites[name], values)
@@ -148,28 +154,29 @@ def to_inference_data(
     for name, values in stats.items():
         groups["sample_stats"][name] = names(name, values.unflatten(0, shape), SAMPLE)
     data: dict[str, Site] = {}
-    for name, joint in joints.items():
-        label, log_joint, lead = labels[name], joint.double(), SAMPLE + names.plates(labels[name])
+    for name, table in tables.items():
+        label, log_joint, lead = labels[name], table.joint.double(), SAMPLE + names.plates(labels[name])
         found = _data_sites(sites, name, label, draws)
         data |= found
         variable = "_".join(k for k in found if k != name) or name
         likelihood = log_joint.logsumexp(-1).unflatten(0, shape)
-        groups["log_likelihood"][variable] = name_dims(variable, likelihood, lead)
+        groups["log_likelihood"][variable] = names.rows.select(name_dims(variable, likelihood, lead))
         if name in names.classes:
             y = names.classes[name][1][sample_labels(log_joint, generator=generator)].unflatten(0, shape)
-            probs = log_joint.softmax(-1).to(joint.dtype).unflatten(0, shape)
+            probs = log_joint.softmax(-1).to(table.joint.dtype).unflatten(0, shape)
             groups["posterior"][name] = names(name, y, lead)
             groups["posterior"][f"{name}_prob"] = names(f"{name}_prob", probs, lead, [names.classes[name][0]])
     for name in _select(data, observed):
-        seen = data[name]
-        values = over_plates(seen["value"], seen, max_plate_nesting, seen["fn"].event_dim)[0]
-        groups["observed_data"][name] = names(name, values, names.plates(seen))
+        for table in tables.values():
+            table.check_shared(name)
+        groups["observed_data"][name] = names.observed(name, data[name], max_plate_nesting)
     groups["constant_data"] = {
-        name: names(name, values, names.rows(values))
-        for name, values in ((k, torch.as_tensor(v)) for k, v in (constant_data or {}).items())
+        name: names(name, values, names.row_dims(values))
+        for name, values in as_tensors(constant_data or {}, "constant_data").items()
     }
     names.check(groups)
-    datasets = make_datasets(groups, coords or {}, dict(names.classes.values()))
+    defaults = {**names.rows.defaults, **dict(names.classes.values())}
+    datasets = make_datasets(groups, names.rows.coords(coords or {}), defaults)
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(attrs=None, warn_on_custom_groups=False, **datasets)
     import xarray
@@ -177,58 +184,39 @@ def to_inference_data(
     return xarray.DataTree.from_dict(datasets)
 
 
-def _read_draws(
-    draws: Mapping[str, ArrayLike] | MCMC,
-    num_chains: int | None,
-    group_by_chain: bool,
-    expected: torch.Size | None = None,
-    owner: str = "posterior",
-) -> tuple[dict[str, Tensor], torch.Size]:
-    """Draws ``(S, ...)``, chain after chain, and the numbers of chains and of draws in each chain."""
-    samples: Mapping[str, ArrayLike]
-    if isinstance(draws, MCMC):
-        samples, group_by_chain, num_chains = draws.get_samples(group_by_chain=True), True, None
-    else:
-        samples = draws
-    if not samples:
-        raise ValueError(
-            f"{owner}: no draws. With point estimates alone there is nothing for ArviZ to compare; class "
-            "probabilities are enumerate_labels(model, args).softmax(-1)"
-        )
-    tensors = {name: torch.as_tensor(values) for name, values in samples.items()}
-    if group_by_chain:
-        shapes = {name: tuple(values.shape[:2]) for name, values in tensors.items()}
-        first = next(iter(shapes.values()))
-        if len(first) < 2 or len(set(shapes.values())) > 1 or num_chains not in (None, first[0]):
-            chains = "chains" if num_chains is None else num_chains
-            raise ValueError(f"{owner}: expected shapes ({chains}, draws, ...), got {shapes}")
-        tensors = {name: values.flatten(0, 1) for name, values in tensors.items()}
-        num_chains = first[0]
-    count, chains = count_draws(tensors), 1 if num_chains is None else num_chains
-    if chains < 1 or count % chains:
-        raise ValueError(f"num_chains={num_chains}: {count} draws do not divide into so many chains")
-    shape = torch.Size((chains, count // chains))
-    if expected not in (None, shape):
-        raise ValueError(f"{owner}: {tuple(shape)} chains and draws, but {tuple(expected)} in posterior")
-    if expected is None and count < 2:
-        raise ValueError(
-            f"{owner}: one draw is a point estimate, for which loo and compare are meaningless; class "
-            "probabilities are enumerate_labels(model, args, posterior).softmax(-1)"
-        )
-    return tensors, shape
+def _label_names(site: str | Sequence[str]) -> list[str]:
+    names = [site] if isinstance(site, str) else list(site)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"site={site!r}: expected the name of a label, or a list of names")
+    return names
 
 
-def _diverging(posterior: Mapping[str, ArrayLike] | MCMC, shape: torch.Size) -> dict[str, Tensor]:
-    """Which draws of an ``MCMC`` object ended a divergent trajectory, if its kernel records it."""
-    if not isinstance(posterior, MCMC):
-        return {}
-    divergences = posterior.diagnostics().get("divergences")
-    if divergences is None:
-        return {}
-    diverging = torch.zeros(shape, dtype=torch.bool)
-    for chain in range(shape[0]):
-        diverging[chain, divergences[f"chain {chain}"]] = True
-    return {"diverging": diverging.flatten()}
+def _generator(seed: int | torch.Generator | None) -> torch.Generator | None:
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    check_at_least(0, seed=seed)
+    return torch.Generator().manual_seed(int(seed))
+
+
+class _Tables:
+    """The tables of a label from all chunks of draws, on the CPU."""
+
+    def __init__(self, tables: Iterable[LabelTable]) -> None:
+        joints, seen, self.observed = [], [], list[Observed]()
+        for table in tables:
+            joints.append(table.joint.cpu())
+            seen.append(table.seen.cpu())
+            self.observed.append(table.observed)
+        self.joint, self.seen = torch.cat(joints), torch.cat(seen)
+
+    def check_shared(self, name: str) -> None:
+        """Raise if the observed values of a site are not the same for all draws."""
+        first = self.observed[0]
+        if any(name in run.varying or first.differs(run, name) for run in self.observed):
+            raise ValueError(
+                f"site {name!r} observes values that depend on the draws, so there are no observed data for "
+                "all of them; give observed=False, or the names of the other sites"
+            )
 
 
 def _data_sites(
@@ -266,11 +254,14 @@ def _data_plates(site: Site) -> list[Plate]:
 class _Names:
     """Names of dimensions: ``datum``, ``class``, those of plates, and the user's."""
 
-    def __init__(self, labels: Mapping[str, Site], dims: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, labels: Mapping[str, Site], dims: Mapping[str, Sequence[str]], numbers: Mapping[str, Tensor]
+    ) -> None:
         self.dims = dims
         sizes = {plate.name: plate.size for label in labels.values() for plate in _data_plates(label)}
         self.datum = {plate: "datum" if len(sizes) == 1 else plate for plate in sizes}
         self.sizes = {self.datum[plate]: size for plate, size in sizes.items()}
+        self.rows = SeenRows({self.datum.get(plate, plate): rows for plate, rows in numbers.items()})
         self.leads = list({tuple(self.plates(label)): None for label in labels.values()})
         hidden = [name for name, label in labels.items() if "_enumerate_dim" in label["infer"]]
         self.classes: dict[str, tuple[str, Tensor]] = {
@@ -279,7 +270,17 @@ class _Names:
         }
 
     def __call__(self, name: str, values: Tensor, lead: Sequence[str], inner: Sequence[str] = ()) -> Variable:
-        return name_dims(name, values, lead, inner, self.dims)
+        return self.rows.select(name_dims(name, values, lead, inner, self.dims))
+
+    def observed(self, name: str, site: Site, nesting: int) -> Variable:
+        """The observed values of a site, NaN where they are masked."""
+        dims, event_dim = self.plates(site), site["fn"].event_dim
+        values = over_plates(site["value"], site, nesting, event_dim)[0]
+        mask = cells(site, nesting).to(values.device)
+        mask = mask.expand(values.shape[: values.dim() - event_dim])
+        if not self.rows.select((dims, mask.cpu().numpy()))[1].all():
+            values = blank(values, mask, event_dim)
+        return self(name, values, dims)
 
     def plates(self, site: Site) -> list[str]:
         """Names of the dimensions of a site's plates."""
@@ -293,7 +294,7 @@ class _Names:
         plates = self.plates(site)
         return plates if draws.dim() - 1 - site["fn"].event_dim == len(plates) else []
 
-    def rows(self, values: Tensor) -> list[str]:
+    def row_dims(self, values: Tensor) -> list[str]:
         """Names of a label's plates, if an array begins with their sizes and no other label's fit too."""
         leads = [d for d in self.leads if values.shape[: len(d)] == tuple(self.sizes[k] for k in d)]
         return list(leads[0]) if len(leads) == 1 else []

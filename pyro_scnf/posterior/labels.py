@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_scnf._checks import LOG_ZERO
-from pyro_scnf._numbers import check_temperature
+from pyro_scnf._numbers import check_number
+from pyro_scnf._random import drawing_from
+from pyro_scnf._shapes import at_least_single, check_tensor
 from pyro_scnf.posterior.draws import (
     Site,
+    as_tensors,
     broadcasting_hint,
+    check_call,
     count_draws,
     find_label,
+    is_term,
     over_plates,
     plates_of,
     sample_sites,
     trace_draws,
 )
+from pyro_scnf.posterior.rows import Observed, seen_rows
 from pyro_scnf.sharing import evaluation
 
-__all__ = ["enumerate_labels", "sample_labels"]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["LabelTable", "enumerate_labels", "sample_labels", "tabulate"]
+
+
+class LabelTable(NamedTuple):
+    """What one run of a model says of the labels of its rows."""
+
+    joint: Tensor
+    """:math:`\\log p(x_n, y_n = k \\mid \\theta_s)` of what is not masked, ``(S, *plates, K)``."""
+    seen: Tensor
+    """Whether anything of the row is observed, ``(S, *plates)``."""
+    modelled: Tensor
+    """Whether anything of the row is observed, or its label is in the model, ``(S, *plates)``."""
+    observed: Observed
 
 
 @torch.no_grad()
 def enumerate_labels(
     model: Callable[..., object],
     args: Sequence[object] = (),
-    posterior: Mapping[str, Tensor] | None = None,
+    posterior: Mapping[str, ArrayLike] | None = None,
     *,
     site: str = "y",
     max_plate_nesting: int = 1,
@@ -64,56 +87,88 @@ def enumerate_labels(
         site, or are missing for a site; or if the data have no log-probabilities of their own, because they
         share a discrete site or because a site outside the label's plates depends on their labels.
     """
-    posterior = {} if posterior is None else dict(posterior)
-    num_draws = count_draws(posterior)
+    check_call(args, max_plate_nesting, parallel)
+    draws = {} if posterior is None else as_tensors(posterior, "posterior")
+    num_draws = count_draws(draws)
+
+    def run(some: Mapping[str, Tensor]) -> LabelTable:
+        return tabulate(model, args, some, site, max_plate_nesting, parallel)
+
     with evaluation():
         if parallel:
-            return _log_joint(model, args, posterior, site, max_plate_nesting, parallel)
-        each = [{name: draws[s : s + 1] for name, draws in posterior.items()} for s in range(num_draws)]
-        return torch.cat([_log_joint(model, args, one, site, max_plate_nesting, parallel) for one in each])
+            return _without_masked_rows(run(draws))
+        each = [{name: values[s : s + 1] for name, values in draws.items()} for s in range(num_draws)]
+        tables = [run(one) for one in each]
+        first = tables[0].observed
+        if any(first.differs(table.observed) for table in tables):  # because of the draws, or by chance?
+            first.check_repeated(run(each[0]).observed)
+    return torch.cat([_without_masked_rows(table) for table in tables])
 
 
-def _log_joint(
+def _without_masked_rows(table: LabelTable) -> Tensor:
+    """The joint, with NaN in rows that masks take out of the model altogether."""
+    if bool(table.modelled.all()):
+        return table.joint
+    return table.joint.masked_fill(~table.modelled[..., None], math.nan)
+
+
+def tabulate(
     model: Callable[..., object],
     args: Sequence[object],
     posterior: Mapping[str, Tensor],
     label_name: str,
     nesting: int,
     parallel: bool,
-) -> Tensor:
+) -> LabelTable:
+    """Run the model for some draws and look at every label of every row."""
     trace = trace_draws(model, args, posterior, nesting, parallel)
     sites = sample_sites(trace)
     label = find_label(sites, label_name, posterior)
     plates = _plate_names(label)
     dim = label["infer"].get("_enumerate_dim")
-    joint = torch.zeros(())
+    # log p(x, y, z), and the same without what is observed, for local latents z that have draws.
+    joint = without_data = torch.zeros(())
+    has_local_latents = False
     with broadcasting_hint(parallel):
         trace.compute_log_prob()
         for name, site in sites.items():
-            if name in posterior or not _is_term(site):
+            if not is_term(site) or (name in posterior and not _depends_on_labels(site, nesting)):
                 continue
             if _plate_names(site) >= plates:
-                joint = joint + _sum_inner_plates(site, plates)
+                term = _sum_inner_plates(site, plates)
+                joint = joint + term
+                if name in posterior or not site["is_observed"]:
+                    without_data = without_data + term
+                has_local_latents |= name in posterior
             elif dim is not None and site["log_prob"].dim() >= -dim and site["log_prob"].shape[dim] > 1:
                 raise ValueError(
                     f"site {name!r} depends on the label {label_name!r} but lies outside its plates"
                 )
         joint = _sum_other_labels(joint, sites, label, nesting)
+        if has_local_latents and dim is not None:
+            # The joint is that of x and y given z, so it is less log p(z).
+            without_data = _sum_other_labels(without_data, sites, label, nesting)
+            joint = joint - without_data.logsumexp(dim, keepdim=True)
     joint = joint[..., None] if dim is None else joint.movedim(dim, -1)
     joint = over_plates(joint, label, nesting, event_dim=1)
     whole = sites[label_name]  # the label with its observed part, if Pyro split it
-    if dim is None or whole is label:
-        return joint
-    return _merge_observed(joint, over_plates(whole["value"].movedim(dim, -1), label, nesting, event_dim=1))
+    if dim is not None and whole is not label:
+        value = over_plates(whole["value"].movedim(dim, -1), label, nesting, event_dim=1)
+        joint = _merge_observed(joint, value)
+    shape = joint.shape[:-1]
+    seen, modelled = (
+        rows.to(joint.device).expand(shape) for rows in seen_rows(sites, label, posterior, nesting)
+    )
+    return LabelTable(joint, seen, modelled, Observed.of(trace, sites, posterior, nesting))
+
+
+def _depends_on_labels(site: Site, nesting: int) -> bool:
+    """Whether the log-probability of a site has a dimension for the labels of an enumerated one."""
+    return any(size > 1 for size in site["log_prob"].shape[: -1 - nesting])
 
 
 def _plate_names(site: Site) -> set[str]:
     return {plate.name for plate in plates_of(site)}
-
-
-def _is_term(site: Site) -> bool:
-    """Whether a site is part of the generative model."""
-    return not (site["infer"].get("_deterministic") or site["infer"].get("training_only"))
 
 
 def _sum_inner_plates(site: Site, plates: set[str]) -> Tensor:
@@ -171,11 +226,30 @@ def sample_labels(
     r"""One label per draw and datum from the ``(S, N, K)`` of :func:`enumerate_labels`.
 
     :param float temperature: 1 samples the posterior, 0 takes its mode.
-    :param generator: source of randomness, by default the global generator of the tensor's device.
+    :param generator: source of randomness, on any device; by default the global generator of the tensor's
+        device.
     :return: labels ``(S, N)``.
-    :raises ValueError: for a negative temperature.
+    :raises ValueError: for a negative temperature, or rows that have no probabilities.
     """
+    check_tensor(log_joint, "log_joint", "sample_labels")
+    if not log_joint.is_floating_point() or not log_joint.dim() or not log_joint.shape[-1]:
+        raise ValueError(
+            f"log_joint has shape {tuple(log_joint.shape)} and dtype {log_joint.dtype}, expected "
+            "log-probabilities (S, N, K)"
+        )
+    temperature = check_number("temperature", temperature, at_least=0)
+    rows = at_least_single(log_joint).log_softmax(-1)
+    bad = rows.isnan().any(-1)
+    if bool(bad.any()):
+        where = tuple(bad.nonzero()[0].tolist())
+        raise ValueError(
+            f"log_joint: row {where} has no probabilities, nor have {int(bad.sum()) - 1} others. A mask may "
+            "have left them out of the model; leave them out here too, log_joint[:, rows]"
+        )
     if temperature == 0:
-        return log_joint.argmax(-1)
-    probs = (log_joint.log_softmax(-1) / check_temperature(temperature)).softmax(-1)
-    return torch.multinomial(probs.flatten(0, -2), 1, generator=generator).reshape(probs.shape[:-1])
+        return rows.argmax(-1)
+    if not rows.numel():
+        return torch.zeros(rows.shape[:-1], dtype=torch.int64, device=rows.device)
+    probs = (rows / temperature).softmax(-1)
+    with drawing_from(generator, probs.device):
+        return torch.multinomial(probs.flatten(0, -2), 1).reshape(probs.shape[:-1])

@@ -1,0 +1,74 @@
+"""Posterior draws as a user has them: mappings of arrays, or an ``MCMC`` object, in chains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from pyro.infer import MCMC
+from torch import Tensor
+
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf.posterior.draws import as_tensors, count_draws
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["diverging", "read_draws"]
+
+
+def read_draws(
+    draws: Mapping[str, ArrayLike] | MCMC,
+    num_chains: int | None,
+    group_by_chain: bool,
+    expected: torch.Size | None = None,
+    owner: str = "posterior",
+) -> tuple[dict[str, Tensor], torch.Size]:
+    """Draws ``(S, ...)``, chain after chain, and the numbers of chains and of draws in each chain."""
+    samples: Mapping[str, ArrayLike]
+    if num_chains is not None:
+        check_at_least(1, num_chains=num_chains)
+    if isinstance(draws, MCMC):
+        samples, group_by_chain = draws.get_samples(group_by_chain=True), True
+    else:
+        samples = draws
+    if samples is None or (isinstance(samples, Mapping) and not samples):
+        raise ValueError(
+            f"{owner}: no draws. With point estimates alone there is nothing for ArviZ to compare; class "
+            "probabilities are enumerate_labels(model, args).softmax(-1)"
+        )
+    tensors = as_tensors(samples, owner)
+    if group_by_chain:
+        shapes = {name: tuple(values.shape[:2]) for name, values in tensors.items()}
+        first = next(iter(shapes.values()))
+        if len(first) < 2 or len(set(shapes.values())) > 1 or num_chains not in (None, first[0]):
+            chains = "chains" if num_chains is None else num_chains
+            raise ValueError(f"{owner}: expected shapes ({chains}, draws, ...), got {shapes}")
+        tensors = {name: values.flatten(0, 1) for name, values in tensors.items()}
+        num_chains = first[0]
+    count, chains = count_draws(tensors), 1 if num_chains is None else num_chains
+    if count % chains:
+        raise ValueError(f"num_chains={num_chains}: {count} draws do not divide into so many chains")
+    shape = torch.Size((chains, count // chains))
+    if expected not in (None, shape):
+        raise ValueError(f"{owner}: {tuple(shape)} chains and draws, but {tuple(expected)} in posterior")
+    if expected is None and count < 2:
+        raise ValueError(
+            f"{owner}: one draw is a point estimate, for which loo and compare are meaningless; class "
+            "probabilities are enumerate_labels(model, args, posterior).softmax(-1)"
+        )
+    return tensors, shape
+
+
+def diverging(posterior: Mapping[str, ArrayLike] | MCMC, shape: torch.Size) -> dict[str, Tensor]:
+    """Which draws of an ``MCMC`` object ended a divergent trajectory, if its kernel records it."""
+    if not isinstance(posterior, MCMC):
+        return {}
+    divergences = posterior.diagnostics().get("divergences")
+    if divergences is None:
+        return {}
+    ended = torch.zeros(shape, dtype=torch.bool)
+    for chain in range(shape[0]):
+        ended[chain, divergences[f"chain {chain}"]] = True
+    return {"diverging": ended.flatten()}
