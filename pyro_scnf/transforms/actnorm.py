@@ -56,7 +56,7 @@ class ActNorm(FlowTransform):
 
     @property
     def _shift(self) -> Tensor:
-        return self._per_channel(self.center + self.spread * self.loc)
+        return self._per_channel(torch.addcmul(self.center, self.spread, self.loc))
 
     def _per_channel(self, value: Tensor) -> Tensor:
         return value if len(self.event_shape) == 1 else value[:, None, None]

@@ -15,6 +15,12 @@ __all__ = ["channel_statistics", "smallest_spread", "warn_of_degenerate"]
 SMALLEST_SPREAD = 1e-6
 """A standard deviation below this is taken for rounding noise."""
 
+MOST_FEATURES = 500
+"""With more features, looking for linear relations would take too long."""
+
+NO_VARIANCE = 1e-12
+"""The variance of a combination of standardised features that rounding alone can have."""
+
 FEWEST_ROWS = 8
 """With fewer rows, repeated values say little."""
 
@@ -35,8 +41,9 @@ def smallest_spread(mean: Tensor) -> Tensor:
 def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
     """Warn of channels of ``x`` ``(*batch, *event)`` that no density fits, and name them.
 
-    These are channels without spread. In vectors, they are also features of which one value makes up at least
-    half, or with two values alone; and a warning says if most rows are copies of others.
+    These are channels without spread. In vectors, they are also features with two values alone, or one value
+    in half of the rows, and features between which linear relations hold. It also warns of rows that are
+    copies.
     """
     if not validating(x):
         return
@@ -63,6 +70,13 @@ def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
             "density of such values has no bound. Dequantise them "
             "(pyro_scnf.transforms.dequantize), or leave them out of x"
         )
+    bound = _dependent(rows[:, ~flat]) if len(rows) > rows.shape[1] else []
+    if bound:
+        numbers = (~flat).nonzero()[:, 0][bound].tolist()
+        warn(
+            f"{owner}: x has linear relations between {_named(kind, numbers)}: some follow from the others. "
+            "A density of such values has no bound. Leave those out of x"
+        )
     distinct = len(rows.unique(dim=0))
     if 2 * distinct <= len(rows) and len(repeated) + int(flat.sum()) < rows.shape[1]:
         warn(
@@ -75,6 +89,15 @@ def _repeats(values: Tensor) -> bool:
     """Whether there are two values at most, or one of them makes up half."""
     counts = values.unique(return_counts=True)[1]
     return len(counts) <= 2 or 2 * int(counts.max()) >= len(values)
+
+
+def _dependent(rows: Tensor) -> list[int]:
+    """The features that take part in a linear relation that all rows fulfil."""
+    if not 1 < rows.shape[1] <= MOST_FEATURES:
+        return []
+    centered = rows.double() - rows.double().mean(0)
+    variances, directions = torch.linalg.eigh((centered / centered.std(0)).T.cov())
+    return (directions[:, variances < NO_VARIANCE].abs() > 0.01).any(1).nonzero()[:, 0].tolist()
 
 
 def _named(kind: str, numbers: Sequence[int]) -> str:
