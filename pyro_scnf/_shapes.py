@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+
+from pyro_scnf._numbers import LARGEST_WHOLE
 
 __all__ = [
     "as_event_shape",
@@ -23,22 +27,31 @@ __all__ = [
 
 def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
     """``shape`` as a ``torch.Size``, checked to be ``(D,)`` or ``(C, H, W)``. An integer D means ``(D,)``."""
-    size = torch.Size((shape,) if isinstance(shape, int) else tuple(shape))
-    if len(size) not in (1, 3) or any(n < 1 for n in size):
+    sizes: list[object] = [shape]
+    if not isinstance(shape, int | Integral):
+        sizes = list(shape) if isinstance(shape, Iterable) else []
+    whole = [int(n) for n in sizes if isinstance(n, int | Integral) and not isinstance(n, bool)]
+    if (
+        len(whole) != len(sizes)
+        or len(whole) not in (1, 3)
+        or min(whole) < 1
+        or math.prod(whole) > LARGEST_WHOLE
+    ):
+        shown = tuple(sizes) if isinstance(shape, torch.Size) else shape
         raise ValueError(
-            f"{name}={tuple(size)}: expected (D,) for vectors or (C, H, W) for images, all positive"
+            f"{name}={shown!r}: expected (D,) for vectors or (C, H, W) for images, all positive whole numbers"
         )
-    return size
+    return torch.Size(whole)
 
 
 def check_tensor(value: object, name: str, owner: str) -> None:
     """Raise unless ``value`` is a tensor. The error tells how to make one."""
     if not isinstance(value, Tensor):
-        make = f"torch.as_tensor({name})"
-        if hasattr(value, "to_numpy"):  # a data frame or a series
-            make = f"torch.as_tensor({name}.to_numpy())"
+        rows = f"{name}.to_numpy()" if hasattr(value, "to_numpy") else name  # a data frame or a series
         kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise ValueError(f"{owner}: {name} is a {kind}, expected a tensor; give {make}, in the model's dtype")
+        raise ValueError(
+            f"{owner}: {name} is of type {kind}, expected a tensor; give torch.as_tensor({rows})"
+        )
 
 
 def check_event(x: Tensor, event_shape: torch.Size, name: str, owner: str) -> torch.Size:

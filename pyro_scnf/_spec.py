@@ -1,6 +1,7 @@
 """Name a part of a model by a word, a dict, an import path, a class or a function.
 
-A word and an import path are strings, so a command line can give them, too.
+A word and an import path are strings, so a command line can give them, too. Wrong options are found here, by
+the signature of the factory, before it is called.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ SPEC = "_spec"
 """Name of the attribute that :func:`remember` sets and :func:`describe` reads."""
 
 
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""Words for truth values in an option string, in lower or upper case."""
+
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 @dataclass(frozen=True)
 class Named(Generic[T]):
     """A factory and its options.
@@ -32,11 +40,65 @@ class Named(Generic[T]):
     :ivar factory: makes the part.
     :ivar dict options: keyword arguments for the factory.
     :ivar description: the options and the key ``name``; ``None`` if the factory has no name.
+    :ivar str label: what the user wrote, for error messages.
     """
 
     factory: Callable[..., T]
     options: dict[str, object]
     description: dict[str, object] | None
+    label: str
+
+    def make(self, positional: Mapping[str, object] | None = None, **keywords: object) -> T:
+        """Call the factory with its options, after checks of their names.
+
+        :param positional: the values that the factory gets first, by the names that messages use.
+        :param keywords: what it gets by keyword, besides its options.
+        :raises ValueError: for an option that the factory does not have, a missing one, or a factory that
+            cannot be called in this way; and for a ``ValueError`` of the factory, with ``label`` before it.
+            Other errors of the factory pass.
+        """
+        first = positional or {}
+        try:
+            signature = inspect.signature(self.factory)
+        except (TypeError, ValueError):  # some classes of the interpreter have none
+            signature = None
+        if signature is not None:
+            self._check_options(signature, first, keywords)
+        try:
+            return self.factory(*first.values(), **keywords, **self.options)
+        except ValueError as error:
+            raise ValueError(f"{self.label}: {error}") from error
+        except TypeError as error:
+            if signature is not None:  # the call fits, so the error is one of the factory's own
+                raise
+            raise ValueError(f"{self.label}: {error}") from error
+
+    def _check_options(
+        self, signature: inspect.Signature, first: Mapping[str, object], keywords: Mapping[str, object]
+    ) -> None:
+        """Raise unless a factory with this ``signature`` takes the options."""
+        parameters = list(signature.parameters.values())
+        in_order = [p.name for p in parameters if p.kind in _BY_POSITION]
+        filled = {*in_order[: len(first)], *keywords}
+        free = {p.name: p for p in parameters if p.kind not in _VARIABLE and p.name not in filled}
+        anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        there_are = f"expected one of {', '.join(free)}" if free else "it has no options"
+        for option, value in self.options.items():
+            if option in free:
+                declared = free[option].annotation
+                if declared in (bool, "bool") and not isinstance(value, bool | np.bool_):
+                    raise ValueError(f"{self.label}: {option}={value!r}: expected True or False")
+            elif not anything or option in filled or not isinstance(option, str):
+                raise ValueError(f"{self.label}: no option {option!r}, {there_are}")
+        empty = inspect.Parameter.empty
+        missing = [n for n, p in free.items() if p.default is empty and n not in self.options]
+        if missing:
+            raise ValueError(f"{self.label}: it needs the option {' and '.join(map(repr, missing))}")
+        try:
+            signature.bind(*first.values(), **keywords, **self.options)
+        except TypeError as error:
+            given = ", ".join([*first, *(f"{name}=..." for name in keywords)])
+            raise ValueError(f"{self.label}: it cannot be called with ({given}): {error}") from error
 
 
 def read_spec(
@@ -60,19 +122,19 @@ def read_spec(
     if not isinstance(name, str):
         if not callable(name):
             raise ValueError(f"{kind}={name!r}: expected a word, a dict, a class or a function")
-        return Named(name, options, None)
+        return Named(name, options, None, f"{kind}={getattr(name, '__qualname__', repr(name))}")
     word, _, text = name.partition(":")
+    word = word.strip()
     options = {**_read_options(text, kind), **options}
     if "name" in options:
         raise ValueError(f"{kind}={spec!r}: no option may be called 'name', which is the key of the word")
     factory = known.get(word) or _import(word, known, kind)
-    return Named(factory, options, {"name": word, **options})
+    return Named(factory, options, {"name": word, **options}, f"{kind}={name!r}")
 
 
 def _read_options(text: str, kind: str) -> dict[str, object]:
-    """``"key=value,key=value"`` as a dict. A value that is not a Python literal is a string.
-
-    ``true`` and ``false`` are truth values, in lower or upper case.
+    """``"key=value,key=value"`` as a dict. A value that is neither a Python literal nor one of ``TRUTH`` is a
+    string.
     """
     source = f"options({text})"
     try:
@@ -91,23 +153,34 @@ def _read_options(text: str, kind: str) -> dict[str, object]:
             raise ValueError(f"{kind} option {item.arg!r}: given twice in {text!r}")
         try:
             value: object = ast.literal_eval(item.value)
-        except ValueError:
+        except (ValueError, TypeError):
             word = ast.get_source_segment(source, item.value) or ""
-            value = {"true": True, "false": False}.get(word.lower(), word)
+            value = TRUTH.get(word.lower(), word)
         options[str(item.arg)] = value
     return options
 
 
 def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., T]:
-    """The class or function at the import path ``path``."""
+    """The class or function at the import path ``path``.
+
+    :raises ValueError: if ``path`` is no import path, there is no such module or name, the module fails while
+        it is imported, or what it names cannot be called. The message tells these apart.
+    """
     module, _, name = path.rpartition(".")
     expected = f"expected one of {', '.join(map(repr, known))} or the import path of a class"
-    if not module:
+    if not module or not all(part.isidentifier() for part in path.split(".")):
         raise ValueError(f"{kind}={path!r}: {expected}")
     try:
-        factory: Callable[..., T] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{kind}={path!r}: {expected} ({error})") from error
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"{kind}={path!r}: {expected}; there is no module {error.name!r}") from error
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{kind}={path!r}: the module {module!r} fails at its import, {cause}") from error
+    try:
+        factory: Callable[..., T] = getattr(found, name)
+    except AttributeError as error:
+        raise ValueError(f"{kind}={path!r}: the module {module!r} has no {name!r}") from error
     if not callable(factory):
         raise ValueError(f"{kind}={path!r}: {expected}, got a {type(factory).__name__}")
     return factory

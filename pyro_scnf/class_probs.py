@@ -10,19 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_labels, validating
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_whole
+from pyro_scnf._shapes import in_double
+from pyro_scnf._warn import warn
 
-__all__ = ["ClassProbs", "log_class_probs"]
+__all__ = ["ClassProbs", "check_class_probs", "log_class_probs"]
 
 
 class ClassProbs(nn.Module):
     """Class probabilities :math:`p(y)`: uniform, given, or learnable.
 
     :param int num_classes: number of labels K.
-    :param probs: ``"uniform"``, ``"learnable"`` (starting uniform), or a tensor ``(K,)`` of
-        non-negative class weights, which is normalised.
-    :raises ValueError: for another word, for weights of the wrong shape or sign, or for fewer than one
-        class.
+    :param probs: ``"uniform"``, ``"learnable"`` (starting uniform), or a tensor ``(K,)`` of class weights:
+        probabilities, or counts. Weights are finite, at least 0 and not all 0. They are divided by their sum.
+        A class of weight 0 has the probability 0.
+    :raises ValueError: for another word, a list or an array, weights of the wrong shape or sign, or fewer
+        than one class.
 
     >>> ClassProbs(2, torch.tensor([1.0, 3.0]))().probs
     tensor([0.2500, 0.7500])
@@ -32,26 +35,38 @@ class ClassProbs(nn.Module):
 
     def __init__(self, num_classes: int, probs: Literal["uniform", "learnable"] | Tensor = "uniform") -> None:
         super().__init__()
-        check_at_least(1, num_classes=num_classes)
-        self.num_classes = num_classes
+        self.num_classes = check_whole("num_classes", num_classes, 1)
+        check_class_probs(probs, num_classes, "probs")
         if isinstance(probs, Tensor):
-            if probs.shape != (num_classes,) or not (probs >= 0).all() or not probs.sum() > 0:
-                raise ValueError(
-                    f"probs: expected {num_classes} non-negative weights with a positive sum, got {probs}"
-                )
-            self.register_buffer("logits", (probs / probs.sum()).log())
+            self.register_buffer("logits", _log_normalised(probs))
         elif probs == "learnable":
             self.logits = nn.Parameter(torch.zeros(num_classes))
-        elif probs == "uniform":
-            self.register_buffer("logits", torch.zeros(num_classes))
         else:
-            raise ValueError(f"probs={probs!r}: expected 'uniform', 'learnable' or a tensor of class weights")
+            self.register_buffer("logits", torch.zeros(num_classes))
 
     @classmethod
     def from_labels(cls, y: Tensor, num_classes: int) -> ClassProbs:
-        """The label frequencies of ``y``. Entries of -1 (unlabelled) are not counted."""
-        y = check_labels(y, num_classes, "y", "ClassProbs.from_labels", unlabelled=True)
-        return cls(num_classes, torch.bincount(y[y >= 0], minlength=num_classes).float())
+        """The label frequencies of ``y``. Entries of -1 (unlabelled) are not counted.
+
+        It warns if a class has no label, because its probability is then 0.
+
+        :param y: labels ``0 .. num_classes - 1``, and -1 for an unknown one, of any shape.
+        :raises ValueError: for labels out of range or of the wrong type, or without any known label.
+        """
+        owner = "ClassProbs.from_labels"
+        check_whole("num_classes", num_classes, 1)
+        y = check_labels(y, num_classes, "y", owner, unlabelled=True)
+        counts = torch.bincount(y[y >= 0], minlength=num_classes)
+        if not counts.any():
+            raise ValueError(f"{owner}: y holds no label, expected at least one of 0..{num_classes - 1}")
+        missing = (counts == 0).nonzero()[:, 0].tolist()
+        if missing:
+            shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            warn(
+                f"{owner}: y holds no label of class {shown}, so its probability is 0 and no row is ever "
+                "given to it. Give one label of each class or more, or use 'uniform' or 'learnable'"
+            )
+        return cls(num_classes, counts)
 
     @property
     def learnable(self) -> bool:
@@ -68,28 +83,73 @@ class ClassProbs(nn.Module):
         return dist.Categorical(logits=self.logits)
 
 
+def check_class_probs(probs: object, num_classes: int, name: str) -> None:
+    """Raise unless ``probs`` is what :class:`ClassProbs` takes.
+
+    :param name: what the user calls it.
+    """
+    expected = f"expected 'uniform', 'learnable' or a tensor of {num_classes} class weights"
+    if isinstance(probs, str):
+        if probs not in ("uniform", "learnable"):
+            raise ValueError(f"{name}={probs!r}: {expected}")
+        return
+    if not isinstance(probs, Tensor):
+        raise ValueError(f"{name} is a {type(probs).__name__}: {expected}; give torch.as_tensor({name})")
+    if probs.shape != (num_classes,):
+        raise ValueError(f"{name} has shape {tuple(probs.shape)}, expected ({num_classes},)")
+    if probs.requires_grad:
+        raise ValueError(
+            f"{name} requires a gradient, and weights are constants; give 'learnable', or {name}.detach()"
+        )
+    if probs.dtype == torch.bool or probs.is_complex() or not _are_weights(probs):
+        raise ValueError(
+            f"{name}: expected {num_classes} finite, non-negative weights with a positive sum, got "
+            f"{probs.tolist()}"
+        )
+
+
+def _are_weights(weights: Tensor) -> bool:
+    return bool((weights >= 0).all() & weights.isfinite().all() & (weights > 0).any(-1).all())
+
+
+def _log_normalised(weights: Tensor) -> Tensor:
+    r""":math:`\log w_k / \sum_l w_l`, whatever the size of the weights."""
+    wide = in_double(weights)
+    wide = wide / wide.amax(-1, keepdim=True)
+    dtype = weights.dtype if weights.is_floating_point() else torch.get_default_dtype()
+    return (wide / wide.sum(-1, keepdim=True)).log().to(dtype)
+
+
 def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -> Tensor | float:
     r""":math:`\log p(y)`, normalised, from any form that the argument ``class_probs`` may have.
 
-    :param class_probs: a :class:`ClassProbs`, non-negative class weights ``(*batch, K)``, or ``None`` for
-        the uniform distribution.
+    :param class_probs: a :class:`ClassProbs`, a tensor of non-negative class weights ``(*batch, K)``, which
+        are divided by their sum, or ``None`` for the uniform distribution.
     :return: ``(K,)`` or ``(*batch, K)`` in nats. For the uniform distribution, the one number
         :math:`-\log K`.
-    :raises ValueError: for the wrong number of classes, or for negative or non-finite weights.
+    :raises ValueError: for a word, a list or an array, the wrong number of classes, or for negative or
+        non-finite weights.
     """
     if class_probs is None:
         return -math.log(num_classes)
     if isinstance(class_probs, ClassProbs):
+        if class_probs.num_classes != num_classes:
+            raise ValueError(
+                f"class_probs: {class_probs.num_classes} classes, but the flow has {num_classes}"
+            )
         return class_probs.log_probs
+    if not isinstance(class_probs, Tensor):
+        raise ValueError(
+            f"class_probs is a {type(class_probs).__name__}: expected a ClassProbs, a tensor of class "
+            "weights or None; give torch.as_tensor(class_probs)"
+        )
     if class_probs.shape[-1:] != (num_classes,):
         raise ValueError(
             f"class_probs has shape {tuple(class_probs.shape)}, expected (*batch, {num_classes})"
         )
-    if validating(class_probs):
-        valid = (class_probs >= 0).all() & class_probs.isfinite().all() & (class_probs.sum(-1) > 0).all()
-        if not valid:
-            raise ValueError(
-                "class_probs holds negative or infinite weights, or only zeros; expected class probabilities "
-                "(for unnormalised logarithms, give logits.softmax(-1))"
-            )
+    if validating(class_probs) and not _are_weights(class_probs):
+        raise ValueError(
+            "class_probs holds negative or infinite weights, or only zeros; expected class probabilities "
+            "(for unnormalised logarithms, give logits.softmax(-1))"
+        )
     return class_probs.log().log_softmax(-1)

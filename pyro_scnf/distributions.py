@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_scnf._numbers import check_number, check_temperature
-from pyro_scnf._shapes import in_double
+from pyro_scnf._numbers import check_scale, check_temperature, check_word, refuse_unused
+from pyro_scnf._shapes import as_event_shape, in_double
 
 __all__ = ["BaseNormal", "ConcatDistribution"]
 
@@ -33,6 +33,22 @@ def check_expansion(distribution: torch.distributions.Distribution, batch_shape:
         raise ValueError(f"batch_shape={tuple(after)}: a batch of {tuple(before)} does not expand to it")
 
 
+def check_base_scale(
+    scale: object, init_scale: object, names: tuple[str, str] = ("scale", "init_scale")
+) -> float | None:
+    """Raise unless these are options of a :class:`BaseNormal`. Return ``init_scale`` as a ``float``.
+
+    :param names: what the user calls the two options.
+    """
+    check_word(names[0], scale, ("learnable", "unit"))
+    if init_scale is None:
+        return None
+    number = check_scale(names[1], init_scale)
+    if scale == "unit":
+        refuse_unused(f"{names[0]}='unit' fixes the scale at 1", **{names[1]: init_scale})
+    return number
+
+
 class BaseNormal(nn.Module):
     r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 
@@ -41,26 +57,25 @@ class BaseNormal(nn.Module):
 
     :param event_shape: shape of one draw.
     :param scale: ``"learnable"``, where :math:`\rho` is a parameter, or ``"unit"``, the standard normal.
-    :param float init_scale: initial standard deviation of a learnable scale.
-    :raises ValueError: for an unknown ``scale``, or an ``init_scale`` that is not positive.
+    :param float init_scale: initial standard deviation of a learnable scale, 1 by default.
+    :raises ValueError: for an unknown ``scale``, an ``init_scale`` that is no positive number, or one beside
+        the unit scale.
     """
 
     zero: Tensor
 
     def __init__(
         self,
-        event_shape: Sequence[int],
+        event_shape: Sequence[int] | int,
         scale: Literal["learnable", "unit"] = "learnable",
-        init_scale: float = 1.0,
+        init_scale: float | None = None,
     ) -> None:
         super().__init__()
-        if scale not in ("learnable", "unit"):
-            raise ValueError(f"scale={scale!r}: expected 'learnable' or 'unit'")
-        init_scale = check_number("init_scale", init_scale, above=0)
-        self.event_shape = torch.Size(event_shape)
+        init = check_base_scale(scale, init_scale) or 1.0
+        self.event_shape = as_event_shape(event_shape)
         self.raw_scale: nn.Parameter | None = None
         if scale == "learnable":
-            inverse = init_scale + math.log(-math.expm1(-init_scale))  # of softplus
+            inverse = init + math.log(-math.expm1(-init))  # of softplus
             self.raw_scale = nn.Parameter(torch.full(self.event_shape, inverse))
         self.register_buffer("zero", torch.zeros(()), persistent=False)  # has the dtype and device
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
+
+from pyro_scnf._numbers import check_whole
 
 __all__ = ["bits_per_dim"]
 
 
-def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int], bins: int = 256) -> Tensor:
+def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int] | int, bins: int = 256) -> Tensor:
     r"""Bits per dimension of dequantised data in the unit interval.
 
     .. math:: \log_2 \text{bins} - \frac{\log p(x)}{D \ln 2}
@@ -23,8 +25,11 @@ def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int], bins: int = 256) 
     :param event_shape: shape of one x, with D entries.
     :param int bins: number of grey levels.
     :return: bits per dimension, of the shape of ``log_prob``.
+    :raises ValueError: for an ``event_shape`` or ``bins`` out of range.
 
     >>> bits_per_dim(torch.zeros(()), (1, 28, 28))
     tensor(8.)
     """
-    return math.log2(bins) - log_prob / (math.prod(event_shape) * math.log(2))
+    sizes = event_shape if isinstance(event_shape, Iterable) else (event_shape,)
+    size = math.prod(check_whole("event_shape", n, 1) for n in sizes)
+    return math.log2(check_whole("bins", bins, 1)) - log_prob / (size * math.log(2))

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_scnf import sharing
@@ -17,7 +18,7 @@ from pyro_scnf._labels import categorical
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf._state import Parts, State, state_of
+from pyro_scnf._state import Parts, State, state_of, stray_sample
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
 from pyro_scnf.given_label import GivenLabel
@@ -118,14 +119,25 @@ class SemiConditionalFlow(nn.Module):
             treatment.
         :param float temperature: factor on the scale of all noise. Below 1, samples are cleaner.
         :return: a distribution with the batch shape of ``y`` and the event shape of x.
-        :raises ValueError: for labels out of range or of the wrong type, or if a parameter of the flow is
-            a ``PyroSample``.
+        :raises ValueError: for labels out of range or of the wrong type, if a parameter of the flow is a
+            ``PyroSample``, or if a Pyro program reads one of the prior outside of a call of its
+            ``PyroModule``.
         """
         if Parts.of((self.transform,)).are_random:
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
+        self._refuse_stray_samples()
         return GivenLabel(self, y, temperature)
+
+    def _refuse_stray_samples(self) -> None:
+        """Raise if a Pyro program reads a ``PyroSample`` where it becomes no site."""
+        if am_i_wrapped() and Parts.of(self._scored_by).are_stray:
+            raise ValueError(
+                f"{stray_sample(self)} is a PyroSample, and is read outside of a call of its PyroModule, "
+                "where each use draws it anew and it becomes no site. Write the model as the forward of a "
+                "PyroModule that holds the flow, and read the parameter there, before the plate of the data"
+            )
 
     def sample(
         self,
@@ -139,7 +151,7 @@ class SemiConditionalFlow(nn.Module):
 
         :param generator: source of the noise; PyTorch's global one by default, which is otherwise left alone.
         """
-        with torch.no_grad(), drawing_from(generator, y.device):
+        with torch.no_grad(), drawing_from(generator, reference_tensor(self).device):
             return self.condition(y, temperature).sample(torch.Size(sample_shape))
 
     def check_data(self, x: Tensor, name: str = "x", owner: str | None = None) -> Tensor:
@@ -258,6 +270,7 @@ class SemiConditionalFlow(nn.Module):
         """
         for x in xs:  # by its shape alone; the rest is checked only if it is scored anew
             check_event(x, self.event_shape, "x", type(self).__name__)
+        self._refuse_stray_samples()
         return sharing.shared("scores", self._scored_by, self._scores, xs)
 
     def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -152,12 +152,18 @@ LAYER_ERRORS = {
     "conditional multiscale": (lambda: T.ConditionalMultiScale([T.ActNorm((2,))]), "use MultiScale"),
     "multiscale one channel": (
         lambda: T.MultiScale([T.ActNorm((1, 2, 2)), T.ActNorm((1, 2, 2))]),
-        "channels=1: factoring out needs at least 2",
+        r"stages: a stage ending in \(1, 2, 2\) has one channel",
     ),
     "latent_dim 0": (lambda: T.MultiScale([T.ActNorm((4,))], 0), "latent_dim=0: expected 1 to 4"),
     "latent_dim 5": (lambda: T.MultiScale([T.ActNorm((4,))], 5), "latent_dim=5: expected 1 to 4"),
-    "dequantize high": (lambda: T.dequantize(torch.tensor([256])), r"x: expected integers in 0\.\.255"),
-    "dequantize low": (lambda: T.dequantize(torch.tensor([-1])), r"x: expected integers in 0\.\.255"),
+    "dequantize high": (
+        lambda: T.dequantize(torch.tensor([256])),
+        r"x holds 256\.\.256, expected integers in 0\.\.255",
+    ),
+    "dequantize low": (
+        lambda: T.dequantize(torch.tensor([-1])),
+        r"x holds -1\.\.-1, expected integers in 0\.\.255",
+    ),
     "mlp hidden": (lambda: snn.MLP(2, 2, hidden=()), "hidden is empty"),
     "net norm": (lambda: snn.ResidualMLP(2, 2, norm="batch"), "norm='batch'"),
     "net kernel": (lambda: snn.ConvNet(2, 2, kernel_size=2), "kernel_size=2"),
@@ -180,11 +186,11 @@ FLOW_ERRORS = {
     "levels": ({"levels": 0}, "levels=0"),
     "steps": ({"steps": 0}, "steps=0"),
     "scale": ({"scale": "exp"}, "scale='exp'"),
-    "conv": ({"conv": "qr"}, "parameterization='qr'|conv='qr'"),
-    "logit": ({"logit": 1.5}, "alpha=1.5"),
+    "conv": ({"conv": "qr"}, "^conv='qr': expected 'lu' or 'plain'"),
+    "logit": ({"logit": 1.5}, "^logit=1.5: expected a finite number of at least 0"),
     "latent_dim": ({"latent_dim": 99}, "latent_dim=99: expected 1 to 16"),
     "context_dim": ({"context_dim": -1}, "context_dim=-1"),
-    "too many levels": ({"levels": 4}, "Squeeze needs"),
+    "too many levels": ({"levels": 4}, r"levels=4, event_shape=\(1, 4, 4\): .* it can be halved 2 times"),
     "width": ({"width": 0}, "width=0"),
     "blocks": ({"blocks": -1}, "blocks=-1"),
 }
@@ -200,7 +206,9 @@ def test_options_of_glow(name):
 def test_glow_of_one_feature():
     with raises("a channel coupling needs 2 channels or more"):
         scnf.flows.glow((1,))
-    with raises("channels=1|needs 2 channels or more"):
+    with raises(
+        r"levels=2, event_shape=\(2,\): a channel coupling needs 2 channels or more, and level 2 has 1"
+    ):
         scnf.flows.glow((2,), levels=2, steps=1)
 
 
@@ -209,9 +217,9 @@ def test_glow_of_one_feature():
     [
         ((4,), {"levels": 2}, "levels=2: a vector flow has one scale"),
         ((4,), {"couplings": 0}, "couplings=0"),
-        ((1, 4, 4), {"couplings": 3}, "couplings: only for vectors"),
+        ((1, 4, 4), {"couplings": 3}, "couplings=3: only for vectors"),
         ((1, 4, 4), {"levels": 0}, "levels=0"),
-        ((1, 3, 3), {"levels": 2}, "even H and W"),
+        ((1, 3, 3), {"levels": 2}, r"levels=2, event_shape=\(1, 3, 3\): .* halved 0 times"),
         ((4,), {"scale": "exp"}, "scale='exp'"),
         ((1,), {}, "needs 2 channels or more"),
         ((4,), {"latent_dim": 5}, "latent_dim=5: expected 1 to 4"),
@@ -237,7 +245,10 @@ BAD_LABELS = {
     "float": (torch.tensor([0.0, 1.0]), r"y is a floating tensor of shape \(2,\); expected integer labels"),
     "scalar float": (torch.tensor(1.0), "y is a floating tensor of shape"),
     "relaxed of another K": (torch.rand(2, 4), r"y is a floating tensor.*\(\*batch, 3\)"),
-    "relaxed NaN": (torch.tensor([[NAN, 0.5, 0.5]]), r"y is floating and holds the row \[nan, 0.5, 0.5\], which adds up to nan"),
+    "relaxed NaN": (
+        torch.tensor([[NAN, 0.5, 0.5]]),
+        r"y is floating and holds the row \[nan, 0.5, 0.5\], which adds up to nan",
+    ),
 }
 
 
@@ -286,7 +297,7 @@ def test_unlabelled_rows_in_the_labelled_batch():
 def test_labels_of_frequencies():
     with raises("ClassProbs.from_labels: y holds labels"):
         scnf.ClassProbs.from_labels(torch.tensor([0, 5]), 3)
-    with raises("probs: expected 3 non-negative weights with a positive sum"):
+    with raises("ClassProbs.from_labels: y holds no label, expected at least one of 0..2"):
         scnf.ClassProbs.from_labels(torch.tensor([-1, -1]), 3)
 
 
@@ -366,7 +377,7 @@ def test_batches_of_the_model():
 @pytest.mark.parametrize("sizes", [{"num_labelled": 2}, {"num_unlabelled": 3}])
 def test_batches_larger_than_their_data_set(sizes):
     model, x = scnf.SemiSupervisedModel(toy_flow(), **sizes), torch.randn(4, 2)
-    with raises("plate.*a batch of 4 rows from a data set of"):
+    with raises(r"num_\w+=\d: the batch has 4 (un)?labelled rows, more than the data set"):
         model(x, torch.tensor([0, 1, 2, 0]), x)
 
 
@@ -375,11 +386,17 @@ def test_batches_larger_than_their_data_set(sizes):
     [
         ({"labelled_weight": 0.0}, "labelled_weight=0.0"),
         ({"labelled_weight": -1.0}, "labelled_weight=-1.0"),
-        ({"class_probs": "flat"}, "probs='flat': expected 'uniform', 'learnable'"),
-        ({"class_probs": torch.ones(4)}, "probs: expected 3 non-negative weights"),
-        ({"class_probs": torch.tensor([1.0, -1.0, 1.0])}, "probs: expected 3 non-negative weights"),
+        ({"class_probs": "flat"}, "class_probs='flat': expected 'uniform', 'learnable'"),
+        ({"class_probs": torch.ones(4)}, r"class_probs has shape \(4,\), expected \(3,\)"),
+        (
+            {"class_probs": torch.tensor([1.0, -1.0, 1.0])},
+            "class_probs: expected 3 finite, non-negative weights",
+        ),
         ({"class_probs": torch.zeros(3)}, "positive sum"),
-        ({"class_probs": torch.tensor([1.0, NAN, 1.0])}, "probs: expected 3 non-negative weights"),
+        (
+            {"class_probs": torch.tensor([1.0, NAN, 1.0])},
+            "class_probs: expected 3 finite, non-negative weights",
+        ),
         ({"class_probs": scnf.ClassProbs(4)}, "class_probs: 4 classes, but the flow has 3"),
         ({"num_labelled": 0}, "num_labelled=0"),
         ({"num_unlabelled": -5}, "num_unlabelled=-5"),
@@ -393,7 +410,7 @@ def test_options_of_the_model(options, match):
 # -- flow, prior, labels together ------------------------------------------------------------------
 def test_flow_and_prior_must_fit():
     flow = scnf.flows.glow((2,), steps=1, width=4)
-    with raises(r"prior: its event_shape \(3,\) is not the flow's latent_shape \(2,\)"):
+    with raises(r"prior: its event_shape \(3,\) is not that of the latents, \(2,\)"):
         scnf.SemiConditionalFlow(flow, GaussianMixturePrior((3,), 2))
     with raises("num_classes=5, but the prior has 2"):
         scnf.SemiConditionalFlow(flow, GaussianMixturePrior((2,), 2), 5)
@@ -403,7 +420,7 @@ def test_flow_and_prior_must_fit():
         scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=4, context_dim=3), "gmm", 2)
     with raises("transform: expected a FlowTransform .*got Linear"):
         scnf.SemiConditionalFlow(torch.nn.Linear(2, 2), "gmm", 2)
-    with raises("scale='wide'"):
+    with raises("^aux_scale='wide'"):
         scnf.SemiConditionalFlow(
             scnf.flows.glow((1, 4, 4), steps=1, width=4, latent_dim=8), "gmm", 2, aux_scale="wide"
         )
@@ -450,6 +467,10 @@ def flow_prior(**options):
     return ConditionalFlowPrior((4,), 3, **{"steps": 1, "width": 4, **options})
 
 
+def own_prior(flow):
+    return ConditionalFlowPrior((4,), 3, flow=flow)
+
+
 PRIOR_ERRORS = {
     "covariance": (lambda: GaussianMixturePrior((2,), 2, covariance="diag"), "covariance='diag'.*'diagonal'"),
     "means": (lambda: GaussianMixturePrior((2,), 2, means="kmeans"), "means='kmeans'"),
@@ -459,24 +480,24 @@ PRIOR_ERRORS = {
     ),
     "scale": (lambda: GaussianMixturePrior((2,), 2, scale=0.0), "scale=0.0"),
     "separation": (lambda: StudentTMixturePrior((2,), 2, separation=-1.0), "separation=-1.0"),
-    "df": (lambda: StudentTMixturePrior((2,), 2, df=2.0), "df=2.0: expected more than 2"),
+    "df": (lambda: StudentTMixturePrior((2,), 2, df=2.0), "df=2.0: expected a finite number above 2"),
     "event": (lambda: GaussianMixturePrior((2, 2), 2), r"event_shape=\(2, 2\)"),
     "flow scale": (lambda: flow_prior(scale="exp"), "scale='exp'"),
-    "flow base": (lambda: flow_prior(base="normal"), "scale='normal'|base='normal'"),
-    "flow base_scale": (lambda: flow_prior(base_scale=-1.0), "init_scale=-1.0|base_scale=-1.0"),
-    "flow embedding": (lambda: flow_prior(embedding_dim=0), "embedding_dim=0|context_dim=0"),
+    "flow base": (lambda: flow_prior(base="normal"), "^base='normal': expected 'learnable' or 'unit'"),
+    "flow base_scale": (lambda: flow_prior(base_scale=-1.0), "^base_scale=-1.0: expected a finite number"),
+    "flow embedding": (lambda: flow_prior(embedding_dim=0), "^embedding_dim=0"),
     "flow context": (lambda: flow_prior(context_dim=0), "context_dim=0"),
     "flow levels": (lambda: flow_prior(levels=0), "levels=0"),
     "own flow of another context": (
-        lambda: flow_prior(flow=scnf.flows.glow((4,), steps=1, width=4, context_dim=7)),
+        lambda: own_prior(scnf.flows.glow((4,), steps=1, width=4, context_dim=7)),
         r"flow: expected a conditional transform of event_shape \(4,\) and context_dim 3, got \(4,\) and 7",
     ),
     "own flow of another shape": (
-        lambda: flow_prior(flow=scnf.flows.glow((5,), steps=1, width=4, context_dim=3)),
+        lambda: own_prior(scnf.flows.glow((5,), steps=1, width=4, context_dim=3)),
         r"flow: expected a conditional transform of event_shape \(4,\)",
     ),
     "own flow unconditional": (
-        lambda: flow_prior(flow=scnf.flows.glow((4,), steps=1, width=4)),
+        lambda: own_prior(scnf.flows.glow((4,), steps=1, width=4)),
         "flow: expected a conditional transform",
     ),
     "unknown word": (lambda: make_prior("gmmm", (2,), 2), "prior='gmmm': expected one of 'flow', 'gmm'"),
@@ -545,7 +566,7 @@ def test_covariates():
     ("options", "match"),
     [
         ({"estep": "soft"}, "estep='soft': expected 'enumerate', 'sample' or 'hard'"),
-        ({"decay": 1.0}, "decay=1.0: expected None or 0 <= decay < 1"),
+        ({"decay": 1.0}, "decay=1.0: expected a finite number of at least 0 and below 1"),
         ({"decay": -0.1}, "decay=-0.1"),
         ({"temperature": 0.0}, "temperature=0.0: expected a finite number above 0"),
     ],

@@ -1,39 +1,79 @@
-"""Conditioners and couplings for the ready-made flows, chosen by event shape."""
+"""What the ready-made flows share: conditioners and couplings by event shape, and checks of their options."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_number, check_whole, check_word, refuse_unused
 from pyro_scnf.nn import NetSpec, make_net
 from pyro_scnf.transforms import (
     AffineCoupling,
     ConditionalAffineCoupling,
     ConditionalMaskedAffineCoupling,
+    Logit,
     MaskedAffineCoupling,
 )
 from pyro_scnf.transforms.compose import Layer
+from pyro_scnf.transforms.scale import SCALES
 
-__all__ = ["CouplingBuilder"]
+__all__ = ["CouplingBuilder", "for_each_level", "halvings", "logit_layers"]
+
+
+def for_each_level(name: str, values: object, levels: int) -> list[Any]:
+    """The option ``name``, which gives a value for each level, as a list."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}={values!r}: expected one value for all levels, or a list with one for each")
+    each = list(values)
+    if len(each) != levels:
+        raise ValueError(f"{name}: a list of {len(each)} values for levels={levels}, expected one for each")
+    return each
+
+
+def halvings(image: torch.Size) -> int:
+    """How often the sides of an image can be halved."""
+    times, (height, width) = 0, image[1:]
+    while height % 2 == 0 and width % 2 == 0:
+        height, width, times = height // 2, width // 2, times + 1
+    return times
+
+
+def logit_layers(shape: torch.Size, logit: float | None) -> list[Logit]:
+    """The layer next to the data that the option ``logit`` asks for, if any."""
+    if logit is None:
+        return []
+    return [Logit(shape, check_number("logit", logit, at_least=0, below=1))]
 
 
 class CouplingBuilder:
     """Makes couplings with the same kind of conditioner, scale function and context length.
 
-    :param int width: hidden width of the residual networks.
-    :param int blocks: number of residual blocks in each of these networks.
+    :param int width: hidden width of the residual networks, 64 by default.
+    :param int blocks: number of residual blocks in each of these networks, 2 by default.
     :param str scale: scale function of the couplings.
     :param int context_dim: length of the context. 0 makes unconditional couplings.
     :param net: conditioners to use instead of the residual networks, see :func:`~pyro_scnf.nn.make_net`.
+    :raises ValueError: for an option out of range, or ``width`` or ``blocks`` beside ``net``.
     """
 
     def __init__(
-        self, width: int, blocks: int, scale: str, context_dim: int = 0, net: NetSpec | None = None
+        self,
+        width: int | None,
+        blocks: int | None,
+        scale: str,
+        context_dim: int = 0,
+        net: NetSpec | None = None,
     ) -> None:
-        check_at_least(0, context_dim=context_dim)
-        self.scale, self.context_dim = scale, context_dim
-        self.width, self.blocks, self.spec = width, blocks, net
+        check_word("scale", scale, SCALES)
+        if net is not None:
+            refuse_unused("net gives the networks; say their size there", width=width, blocks=blocks)
+        self.width = 64 if width is None else check_whole("width", width, 1)
+        self.blocks = 2 if blocks is None else check_whole("blocks", blocks, 0)
+        self.context_dim = check_whole("context_dim", context_dim, 0)
+        self.scale, self.spec = scale, net
 
     def net(self, event_shape: torch.Size, in_channels: int, out_channels: int) -> nn.Module:
         """A conditioner for events of ``event_shape``."""

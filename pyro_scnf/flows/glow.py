@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
 import torch
 
+from pyro_scnf._numbers import check_whole, check_word
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder
+from pyro_scnf.flows.builder import CouplingBuilder, for_each_level, halvings, logit_layers
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
     ActNorm,
     InvertibleConv1x1,
-    Logit,
     Squeeze,
     compose,
     kept_channels,
     multi_scale,
 )
 from pyro_scnf.transforms.compose import Layer
+from pyro_scnf.transforms.scale import ScaleName
 
 __all__ = ["glow"]
 
@@ -31,10 +33,10 @@ def glow(
     *,
     levels: int | None = None,
     steps: int | Sequence[int] = 4,
-    width: int = 64,
-    blocks: int = 2,
+    width: int | None = None,
+    blocks: int | None = None,
     coupling: Literal["double", "alternate"] = "double",
-    scale: str = "sigmoid",
+    scale: ScaleName = "sigmoid",
     conv: Literal["lu", "plain"] = "lu",
     logit: float | None = None,
     latent_dim: int | None = None,
@@ -52,8 +54,8 @@ def glow(
         and 1 for vectors.
     :param steps: steps of flow in a level: one number for all levels, or a list with one number for each
         level, the level nearest the data first.
-    :param int width: hidden width of the conditioners.
-    :param int blocks: residual blocks of the conditioners.
+    :param int width: hidden width of the conditioners, 64 by default.
+    :param int blocks: residual blocks of the conditioners, 2 by default.
     :param coupling: ``"double"`` changes both halves of the channels in every step, with two networks.
         ``"alternate"`` changes one half, and the other half in the next step.
     :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
@@ -64,10 +66,12 @@ def glow(
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
-    :param net: conditioners to use instead of residual networks: a word (``"conv:width=96"``), a dict, or a
-        function ``net(in_channels, out_channels, context_dim=...)``, see :func:`~pyro_scnf.nn.make_net`. A
-        list gives one of these for each level, the level nearest the data first.
-    :raises ValueError: for options out of range, or an image that cannot be halved ``levels`` times.
+    :param net: conditioners to use instead of residual networks of ``width`` and ``blocks``: a word
+        (``"conv:width=96"``), a dict, or a function ``net(in_channels, out_channels, context_dim=...)``, see
+        :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each level, the level nearest the data
+        first.
+    :raises ValueError: for options out of range, ``width`` or ``blocks`` beside ``net``, or an image that
+        cannot be halved ``levels`` times.
 
     >>> flow = glow((3, 16, 16), levels=2, steps=1, width=8)
     >>> flow.latent_shape, flow.aux_dim
@@ -76,20 +80,17 @@ def glow(
     Reference: Kingma and Dhariwal, *Glow*, 2018.
     """
     shape = as_event_shape(event_shape)
-    if coupling not in ("double", "alternate"):
-        raise ValueError(f"coupling={coupling!r}: expected 'double' or 'alternate'")
-    levels = _default_levels(shape) if levels is None else levels
-    each = (steps,) * levels if isinstance(steps, int) else tuple(steps)
-    if levels < 1 or len(each) != levels or min(each) < 1:
-        raise ValueError(
-            f"levels={levels}, steps={steps}: expected at least 1 of each, and steps for each level"
-        )
-    nets = [net] * levels if net is None or isinstance(net, str | Mapping) or callable(net) else list(net)
-    if len(nets) != levels:
-        raise ValueError(f"net: a list of {len(nets)} networks for {levels} levels, expected one for each")
+    check_word("coupling", coupling, ("double", "alternate"))
+    check_word("conv", conv, ("lu", "plain"))
+    levels = _default_levels(shape) if levels is None else check_whole("levels", levels, 1)
+    _check_levels(shape, levels)
+    each = [steps] * levels if isinstance(steps, Integral) else for_each_level("steps", steps, levels)
+    each = [check_whole("steps", number, 1) for number in each]
+    one_net = net is None or isinstance(net, str | Mapping) or callable(net)
+    nets: list[Any] = [net] * levels if one_net else for_each_level("net", net, levels)
     builders = [CouplingBuilder(width, blocks, scale, context_dim, spec) for spec in nets]
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
-    preprocessing = [] if logit is None else [Logit(shape, logit)]
+    preprocessing = logit_layers(shape, logit)
 
     stages: list[Layer] = []  # the one nearest the data comes first
     for level, build in enumerate(builders):
@@ -112,9 +113,23 @@ def glow(
 
 def _default_levels(shape: torch.Size) -> int:
     """1 for vectors. For images, how often they can be halved, at least 1 and at most 3."""
-    if len(shape) == 1:
-        return 1
-    levels, (height, width) = 0, shape[1:]
-    while height % 2 == 0 and width % 2 == 0 and levels < 3:
-        height, width, levels = height // 2, width // 2, levels + 1
-    return max(levels, 1)
+    return 1 if len(shape) == 1 else max(1, min(3, halvings(shape)))
+
+
+def _check_levels(shape: torch.Size, levels: int) -> None:
+    """Raise unless an event of this shape can be cut ``levels`` times."""
+    if len(shape) == 3:
+        if halvings(shape) < levels:
+            raise ValueError(
+                f"levels={levels}, event_shape={tuple(shape)}: each level halves the image, and it can be "
+                f"halved {halvings(shape)} times"
+            )
+        return
+    channels = shape[0]
+    for level in range(levels):
+        if channels < 2:
+            raise ValueError(
+                f"levels={levels}, event_shape={tuple(shape)}: a channel coupling needs 2 channels or "
+                f"more, and level {level + 1} has {channels}"
+            )
+        channels = kept_channels(channels)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder
+from pyro_scnf.flows.builder import CouplingBuilder, halvings, logit_layers
 from pyro_scnf.nn import NetSpec
-from pyro_scnf.transforms import Logit, Squeeze, compose, kept_channels, multi_scale
+from pyro_scnf.transforms import Squeeze, compose, kept_channels, multi_scale
 from pyro_scnf.transforms.compose import Layer
+from pyro_scnf.transforms.scale import ScaleName
 
 __all__ = ["realnvp"]
 
@@ -22,9 +24,9 @@ def realnvp(
     *,
     levels: int | None = None,
     couplings: int | None = None,
-    width: int = 64,
-    blocks: int = 2,
-    scale: str = "tanh",
+    width: int | None = None,
+    blocks: int | None = None,
+    scale: ScaleName = "tanh",
     logit: float | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
@@ -40,44 +42,49 @@ def realnvp(
     :param event_shape: ``(C, H, W)`` or ``(D,)``.
     :param int levels: number of levels for images, 2 by default. Vectors have one level.
     :param int couplings: couplings of a vector flow, 8 by default.
-    :param int width: hidden width of the conditioners.
-    :param int blocks: residual blocks of the conditioners.
+    :param int width: hidden width of the conditioners, 64 by default.
+    :param int blocks: residual blocks of the conditioners, 2 by default.
     :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
     :param logit: contraction :math:`\alpha` of a :class:`~pyro_scnf.transforms.Logit` next to the data, for
         data in the unit interval. By default there is no logit.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
-    :param net: conditioners to use instead of residual networks: a word, a dict or a function, see
-        :func:`~pyro_scnf.nn.make_net`.
-    :raises ValueError: for ``levels`` with vectors, ``couplings`` with images, or an image that
-        cannot be halved ``levels - 1`` times.
+    :param net: conditioners to use instead of residual networks of ``width`` and ``blocks``: a word, a dict
+        or a function, see :func:`~pyro_scnf.nn.make_net`.
+    :raises ValueError: for options out of range, ``levels`` with vectors, ``couplings`` with images,
+        ``width`` or ``blocks`` beside ``net``, or an image that cannot be halved ``levels - 1`` times.
 
     Reference: Dinh et al., *Real NVP*, 2017.
     """
     shape = as_event_shape(event_shape)
     build = CouplingBuilder(width, blocks, scale, context_dim, net)
-    preprocessing = [] if logit is None else [Logit(shape, logit)]
+    preprocessing = logit_layers(shape, logit)
+    levels = None if levels is None else check_whole("levels", levels, 1)
+    couplings = None if couplings is None else check_whole("couplings", couplings, 1)
     if len(shape) == 1:
         if levels not in (None, 1):
             raise ValueError(f"levels={levels}: a vector flow has one scale; give `couplings`")
-        couplings = 8 if couplings is None else couplings
-        if couplings < 1:
-            raise ValueError(f"couplings={couplings}: expected at least 1")
-        layers = [build.split(shape, flip=bool(i % 2)) for i in range(couplings)]
+        layers = [build.split(shape, flip=bool(i % 2)) for i in range(couplings or 8)]
         stages: list[Layer] = [compose(layers[::-1])]
     else:
         if couplings is not None:
-            raise ValueError("couplings: only for vectors; images have a fixed pattern per level")
-        stages = _image_stages(shape, 2 if levels is None else levels, build)
+            raise ValueError(
+                f"couplings={couplings}: only for vectors; images have a fixed pattern for each level, give "
+                "`levels`"
+            )
+        stages = _image_stages(shape, levels or 2, build)
     scales = multi_scale(stages[::-1], latent_dim)
     return compose([scales, *preprocessing]) if preprocessing else scales
 
 
 def _image_stages(shape: torch.Size, levels: int, build: CouplingBuilder) -> list[Layer]:
     """The stages of an image flow. The one nearest the data comes first."""
-    if levels < 1:
-        raise ValueError(f"levels={levels}: expected at least 1")
+    if halvings(shape) < levels - 1:
+        raise ValueError(
+            f"levels={levels}, event_shape={tuple(shape)}: each level after the first halves the image, and "
+            f"it can be halved {halvings(shape)} times"
+        )
     stages: list[Layer] = []
     for _ in range(levels - 1):
         layers: list[Layer] = [build.checkerboard(shape, invert=bool(i % 2)) for i in range(3)]

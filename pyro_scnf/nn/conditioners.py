@@ -9,7 +9,7 @@ rows, in one batched call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_whole, check_word
 from pyro_scnf._shapes import no_autocast, over_batch
 from pyro_scnf.transforms.actnorm import center_and_spread
 
@@ -39,10 +39,14 @@ class ChannelNorm(nn.Module):
     """An affine map of each channel. It is the identity until ``Conditioner.initialize`` sets it from data.
 
     It is :class:`~pyro_scnf.transforms.ActNorm` as a plain layer of a network, without log-determinant.
+
+    :param int channels: number of channels.
+    :param int event_dim: 1 for vectors, 3 for images.
     """
 
     def __init__(self, channels: int, event_dim: int) -> None:
         super().__init__()
+        check_at_least(1, channels=channels, event_dim=event_dim)
         shape = (channels,) + (1,) * (event_dim - 1)
         self.loc = nn.Parameter(torch.zeros(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))
@@ -100,6 +104,8 @@ class Conditioner(nn.Module):
         context_dim: int = 0,
     ) -> None:
         super().__init__()
+        check_at_least(1, width=width, event_dim=event_dim)
+        check_at_least(0, context_dim=context_dim)
         self.first, self.body, self.last = first, body, last
         self.context = nn.Linear(context_dim, width, bias=False) if context_dim else None
         self.event_dim = event_dim
@@ -142,9 +148,9 @@ class Conditioner(nn.Module):
                 hook.remove()
 
 
-def _check_norm(norm: str) -> None:
-    if norm not in ("final", "blocks", "none"):
-        raise ValueError(f"norm={norm!r}: expected 'final', 'blocks' or 'none'")
+def _check_sizes(in_channels: int, out_channels: int, context_dim: int) -> None:
+    check_at_least(1, in_channels=in_channels, out_channels=out_channels)
+    check_at_least(0, context_dim=context_dim)
 
 
 class _ResidualNet(Conditioner):
@@ -160,7 +166,8 @@ class _ResidualNet(Conditioner):
         norm: Norm,
         context_dim: int,
     ) -> None:
-        _check_norm(norm)
+        check_word("norm", norm, ("final", "blocks", "none"))
+        _check_sizes(*sizes, context_dim)
         check_at_least(1, width=width)
         check_at_least(0, blocks=blocks)
 
@@ -253,7 +260,7 @@ class _ReflectConv2d(nn.Conv2d):
 
 
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
-    if kernel_size < 1 or kernel_size % 2 == 0:
+    if check_whole("kernel_size", kernel_size, 1) % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
     kind = _ReflectConv2d if kernel_size > 1 else nn.Conv2d
     conv = kind(in_size, out_size, kernel_size)
@@ -282,16 +289,15 @@ class MLP(Conditioner):
         activation: str | Callable[[], nn.Module] = nn.ReLU,
         context_dim: int = 0,
     ) -> None:
+        _check_sizes(in_channels, out_channels, context_dim)
+        if isinstance(hidden, str) or not isinstance(hidden, Iterable):
+            raise ValueError(f"hidden={hidden!r}: expected the widths of all hidden layers, such as (64, 64)")
+        hidden = [check_whole("hidden", size, 1) for size in hidden]
         if not hidden:
             raise ValueError("hidden is empty: expected at least one width")
-        for size in hidden:
-            check_at_least(1, hidden=size)
-        if isinstance(activation, str):
-            if activation not in ACTIVATIONS:
-                raise ValueError(
-                    f"activation={activation!r}: expected one of {', '.join(map(repr, ACTIVATIONS))}"
-                )
-            activation = ACTIVATIONS[activation]
+        if isinstance(activation, nn.Module) or not callable(activation):
+            check_word("activation", activation, ACTIVATIONS)
+            activation = ACTIVATIONS[str(activation)]
         body: list[nn.Module] = [activation()]
         for before, after in pairwise(hidden):
             body += [nn.Linear(before, after), activation()]
@@ -322,6 +328,7 @@ class ConvNet(Conditioner):
     def __init__(
         self, in_channels: int, out_channels: int, width: int = 64, context_dim: int = 0, kernel_size: int = 3
     ) -> None:
+        _check_sizes(in_channels, out_channels, context_dim)
         check_at_least(1, width=width)
         super().__init__(
             _conv(in_channels, width, kernel_size),

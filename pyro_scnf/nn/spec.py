@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 
-from pyro_scnf._spec import read_spec
+from pyro_scnf._numbers import check_whole
+from pyro_scnf._spec import Named, read_spec
 from pyro_scnf.nn.conditioners import MLP, ConvNet, ResidualConvNet, ResidualMLP
 
 __all__ = ["NETS", "NetFactory", "NetSpec", "make_net"]
@@ -40,8 +42,8 @@ def make_net(
     :param int in_channels: channels of the input.
     :param int out_channels: channels of the output.
     :param int context_dim: length of the context vector, 0 for none.
-    :raises ValueError: for an unknown word or option, or a network for vectors if events are images, or the
-        other way round.
+    :raises ValueError: for an unknown word or option, a value that an option cannot have, a ready network, a
+        kernel larger than the image, or a network for vectors if events are images, or the other way round.
 
     If the image is one pixel high or wide, convolutions have a kernel of one pixel, because padding by
     reflection needs more pixels.
@@ -50,18 +52,36 @@ def make_net(
     >>> net(torch.randn(3, 2)).shape
     torch.Size([3, 4])
     """
+    check_whole("context_dim", context_dim, 0)
+    if isinstance(spec, nn.Module):
+        raise ValueError(
+            f"net: got a {type(spec).__name__}, which is a network; expected a word, or a class or function "
+            "that makes one, because each coupling needs a network of its own"
+        )
     named = read_spec(spec, NETS, "net")
-    options = dict(named.options)
     word = None if named.description is None else named.description["name"]
     if word in NETS:
         images = len(event_shape) == 3
         if images != (word in _CONVOLUTIONAL):
             kind = "images" if images else "vectors"
             fitting = [name for name in NETS if (name in _CONVOLUTIONAL) == images]
-            raise ValueError(f"net={spec!r}: events are {kind}, expected {' or '.join(map(repr, fitting))}")
-        if images and min(event_shape[1:]) == 1:
-            options.setdefault("kernel_size", 1)
-    try:
-        return named.factory(in_channels, out_channels, context_dim=context_dim, **options)
-    except TypeError as error:
-        raise ValueError(f"net={spec!r}: {error}") from error
+            raise ValueError(f"{named.label}: events are {kind}, expected {' or '.join(map(repr, fitting))}")
+        if images:
+            _fit_kernel(named, min(event_shape[1:]))
+    channels = {"in_channels": in_channels, "out_channels": out_channels}
+    return named.make(channels, context_dim=context_dim)
+
+
+def _fit_kernel(named: Named[nn.Module], side: int) -> None:
+    """Set the default kernel size for images whose shorter side has ``side`` pixels, or check the one given.
+
+    Padding by reflection needs more pixels than it adds.
+    """
+    if side == 1:
+        named.options.setdefault("kernel_size", 1)
+    size = named.options.get("kernel_size", 1)
+    if isinstance(size, int | np.integer) and size // 2 >= side:
+        raise ValueError(
+            f"{named.label}: kernel_size={size}: expected at most {2 * side - 1} for images whose shorter "
+            f"side has {side} pixels"
+        )

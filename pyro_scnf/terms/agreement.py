@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_scnf._checks import validating
 from pyro_scnf._labels import log_certainty
-from pyro_scnf.terms.base import Part, Step, TrainingTerm, as_number
+from pyro_scnf._numbers import check_number
+from pyro_scnf.terms.base import Part, Step, TrainingTerm
 
 __all__ = ["Agreement", "check_pairs", "log_agreement"]
 
@@ -30,11 +31,13 @@ def log_agreement(log_posterior: Tensor, pairs: Tensor, purity: float) -> Tensor
     :param pairs: row numbers of the two partners, ``(P, 2)``.
     :param float purity: :math:`\rho` above, in (0, 1).
     :return: ``(P,)``, at most 0.
+    :raises ValueError: for a ``purity`` out of range.
 
     >>> certain = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]).log()
     >>> log_agreement(certain, torch.tensor([[0, 1], [0, 2]]), purity=0.9).exp()
     tensor([0.9000, 0.1000])
     """
+    purity = check_number("purity", purity, above=0, below=1)
     first, second = log_posterior[pairs[:, 0]], log_posterior[pairs[:, 1]]
     other = (1 - purity) / max(1, log_posterior.shape[-1] - 1)
     same = (first + second).logsumexp(-1).exp()
@@ -59,10 +62,7 @@ class Agreement(TrainingTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        purity = as_number(self.purity)
-        if not 0 < purity < 1:
-            raise ValueError(f"Agreement: purity={self.purity!r}: expected a probability, 0 < purity < 1")
-        object.__setattr__(self, "purity", purity)
+        self._set_number("purity", above=0, below=1)
 
     def nats(self, step: Step) -> Tensor:
         assert step.unlabelled is not None

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, SupportsFloat
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-__all__ = ["Part", "Scored", "Step", "TrainingTerm", "as_number"]
+from pyro_scnf._numbers import LARGEST, check_number
+
+__all__ = ["Part", "Scored", "Step", "TrainingTerm"]
 
 Part = Literal["y", "pairs", "labelled", "unlabelled", "view", "evidence"]
 """The fields of :class:`Step` that a term may need."""
-
-
-def as_number(given: object) -> float:
-    """An option as a ``float``, whose ``repr`` is that of a plain number; NaN if it is no number."""
-    return float(given) if isinstance(given, SupportsFloat) else math.nan
 
 
 @dataclass(frozen=True)
@@ -116,13 +113,14 @@ class TrainingTerm:
     per_process: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start", "end", "until"):
-            given = getattr(self, name)
-            value = as_number(given)
-            if not 0 <= value < math.inf or (name == "until" and not 0 < value <= 1):
-                expected = "a share of training, 0 < until <= 1" if name == "until" else "a number, 0 or more"
-                raise ValueError(f"{type(self).__name__}: {name}={given!r}: expected {expected}")
-            object.__setattr__(self, name, value)
+        for name in ("weight", "start", "end"):
+            self._set_number(name, at_least=0, at_most=LARGEST)
+        self._set_number("until", above=0, at_most=1)
+
+    def _set_number(self, name: str, **ranges: float) -> None:
+        """Check the option ``name``, and make it a ``float``, whose ``repr`` is that of a plain number."""
+        number = check_number(f"{type(self).__name__}: {name}", getattr(self, name), **ranges)
+        object.__setattr__(self, name, number)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._numbers import check_word
 from pyro_scnf.terms.base import Step, TrainingTerm
 
 __all__ = ["Classification", "cross_entropy"]
@@ -48,8 +49,7 @@ class Classification(TrainingTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targets not in ("labels", "evidence"):
-            raise ValueError(f"Classification: targets={self.targets!r}: expected 'labels' or 'evidence'")
+        check_word("Classification: targets", self.targets, ("labels", "evidence"))
         needs = ("labelled", "y") if self.targets == "labels" else ("unlabelled", "evidence")
         object.__setattr__(self, "needs", frozenset(needs))
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from pyro_scnf._numbers import check_word
 from pyro_scnf.terms.base import Part, Step, TrainingTerm
 
 __all__ = ["Consistency", "label_disagreement"]
@@ -42,8 +43,7 @@ class Consistency(TrainingTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in ("likelihood", "probabilities"):
-            raise ValueError(f"Consistency: kind={self.kind!r}: expected 'likelihood' or 'probabilities'")
+        check_word("Consistency: kind", self.kind, ("likelihood", "probabilities"))
         object.__setattr__(self, "detached", frozenset({"unlabelled"} if self.kind == "likelihood" else ()))
 
     def nats(self, step: Step) -> Tensor:

@@ -100,10 +100,9 @@ def _make_term(spec: TermSpec) -> TrainingTerm:
     if isinstance(spec, TrainingTerm):
         return spec
     named = read_spec(spec, TERMS, "terms")
-    try:
-        term = named.factory(**named.options)
-    except TypeError as error:
-        raise ValueError(f"terms: {spec!r}: {error}") from error
+    if isinstance(named.factory, TrainingTerm):
+        raise ValueError(f"terms={spec!r}: a ready term takes no options; give the term itself, or its class")
+    term = named.make()
     if not isinstance(term, TrainingTerm):
-        raise ValueError(f"terms: {spec!r} makes a {type(term).__name__}, expected a TrainingTerm")
+        raise ValueError(f"{named.label} makes a {type(term).__name__}, expected a TrainingTerm")
     return term

@@ -15,6 +15,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import check_event, check_tensor
 from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.degenerate import warn_of_degenerate
@@ -139,9 +140,7 @@ class ConditionalFlowTransform(Bijection):
     ) -> None:
         super().__init__()
         self._set_shapes(event_shape, base_shape)
-        if context_dim < 1:
-            raise ValueError(f"context_dim={context_dim}: expected at least 1")
-        self.context_dim = context_dim
+        self.context_dim = check_whole("context_dim", context_dim, 1)
 
     def condition(self, context: Tensor) -> Transform:
         """The transform for one ``context`` of shape ``(*batch, context_dim)``."""

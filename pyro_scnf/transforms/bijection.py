@@ -37,7 +37,7 @@ class Bijection(nn.Module):
         self, event_shape: Sequence[int] | int, base_shape: Sequence[int] | int | None = None
     ) -> None:
         self.event_shape = as_event_shape(event_shape)
-        self.base_shape = as_event_shape(base_shape or event_shape, "base_shape")
+        self.base_shape = self.event_shape if base_shape is None else as_event_shape(base_shape, "base_shape")
 
     @property
     def latent_shape(self) -> torch.Size:

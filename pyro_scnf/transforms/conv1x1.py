@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_scnf._numbers import check_word
 from pyro_scnf._shapes import at_least_single, no_autocast, over_batch
 from pyro_scnf.transforms.base import FlowTransform
 
@@ -42,10 +43,8 @@ class InvertibleConv1x1(FlowTransform):
         init: Literal["orthogonal", "identity"] = "orthogonal",
     ) -> None:
         super().__init__(event_shape)
-        if parameterization not in ("lu", "plain"):
-            raise ValueError(f"parameterization={parameterization!r}: expected 'lu' or 'plain'")
-        if init not in ("orthogonal", "identity"):
-            raise ValueError(f"init={init!r}: expected 'orthogonal' or 'identity'")
+        check_word("parameterization", parameterization, ("lu", "plain"))
+        check_word("init", init, ("orthogonal", "identity"))
         self.parameterization = parameterization
         channels = self.event_shape[0]
         weight = torch.eye(channels)
@@ -79,7 +78,8 @@ class InvertibleConv1x1(FlowTransform):
 
     def _multiply(self, weight: Tensor, x: Tensor) -> Tensor:
         if len(self.event_shape) == 1:
-            return F.linear(x, weight)
+            # With a batch dimension, because F.linear of one vector breaks vectorised forward mode.
+            return over_batch(lambda flat: F.linear(flat, weight), x, 1)
         return over_batch(lambda flat: F.conv2d(flat, weight[..., None, None]), x, 3)
 
     def _matrix(self) -> Tensor:

@@ -15,11 +15,12 @@ References: Dinh et al., *Real NVP*, 2017; Kingma and Dhariwal, *Glow*, 2018; At
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from pyro_scnf._numbers import check_flag, check_whole
+from pyro_scnf._shapes import as_event_shape, check_tensor
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.scale import make_scale
@@ -44,10 +45,11 @@ def unscaled(z: Tensor, log_scale: Tensor, shift: Tensor) -> Tensor:
     return (z * (-log_scale).exp().clamp(max=bound) - shift).clamp(-bound, bound)
 
 
-class _SetFromData(Protocol):
-    """A conditioner with data-dependent parameters, such as :class:`pyro_scnf.nn.Conditioner`."""
-
-    def initialize(self, x: Tensor, *context: Tensor) -> None: ...
+def _checked_net(net: object) -> nn.Module:
+    """Raise unless ``net`` is a network."""
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net={net!r}: expected a network (an nn.Module), such as those of pyro_scnf.nn")
+    return net
 
 
 class _Coupling(Bijection):
@@ -71,7 +73,9 @@ class _Coupling(Bijection):
 
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
         with torch.no_grad():
-            cast(_SetFromData, self.net).initialize(self._conditioning_part(x), *context)
+            set_from_data = getattr(self.net, "initialize", None)  # a plain network has nothing to set
+            if set_from_data is not None:
+                set_from_data(self._conditioning_part(x), *context)
             return self._inverse_ladj(x, *context)[0]
 
     def _conditioning_part(self, x: Tensor) -> Tensor:
@@ -84,17 +88,16 @@ class _SplitCoupling(_Coupling):
 
     def _set_up(self, net: nn.Module, scale: str, flip: bool, split: int | None) -> None:
         channels = self.event_shape[0]
-        if split is None:
-            if channels % 2:
-                raise ValueError(
-                    f"event_shape={tuple(self.event_shape)}: a coupling halves the channels, got {channels}; "
-                    "give `split`, the number of conditioning channels"
-                )
-            split = channels // 2
-        if not 0 < split < channels:
-            raise ValueError(f"split={split}: expected 1 to {channels - 1} of {channels} channels")
-        self.net, self.flip, self.split = net, flip, split
-        self.changed = channels - split
+        if channels < 2 or (split is None and channels % 2):
+            raise ValueError(
+                f"event_shape={tuple(self.event_shape)}: a coupling halves the channels, got {channels}; "
+                "give an even number, or `split`, the number of conditioning channels"
+            )
+        split = channels // 2 if split is None else split
+        check_flag(flip=flip)
+        self.split = check_whole("split", split, 1, channels - 1)
+        self.net, self.flip = _checked_net(net), flip
+        self.changed = channels - self.split
         self.scale = make_scale(scale, self.changed, len(self.event_shape))
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +180,7 @@ class ConditionalAffineCoupling(_SplitCoupling, ConditionalFlowTransform):
         self._set_up(net, scale, flip, split)
 
 
-def checkerboard_mask(event_shape: Sequence[int], invert: bool = False) -> Tensor:
+def checkerboard_mask(event_shape: Sequence[int] | int, invert: bool = False) -> Tensor:
     """The mask of a checkerboard: 1 where row plus column is odd, 0 where it is even.
 
     Entries with mask 1 condition, those with mask 0 change.
@@ -186,7 +189,8 @@ def checkerboard_mask(event_shape: Sequence[int], invert: bool = False) -> Tenso
     :param bool invert: exchange ones and zeros.
     :return: ``(D,)`` for vectors, ``(1, H, W)`` for images, whose channels share the pattern.
     """
-    shape = torch.Size(event_shape)
+    check_flag(invert=invert)
+    shape = as_event_shape(event_shape)
     axes = shape[1:] if len(shape) == 3 else shape
     grids = torch.meshgrid(*(torch.arange(n) for n in axes), indexing="ij")
     mask = (torch.stack(grids).sum(0) % 2).to(torch.get_default_dtype())
@@ -200,7 +204,11 @@ class _MaskCoupling(_Coupling):
     free: Tensor
 
     def _set_up(self, net: nn.Module, scale: str, mask: Tensor | None, invert: bool) -> None:
-        mask = checkerboard_mask(self.event_shape) if mask is None else mask.to(torch.get_default_dtype())
+        check_flag(invert=invert)
+        if mask is None:
+            mask = checkerboard_mask(self.event_shape)
+        check_tensor(mask, "mask", type(self).__name__)
+        mask = mask.to(torch.get_default_dtype())
         if invert:
             mask = 1 - mask
         try:
@@ -214,7 +222,7 @@ class _MaskCoupling(_Coupling):
             )
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("free", 1 - mask, persistent=False)
-        self.net = net
+        self.net = _checked_net(net)
         self.changed = self.event_shape[0]
         self.scale = make_scale(scale, self.changed, len(self.event_shape))
 

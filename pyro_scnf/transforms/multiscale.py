@@ -9,6 +9,7 @@ from typing import cast, overload
 import torch
 from torch import Tensor, nn
 
+from pyro_scnf._numbers import check_whole
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.compose import (
@@ -31,9 +32,7 @@ def kept_channels(channels: int) -> int:
 
     :raises ValueError: for a single channel, which cannot be split.
     """
-    if channels < 2:
-        raise ValueError(f"channels={channels}: factoring out needs at least 2")
-    half = channels // 2
+    half = check_whole("channels", channels, 2) // 2
     return half - half % 2 if half > 1 else half
 
 
@@ -47,6 +46,10 @@ class _Scales(Bijection):
         check_layers(stages, "stages", "MultiScale")
         for deeper, stage in pairwise(stages):
             out = stage.base_shape
+            if out[0] < 2:
+                raise ValueError(
+                    f"stages: a stage ending in {tuple(out)} has one channel, and factoring out needs 2"
+                )
             expected = (kept_channels(out[0]),) + tuple(out[1:])
             if tuple(deeper.event_shape) != expected:
                 raise ValueError(
@@ -62,8 +65,7 @@ class _Scales(Bijection):
         total = self.base_shape.numel()
         if latent_dim is None:
             return deepest
-        if not 1 <= latent_dim <= total:
-            raise ValueError(f"latent_dim={latent_dim}: expected 1 to {total}")
+        latent_dim = check_whole("latent_dim", latent_dim, 1, total)
         channels, rest = divmod(latent_dim, deepest[1:].numel())
         whole = rest == 0 and channels <= deepest[0]
         return torch.Size((channels,)) + deepest[1:] if whole else torch.Size((latent_dim,))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_scnf._numbers import check_scale, check_word
+
 __all__ = ["SCALES", "ClampScale", "ScaleName", "SigmoidScale", "TanhScale", "make_scale"]
 
 ScaleName = Literal["sigmoid", "tanh", "clamp"]
@@ -44,11 +46,13 @@ class ClampScale(nn.Module):
     r""":math:`\log S = c \tanh(\tilde s / c)`, which lies in :math:`(-c, c)`.
 
     For small values it is nearly :math:`\tilde s`, the log-scale of the papers.
+
+    :param float bound: the bound c, above 0.
     """
 
     def __init__(self, channels: int, event_dim: int, bound: float = 3.0) -> None:
         super().__init__()
-        self.bound = bound
+        self.bound = check_scale("bound", bound)
 
     def forward(self, raw: Tensor) -> Tensor:
         return self.bound * torch.tanh(raw / self.bound)
@@ -62,6 +66,5 @@ def make_scale(name: str, channels: int, event_dim: int) -> nn.Module:
 
     :raises ValueError: for an unknown name.
     """
-    if name not in SCALES:
-        raise ValueError(f"scale={name!r}: expected one of {', '.join(map(repr, SCALES))}")
+    check_word("scale", name, SCALES)
     return SCALES[name](channels, event_dim)

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_scnf._shapes import as_event_shape
+from pyro_scnf._numbers import check_word
+from pyro_scnf._shapes import as_event_shape, check_tensor
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["Flatten", "Flip", "Permute", "Squeeze"]
@@ -45,11 +46,10 @@ class Squeeze(Rearrangement):
     def __init__(
         self, event_shape: Sequence[int], order: Literal["space-major", "channel-major"] = "space-major"
     ) -> None:
-        shape = tuple(event_shape)
+        shape = as_event_shape(event_shape)
         if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
-            raise ValueError(f"event_shape={shape}: Squeeze needs (C, H, W) with even H and W")
-        if order not in ("space-major", "channel-major"):
-            raise ValueError(f"order={order!r}: expected 'space-major' or 'channel-major'")
+            raise ValueError(f"event_shape={tuple(shape)}: Squeeze needs (C, H, W) with even H and W")
+        check_word("order", order, ("space-major", "channel-major"))
         super().__init__(shape, (4 * shape[0], shape[1] // 2, shape[2] // 2))
         self.order = order
 
@@ -78,8 +78,8 @@ class Squeeze(Rearrangement):
 class Flatten(Rearrangement):
     """An image ``(C, H, W)``, flattened row-major to a vector ``(C H W,)`` on the latent side."""
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
-        super().__init__(event_shape, torch.Size(event_shape).numel())
+    def __init__(self, event_shape: Sequence[int] | int) -> None:
+        super().__init__(event_shape, as_event_shape(event_shape).numel())
 
     def _to_base(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[: x.dim() - len(self.event_shape)] + self.base_shape)
@@ -102,11 +102,13 @@ class Permute(Rearrangement):
         channels = self.event_shape[0]
         if permutation is None:
             permutation = torch.randperm(channels)
-        if permutation.shape != (channels,) or not torch.equal(
-            permutation.sort().values, torch.arange(channels)
-        ):
-            raise ValueError(f"permutation: expected a permutation of 0..{channels - 1}, got {permutation}")
-        self.register_buffer("permutation", permutation)
+        check_tensor(permutation, "permutation", type(self).__name__)
+        whole = not (permutation.is_floating_point() or permutation.is_complex())
+        if permutation.dim() != 1 or not whole or sorted(permutation.tolist()) != list(range(channels)):
+            raise ValueError(
+                f"permutation: expected the integers 0..{channels - 1} in some order, got {permutation}"
+            )
+        self.register_buffer("permutation", permutation.long())
 
     def _to_base(self, x: Tensor) -> Tensor:
         return x.index_select(-len(self.event_shape), self.permutation)
