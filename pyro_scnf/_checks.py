@@ -147,6 +147,7 @@ def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled:
     :param y: labels ``0 .. num_classes - 1`` of any shape; with ``unlabelled``, also -1 for an unknown one.
     """
     check_tensor(y, name, owner)
+    _refuse_one_hot_integers(y, num_classes, name, owner)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(
             f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}; give "
@@ -179,7 +180,6 @@ def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
     """
     check_tensor(y, "y", owner)
     if not y.is_floating_point():
-        _refuse_one_hot_integers(y, num_classes, owner)
         return check_labels(y, num_classes, "y", owner)
     if y.dim() == 0 or y.shape[-1] != num_classes:
         raise ValueError(
@@ -195,7 +195,7 @@ def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
     return y
 
 
-def _refuse_one_hot_integers(y: Tensor, num_classes: int, owner: str) -> None:
+def _refuse_one_hot_integers(y: Tensor, num_classes: int, name: str, owner: str) -> None:
     """Raise if integers look like several one-hot rows, which would be read as a label for each entry.
 
     Rows of two classes are left alone, since labels of pairs often look like that.
@@ -204,8 +204,8 @@ def _refuse_one_hot_integers(y: Tensor, num_classes: int, owner: str) -> None:
         return
     if validating(y) and bool(((y == 1).sum(-1) == 1).all() & ((y == 0) | (y == 1)).all()):
         raise ValueError(
-            f"{owner}: y has shape {tuple(y.shape)} and holds one-hot rows of integers, which are no labels; "
-            "give labels as y.argmax(-1), or class weights as floating numbers"
+            f"{owner}: {name} has shape {tuple(y.shape)} and holds one-hot rows of integers, which are no "
+            f"labels; give labels as {name}.long().argmax(-1), or class weights as floating numbers"
         )
 
 
