@@ -14,10 +14,13 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
     :param out: the folder of the run.
     :return: for each quantity, its values by step.
     :raises FileNotFoundError: if there is no log.
+
+    A line that a killed run left unfinished is skipped.
     """
-    parts = sorted(
-        Path(out).glob("log/version_*/metrics.csv"), key=lambda part: int(part.parent.name.split("_")[1])
+    numbered = (
+        (part.parent.name.split("_")[1], part) for part in Path(out).glob("log/version_*/metrics.csv")
     )
+    parts = [part for _, part in sorted((int(number), part) for number, part in numbered if number.isdigit())]
     if not parts:
         raise FileNotFoundError(
             f"{Path(out) / 'log'}: there is no log; train with fit(..., out={str(out)!r}, log='csv')"
@@ -26,6 +29,8 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
     for part in parts:
         with part.open() as file:
             for row in csv.DictReader(file):
+                if None in row.values() or not row.get("step"):  # fewer columns than the header has
+                    continue
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):
                         curves.setdefault(name, {})[int(row["step"])] = float(value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from pyro_scnf._checks import check_labels
+from pyro_scnf._numbers import check_flag
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["SwapsLabels", "reconstruct", "swap_labels"]
@@ -36,13 +39,21 @@ def swap_labels(flow: SemiConditionalFlow, x: Tensor, y: Tensor, *, keep_aux: bo
     :param bool keep_aux: whether to keep the factored-out part :math:`z_{aux}`. If not, it is set to zero, as
         in Figure 4 of Atanov et al. (2019).
     :return: ``(B, 1 + K, *event_shape)``, the datum first.
-    :raises ValueError: if the prior lacks these methods.
+    :raises ValueError: if the prior lacks these methods; for data that the flow refuses; unless there is a
+        known label for each row.
     """
+    check_flag(keep_aux=keep_aux)
     prior = flow.prior
     if not isinstance(prior, SwapsLabels):
         raise ValueError(
             f"flow: its prior is a {type(prior).__name__}, expected one that can encode under one label and "
             "decode under another, as prior='flow' can"
+        )
+    x = _check_rows(flow, x, "swap_labels")
+    y = check_labels(y, flow.num_classes, "y", "swap_labels").to(x.device)
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"swap_labels: y has shape {tuple(y.shape)}, expected ({len(x)},), a label for each row"
         )
     z_aux, z_f, _ = flow.encode(x)
     style = prior.encode(z_f, y)
@@ -60,15 +71,27 @@ def reconstruct(flow: SemiConditionalFlow, x: Tensor, kept: Sequence[int]) -> Te
     :param x: data ``(B, *event_shape)``.
     :param kept: numbers of components to keep, each from 0 to their total D.
     :return: ``(len(kept), B, *event_shape)``.
-    :raises ValueError: for a number that is out of range or not whole.
+    :raises ValueError: for a number that is out of range or not whole; for data that the flow refuses.
 
     Reference: Figure 2 of Atanov et al. (2019).
     """
-    z, _ = flow.encode_flat(x)
-    total = z.shape[-1]
-    wrong = [number for number in kept if not (0 <= number <= total and number == int(number))]
-    if wrong or not kept:
-        raise ValueError(f"kept={list(kept)}: expected whole numbers of components from 0 to {total}")
+    total = flow.event_shape.numel()
+    numbers = kept.tolist() if isinstance(kept, Tensor) else kept
+    numbers = list(numbers) if isinstance(numbers, Iterable) else []
+    wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= total]
+    if wrong or not numbers:
+        raise ValueError(f"kept={kept!r}: expected whole numbers of components from 0 to {total}")
+    z, _ = flow.encode_flat(_check_rows(flow, x, "reconstruct"))
     depth = torch.arange(total, 0, -1, device=z.device)  # the deepest component comes last
-    deepest = torch.stack([torch.where(depth <= number, z, 0.0) for number in kept])
+    deepest = torch.stack([torch.where(depth <= int(number), z, 0.0) for number in numbers])
     return flow.transform.call_and_ladj(deepest)[0]
+
+
+def _check_rows(flow: SemiConditionalFlow, x: Tensor, owner: str) -> Tensor:
+    """Raise unless ``x`` holds rows ``(B, *event_shape)`` that ``flow`` can encode. Return them."""
+    x = flow.check_data(x, "x", owner)
+    if x.dim() != len(flow.event_shape) + 1:
+        raise ValueError(
+            f"{owner}: x has shape {tuple(x.shape)}, expected (B, {', '.join(map(str, flow.event_shape))})"
+        )
+    return x

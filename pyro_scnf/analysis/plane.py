@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._checks import check_finite
+from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 
@@ -37,17 +39,33 @@ def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, 
     :param model: a model of data of event shape ``(2,)``.
     :param x: data ``(N, 2)`` to cover.
     :param int points: grid points along each axis.
-    :param float margin: how far the grid reaches beyond the data.
-    :raises ValueError: if the model is not one of two-dimensional data; for ``x`` of another shape or without
-        rows; for fewer than 2 grid points.
+    :param float margin: how far the grid reaches beyond the data, within the support of the model.
+    :raises ValueError: if the model is not one of two-dimensional data; for ``x`` of another shape, without
+        rows, or with NaN or infinity; for fewer than 2 grid points; for a ``margin`` that leaves no area.
     """
     check_at_least(2, points=points)
+    margin = check_number("margin", margin)
     if tuple(model.flow.event_shape) != (2,):
         raise ValueError(f"model: its event_shape is {tuple(model.flow.event_shape)}, expected (2,)")
+    check_finite(x, "x", "evaluate_plane")
     if x.dim() != 2 or x.shape[1] != 2 or not len(x):
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (N, 2) with at least one row")
+        raise ValueError(
+            f"evaluate_plane: x has shape {tuple(x.shape)}, expected (N, 2) with at least one row"
+        )
     low, high = x.amin(0) - margin, x.amax(0) + margin
-    axes = [torch.linspace(low[i].item(), high[i].item(), points) for i in range(2)]
+    if bool((low >= high).any()):
+        raise ValueError(f"margin={margin}: leaves no area around x, expected more")
+    low, high = _inside(model.flow.transform.codomain, low, high)
+    axes = [torch.linspace(low[i].item(), high[i].item(), points, dtype=torch.float64) for i in range(2)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).to(reference_tensor(model))
     probs, density = model.posterior(grid).probs, model.log_prob(grid).exp()
     return Plane(low.cpu(), high.cpu(), probs.cpu(), density.cpu())
+
+
+def _inside(support: constraints.Constraint, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The corners of a rectangle, moved to the ends of an interval that they leave."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if not isinstance(support, constraints.interval):
+        return low, high
+    return low.clamp(min=support.lower_bound), high.clamp(max=support.upper_bound)

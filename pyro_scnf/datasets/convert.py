@@ -99,10 +99,10 @@ def _check_dense(x: Tensor, given: str) -> Tensor:
     return x
 
 
-def _numbers(value: object, given: str) -> np.ndarray:
+def _numbers(value: Any, given: str) -> np.ndarray:
     """``value`` as an array of numbers or truth values. Missing ones are NaN."""
     if isinstance(value, np.ma.MaskedArray):  # np.asarray would drop the mask
-        return np.asarray(value.astype(np.float64).filled(np.nan))
+        return np.ma.filled(value.astype(np.float64), np.nan)
     if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
         return torch.stack([row.detach().cpu() for row in value]).numpy()
     names = column_names(value)

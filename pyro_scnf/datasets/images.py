@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least, check_flag
+from pyro_scnf._numbers import check_at_least, check_flag, check_whole, check_word
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import Rows, check_split, keep_labels
 
@@ -113,8 +113,7 @@ def images(
     4; Atanov et al., *Semi-conditional normalizing flows for semi-supervised learning*, 2019,
     section 4.2.
     """
-    if not isinstance(name, str) or name not in IMAGES:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, IMAGES))}")
+    check_word("name", name, IMAGES)
     if not isinstance(root, str | Path):
         raise ValueError(f"root={root!r}: expected the path of a folder")
     check_at_least(0, num_val=num_val)
@@ -139,13 +138,12 @@ def enlarged_digits(
     :raises ValueError: for labels that :func:`keep_labels` refuses, if ``num_val`` is not below the number of
         unlabelled rows, or if ``num_test`` leaves no training images.
     """
-    check_at_least(0, num_val=num_val, num_test=num_test)
+    check_at_least(0, num_val=num_val)
     check_split(labels, split, seed)
     bunch = require("sklearn.datasets", "datasets").load_digits()
     x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
     x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
-    if num_test >= len(x):
-        raise ValueError(f"num_test={num_test}: expected less than the {len(x)} images")
+    num_test = check_whole("num_test", num_test, 0, len(x) - 1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(seed)))
     train, test = order[num_test:], order[:num_test]
     return _partly_labelled((x[train], y[train]), (x[test], y[test]), 10, labels, split, seed, num_val)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_word
 from pyro_scnf.datasets.convert import as_labels, as_row_numbers
 
 __all__ = ["SPLITS", "Rows", "check_split", "keep_labels", "keep_labels_per_class"]
@@ -82,8 +82,7 @@ def check_split(labels: object, split: str, seed: int) -> None:
     """
     if labels is None or isinstance(labels, str | float | bool | np.bool_ | np.floating):
         raise ValueError(f"labels={labels!r}: expected a whole number, or the numbers of rows")
-    if not isinstance(split, str) or split not in SPLITS:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
+    check_word("split", split, SPLITS)
     check_at_least(0, seed=seed)
 
 

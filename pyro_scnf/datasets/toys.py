@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least, check_number
+from pyro_scnf._numbers import check_at_least, check_number, check_whole, check_word
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.splits import keep_labels_per_class
 
@@ -80,13 +80,11 @@ def toy(
     :raises ValueError: for an unknown name; for fewer training or test points than classes; for a negative
         ``noise``; if a class has fewer points than ``labels_per_class``.
     """
-    if not isinstance(name, str) or name not in TOYS:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(map(repr, TOYS))}")
+    check_word("name", name, TOYS)
     draw, num_classes = TOYS[name]
     check_at_least(num_classes, num_train=num_train, num_test=num_test)
     _check_choice(labels_per_class, seed)
-    noise = check_number("noise", noise, at_least=0)
-    x, y = draw(int(num_train) + int(num_test), noise, int(seed))
+    x, y = draw(int(num_train) + int(num_test), check_number("noise", noise, at_least=0), int(seed))
     return _split(x, y, num_test, labels_per_class, seed, num_classes)
 
 
@@ -106,17 +104,14 @@ def digits(*, labels_per_class: int = 10, num_test: int = 360, seed: int = 0) ->
     """
     _check_choice(labels_per_class, seed)
     data = require("sklearn.datasets", "datasets").load_digits()
-    check_at_least(10, num_test=num_test)
-    if num_test > len(data.target) - 10:
-        raise ValueError(f"num_test={num_test}: expected at most {len(data.target) - 10} of the images")
+    check_whole("num_test", num_test, 10, len(data.target) - 10)
     return _split(data.images[:, None], data.target, num_test, labels_per_class, seed, 10)
 
 
 def _check_choice(labels_per_class: int, seed: int) -> None:
     """Raise for numbers of which the message of NumPy would name another argument."""
-    check_at_least(0, labels_per_class=labels_per_class, seed=seed)
-    if seed >= 2**32:
-        raise ValueError(f"seed={seed}: expected less than 2**32")
+    check_at_least(0, labels_per_class=labels_per_class)
+    check_whole("seed", seed, 0, 2**32 - 1)
 
 
 def _split(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
+from pyro_scnf.datasets.convert import as_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["class_colours", "drawable", "new_figure"]
+__all__ = ["class_colours", "drawable", "new_figure", "plane_points"]
 
 
 def new_figure(panels: int, size: tuple[float, float], *, shared: bool = False) -> tuple[Figure, list[Axes]]:
@@ -27,9 +29,23 @@ def new_figure(panels: int, size: tuple[float, float], *, shared: bool = False) 
     return figure, list(grid[0])
 
 
-def drawable(x: Tensor) -> Tensor:
-    """``x`` as matplotlib can read it: without gradients, on the CPU, in float32."""
-    return x.detach().cpu().float()
+def drawable(x: Tensor) -> np.ndarray:
+    """``x`` as matplotlib can read it: an array in single precision, or in double if ``x`` is."""
+    x = x.detach().cpu()
+    return (x if x.dtype == torch.float64 else x.float()).numpy()
+
+
+def plane_points(x: object, name: str, owner: str) -> Tensor:
+    """Points of the plane ``(N, 2)`` as a tensor.
+
+    :raises ValueError: for another shape, and for NaN and infinity.
+    """
+    points = as_rows(x, name, owner)
+    if points.shape[1:] != (2,):
+        raise ValueError(
+            f"{owner}: {name} has shape {tuple(points.shape)}, expected points of the plane (N, 2)"
+        )
+    return points
 
 
 def class_colours(num_classes: int) -> Tensor:

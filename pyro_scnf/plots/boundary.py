@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from pyro_scnf.analysis import Plane
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.plots._figure import class_colours, drawable, new_figure
+from pyro_scnf.plots._figure import class_colours, drawable, new_figure, plane_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,12 +21,20 @@ def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
 
     :param plane: from :func:`pyro_scnf.analysis.evaluate_plane`.
     :param data: the training data.
+    :raises ValueError: for data that are no points of the plane, or that have another number of classes.
     :raises ImportError: without matplotlib.
     """
-    colours = class_colours(plane.probs.shape[-1])
-    x, y, others = drawable(data.labelled[0]), data.labelled[1].cpu(), drawable(data.unlabelled)
+    plane_points(data.x, "data.x", "decision_boundary")
+    if plane.probs.shape[-1] != data.num_classes:
+        raise ValueError(
+            f"decision_boundary: data have {data.num_classes} classes and plane has {plane.probs.shape[-1]}; "
+            "expected the data of the model that was evaluated"
+        )
+    colours = class_colours(data.num_classes).numpy()
+    known = data.labelled
+    x, y, others = drawable(known[0]), known[1].cpu().numpy(), drawable(data.unlabelled)
     figure, (regions, density) = new_figure(2, (10, 4.2))
-    mixed = torch.einsum("hwk,kc->hwc", drawable(plane.probs), colours)
+    mixed = np.einsum("hwk,kc->hwc", drawable(plane.probs), colours)
     extent = (plane.low[0].item(), plane.high[0].item(), plane.low[1].item(), plane.high[1].item())
     regions.imshow(mixed, origin="lower", extent=extent, alpha=0.35, aspect="auto")
     regions.scatter(others[:, 0], others[:, 1], s=3, c="0.45", linewidths=0, label="unlabelled")

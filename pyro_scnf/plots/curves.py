@@ -22,10 +22,11 @@ def learning_curves(
     """Logged quantities against the step, in a panel each.
 
     :param curves: from :func:`pyro_scnf.analysis.read_log`.
-    :param names: which of them to draw; those that were not logged are left out.
+    :param names: which of them to draw, one or several; those that were not logged are left out.
     :raises ValueError: if none of them was logged.
     :raises ImportError: without matplotlib.
     """
+    names = [names] if isinstance(names, str) else names
     found = [name for name in names if name in curves]
     if not found:
         raise ValueError(f"names={list(names)}: none of them was logged; there are {list(curves)}")
