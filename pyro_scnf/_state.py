@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch._C import _functorch as functorch  # PyTorch has no public way to tell that a transform is running
 
-__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data"]
+__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data", "stray_sample"]
 
 
 class Parts(NamedTuple):
@@ -52,6 +53,29 @@ class Parts(NamedTuple):
     def are_random(self) -> bool:
         """Whether a parameter is a ``PyroSample``, which has another value at each use."""
         return any(module.__dict__.get("_pyro_samples") for module in self.foreign)
+
+    @property
+    def are_stray(self) -> bool:
+        """Whether a ``PyroSample`` is read outside of a call of its ``PyroModule``.
+
+        Each reading is then another draw from its prior, and no site. :func:`stray_sample` gives its name.
+        """
+        return any(map(_is_stray, self.foreign))
+
+
+def _is_stray(module: nn.Module) -> bool:
+    return bool(module.__dict__.get("_pyro_samples")) and not module.__dict__["_pyro_context"].active
+
+
+def stray_sample(module: nn.Module) -> str:
+    """The name of the first ``PyroSample`` in ``module`` that is read outside of a call."""
+    stray = (
+        f"{name}.{sample}".lstrip(".")
+        for name, part in module.named_modules()
+        if _is_stray(part)
+        for sample in part.__dict__["_pyro_samples"]
+    )
+    return next(stray)
 
 
 _FOREIGN: dict[type[nn.Module], bool] = {}
@@ -107,8 +131,11 @@ def state_of(parts: Parts, *more: object) -> State | None:
 def state_with_data(parts: Parts, x: Tensor) -> State | None:
     """The state of modules, of their data and of the modes of computation. ``None`` if it cannot be seen.
 
-    An inference tensor has no version.
+    An inference tensor has no version. Inside ``torch.func``, whatever is computed belongs to that call, even
+    if neither the data nor the parameters do.
     """
+    if functorch.peek_interpreter_stack() is not None:
+        return None
     try:
         return state_of(
             parts,

@@ -93,8 +93,9 @@ class GivenLabel(TransformedDistribution):
         self.owner, self.y, self.block = owner, y, sharing.current()
         self.state = None if self.block is None else owner.state_of_prior()
         # A class table has no row for other temperatures, for relaxed labels (whose last dimension is none of
-        # the batch), or for parameters with a batch.
-        self.has_row = temperature == 1 and base.parts[-1].batch_shape == y.shape
+        # the batch), or for parameters with a batch. A temperature that is a tensor may have a gradient.
+        usual = not isinstance(temperature, Tensor) and temperature == 1
+        self.has_row = usual and base.parts[-1].batch_shape == y.shape
         super().__init__(base, [_Decoder(owner)])
 
     def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:
