@@ -8,11 +8,15 @@ from contextlib import ExitStack
 import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
+from pyro.poutine.trace_struct import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
+from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.models import EMGuide, SemiSupervisedModel, exact_guide
+from pyro_scnf.models.guard import check_sites, guarded, plate_depth, trace_depth
+from pyro_scnf.models.parameters import SiteParameters
 from pyro_scnf.models.plates import training_term
 from pyro_scnf.models.scoring import Arguments, ForTerms, check_used, score_step
 from pyro_scnf.sharing import carried, evaluation
@@ -33,6 +37,9 @@ def _leave_autocast() -> ExitStack:
 class Objective(nn.Module):
     """The loss that :func:`elbo` returns: Pyro's ``TraceEnum_ELBO`` plus training terms.
 
+    Its parameters are those of model and guide. If one of these is a function, or a guide that makes its
+    parameters when it runs, they are known after the first call. Reading them before raises ``RuntimeError``.
+
     :ivar dict terms: the training terms by name.
     :ivar dict parts: what the latest call added up, without gradient: ``nll``, the negative ELBO, and each
         term by name with its weight.
@@ -43,11 +50,26 @@ class Objective(nn.Module):
         model: Callable[..., object],
         guide: Callable[..., object],
         terms: Terms,
-        max_plate_nesting: int,
+        max_plate_nesting: int | None,
+        num_particles: int,
+        vectorize_particles: bool,
     ) -> None:
         super().__init__()
+        check_at_least(1, num_particles=num_particles)
+        check_flag(vectorize_particles=vectorize_particles)
+        if max_plate_nesting is not None:
+            check_at_least(0, max_plate_nesting=max_plate_nesting)
+        elif isinstance(model, SemiSupervisedModel | _WithTerms):
+            max_plate_nesting = 1
+        self.max_plate_nesting = max_plate_nesting
+        self.named_by_sites = SiteParameters(model, guide)
         self.model, self.guide, self.terms = model, guide, make_terms(terms)
-        self.elbo = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting, strict_enumeration_warning=False)
+        self.elbo = TraceEnum_ELBO(
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=False,
+        )
+        self.particle_plates = int(vectorize_particles and num_particles > 1)  # around the model
         self.parts: dict[str, Tensor] = {}
         if self.terms:
             _checked(model)
@@ -68,7 +90,9 @@ class Objective(nn.Module):
         :param view: the unlabelled rows, perturbed once more.
         :param float progress: share of training that is done, 0 to 1. The weights of terms depend on it.
         :raises ValueError: if a term needs something that the call lacks, or no term uses ``pairs`` or
-            ``view``.
+            ``view``, or if the plates are nested deeper than ``max_plate_nesting``.
+        :raises RuntimeError: if the loss would be wrong: a latent is neither enumerated nor in the guide, or
+            the guide samples an observed site; or if a parameter is new, after the parameters were read.
         """
         extra, step = ForTerms(pairs, view, progress), None
         check_used(self.terms, extra)
@@ -79,17 +103,82 @@ class Objective(nn.Module):
         with evaluation(watch=not own):
             if self.terms:  # before the model runs, so that it finds the class tables
                 step = score_step(_checked(self.model), self.terms, Arguments.of(args, kwargs), extra)
-            traces = list(self.elbo._get_traces(self.model, self.guide, args, kwargs))
+            traces = self._traces(args, kwargs)
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
         # significant bits are too few for a log-likelihood.
         with _leave_autocast():
             value = sum(_compute_dice_elbo(model_trace, guide_trace) for model_trace, guide_trace in traces)
+            value = value / self.elbo.num_particles
             nll = -torch.as_tensor(value)  # a model without any sample site gives the number 0
             terms = {} if step is None else weighted(self.terms, step)
             loss = sum(terms.values(), start=nll)
         self.parts = {name: part.detach() for name, part in {"nll": nll, **terms}.items()}
         warn_if_nan(loss, "loss")
+        sites = (site for pair in traces for trace in pair for site in trace.nodes.values())
+        self.named_by_sites.take_up(sites, loss)
         return loss
+
+    def _traces(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[tuple[Trace, Trace]]:
+        """The traces of model and guide, one pair or several, whose terms Pyro sums."""
+        model, told = guarded(self.model), self.max_plate_nesting
+        try:
+            if told is None:
+                told = self.max_plate_nesting = plate_depth(model, self.guide, args, kwargs, scored=True)
+            # With one dimension at least, Pyro notices rows that no plate declares.
+            self.elbo.max_plate_nesting = max(1, told) + self.particle_plates
+            traces = list(self.elbo._get_traces(model, self.guide, args, kwargs))
+        except Exception as error:
+            if told is not None:
+                _check_depth(told, _depth_of_run(model, self.guide, args, kwargs), error)
+            explained = _about_the_argument(error)
+            if explained is None:
+                raise
+            raise explained from error
+        for model_trace, guide_trace in traces:
+            depth = max(map(trace_depth, (model_trace, guide_trace)))
+            _check_depth(told, depth - self.particle_plates)
+            check_sites(model_trace, guide_trace)
+        return traces
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters that are known so far."""
+        if self.named_by_sites.complete:
+            super().zero_grad(set_to_none)
+
+
+def _check_depth(told: int, depth: int, cause: Exception | None = None) -> None:
+    """Raise if plates are nested deeper than the user has said, or the first call has found."""
+    if depth > told:
+        raise ValueError(
+            f"max_plate_nesting={told}: the plates of the model are nested {depth} deep; give "
+            f"elbo(..., max_plate_nesting={depth})"
+        ) from cause
+
+
+def _depth_of_run(
+    model: Callable[..., object],
+    guide: Callable[..., object],
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+) -> int:
+    """How deep plates are nested in a model that has failed; 0 if that cannot be found out."""
+    try:
+        with torch.no_grad():
+            return plate_depth(model, guide, args, kwargs, scored=False)
+    except Exception:
+        return 0
+
+
+def _about_the_argument(error: Exception) -> ValueError | None:
+    """Pyro's error about the score of a site, with the error of the distribution first.
+
+    That one names the user's argument. ``None`` for any other error.
+    """
+    cause, text = error.__cause__, str(error)
+    if not (isinstance(cause, ValueError) and text.startswith("Error while computing")):
+        return None
+    site, _, rest = text.partition("\n")
+    return ValueError(f"{cause}\n{site}\n{rest.removeprefix(str(cause)).lstrip()}")
 
 
 def elbo(
@@ -97,7 +186,9 @@ def elbo(
     guide: Callable[..., object] = exact_guide,
     terms: Terms = (),
     *,
-    max_plate_nesting: int = 1,
+    max_plate_nesting: int | None = None,
+    num_particles: int = 1,
+    vectorize_particles: bool = False,
 ) -> Objective:
     r"""The negative ELBO as a module: ``loss = elbo(model)(x, y); loss.backward()``.
 
@@ -105,16 +196,24 @@ def elbo(
     in nats, summed over the batch. It is the loss of Pyro's ``TraceEnum_ELBO``, with two differences: guide
     and model share one encoding of the data, and sums over labels are never in half precision.
 
-    :param model: any Pyro model. Its parameters become parameters of the returned module.
+    The loss of a model of your own is exact, too, or an error names the site for which it would not be. All
+    discrete latents have to be enumerated or sampled in the guide, and all continuous ones sampled there.
+
+    :param model: any Pyro model, a module or a function. Parameters of the returned module are all that a
+        module holds, and all that a function names by ``pyro.param`` and ``pyro.module``. These are known
+        after the first call: call ``loss(x)`` once before you make an optimiser of ``loss.parameters()``.
     :param guide: empty by default; an :class:`~pyro_scnf.EMGuide` or one of your own.
     :param terms: training terms to add, see :func:`~pyro_scnf.terms.make_terms`. They need a
         :class:`~pyro_scnf.SemiSupervisedModel`. They cost no pass of the flow, and share the class tables
         with model and guide.
-    :param int max_plate_nesting: how deep the plates of the model are nested.
+    :param int max_plate_nesting: how deep the plates of the model are nested. If it is not given, the first
+        call finds out, by one run more of model and guide.
+    :param int num_particles: how many draws of the guide the loss averages.
+    :param bool vectorize_particles: whether these draws are made at once, in a plate outside of all others.
     :return: a module, see :class:`Objective`. Called with the arguments of the model, it returns the loss, a
         scalar.
-    :raises ValueError: if a term is unknown, or if there are terms and ``model`` is no
-        :class:`~pyro_scnf.SemiSupervisedModel`.
+    :raises ValueError: if a term is unknown, if there are terms and ``model`` is no
+        :class:`~pyro_scnf.SemiSupervisedModel`, or for a number that is out of range.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
@@ -127,7 +226,7 @@ def elbo(
     >>> list(loss.parts)
     ['nll', 'classification', 'balance']
     """
-    return Objective(model, guide, terms, max_plate_nesting)
+    return Objective(model, guide, terms, max_plate_nesting, num_particles, vectorize_particles)
 
 
 def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object]:

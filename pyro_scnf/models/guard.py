@@ -5,23 +5,52 @@ Only this module reads Pyro's private handler stack.
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import cast
+
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.infer.reparam import TransformReparam
+from pyro.infer.traceenum_elbo import BackwardSampleMessenger
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
+from torch import Tensor
 
-__all__ = ["guard_label_site"]
+from pyro_scnf.distributions import ConcatDistribution
+
+__all__ = ["check_sites", "guard_data_site", "guard_label_site", "guarded", "plate_depth", "trace_depth"]
+
+NO_JACOBIAN = (
+    "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
+    "use pyro_scnf.FlowSitesReparam for this site"
+)
+
+HIDDEN = (
+    "{} is hidden from the loss by poutine.block: it would be drawn once from its prior instead of summed "
+    "out. Give the loss the model without that block; a block is for guides"
+)
 
 
+# -- the ready model, under any loss of Pyro ------------------------------------------------------
 def guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool) -> None:
     """Raise an error if the loss that Pyro is about to compute would be wrong for the label ``site``.
 
     Every ELBO runs the model under a replay handler, which holds the guide's trace. The trace tells whether
-    the guide sampled the label. A run under a block handler only inspects the model and computes no loss, so
-    a label that nothing sums out is no error there.
+    the guide sampled the label. A run inside a block handler only inspects the model and computes no loss, so
+    a label that nothing sums out is no error there. A block handler inside the replay handler, in contrast,
+    hides the label from the loss.
 
     :param bool observed: whether all labels are given.
     :param bool scored: whether x is given.
@@ -30,11 +59,13 @@ def guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool)
     :raises ValueError: for weights of rows whose label the model enumerates.
     """
     stack = list(_PYRO_STACK)
-    replay = next((m.trace for m in stack if isinstance(m, ReplayMessenger) and m.trace is not None), None)
+    start = next((i for i, m in enumerate(stack) if _replays(m)), None)
+    replay = None if start is None else stack[start].trace  # type: ignore[attr-defined]
     node = replay.nodes.get(site) if replay is not None else None
     in_guide = node is not None and not node["is_observed"]
     observed = observed or any(_conditions(m, site) for m in stack)
-    enumerated = any(isinstance(m, EnumMessenger) for m in stack)
+    # TraceEnum_ELBO.sample_posterior has summed labels out before, and now draws them given x.
+    enumerated = any(isinstance(m, EnumMessenger | BackwardSampleMessenger) for m in stack)
     if observed and in_guide:
         raise RuntimeError(
             f"the guide samples the label {site!r}, which is observed: the loss would be off by the guide's "
@@ -47,12 +78,44 @@ def guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool)
             "weights: rows of a label that the model enumerates cannot be weighed one by one; use an EMGuide "
             "and give it the same weights"
         )
-    blocked = any(isinstance(m, BlockMessenger) for m in stack)
-    if replay is not None and not enumerated and not blocked:
+    if start is None or any(isinstance(m, BlockMessenger) for m in stack[:start]):
+        return
+    msg = cast(Message[..., Tensor], {"type": "sample", "name": site, "is_observed": False})
+    if _hides(stack[start:], msg):
+        raise RuntimeError(HIDDEN.format(f"the label {site!r}"))
+    if not enumerated:
         raise RuntimeError(
             f"the label {site!r} is neither enumerated nor in the guide: it would be drawn once from p(y) "
             "instead of summed out. Use TraceEnum_ELBO (or pyro_scnf.elbo), or an EMGuide."
         )
+
+
+def guard_data_site(site: str, fn: object, *, observed: bool) -> None:
+    """Raise an error if a reparametriser of Pyro's would leave out the log-determinant of the data ``site``.
+
+    :param fn: the distribution of the data.
+    :param bool observed: whether the data are given.
+    :raises RuntimeError: if so.
+    """
+    if not observed and not any(_conditions(m, site) for m in _PYRO_STACK):
+        return
+    msg = cast(Message[..., Tensor], {"name": site, "fn": fn, "is_observed": True, "value": None})
+    for handler in _PYRO_STACK:
+        if isinstance(handler, ReparamMessenger):
+            config = handler.config
+            chosen = config.get(site) if isinstance(config, dict) else config(msg)
+            if isinstance(chosen, TransformReparam):
+                raise RuntimeError(NO_JACOBIAN.format(site))
+
+
+def _replays(handler: Messenger) -> bool:
+    """Whether a handler replays a guide."""
+    return isinstance(handler, ReplayMessenger) and handler.trace is not None
+
+
+def _hides(handlers: list[Messenger], msg: Message) -> bool:
+    """Whether one of ``handlers`` hides a site."""
+    return any(isinstance(m, BlockMessenger) and m.hide_fn(msg) for m in handlers)
 
 
 def _conditions(handler: Messenger, site: str) -> bool:
@@ -61,3 +124,145 @@ def _conditions(handler: Messenger, site: str) -> bool:
         return False
     data = handler.data
     return site in (data.nodes if isinstance(data, Trace) else data)
+
+
+# -- any model, under the loss of this package ------------------------------------------------------
+_START: ContextVar[int | None] = ContextVar("pyro_scnf_start", default=None)
+"""Where the handlers of the model begin on Pyro's stack, while a loss runs it."""
+
+
+def guarded(model: Callable[..., object]) -> Callable[..., object]:
+    """``model``, which raises an error if it hides a discrete latent from the loss."""
+
+    @functools.wraps(model, updated=())
+    def run(*args: object, **kwargs: object) -> object:
+        token = _START.set(len(_PYRO_STACK))
+        try:
+            return model(*args, **kwargs)
+        finally:
+            _START.reset(token)
+
+    return run
+
+
+@BlockMessenger.register(type="sample", post=True)
+def _notice_hidden(msg: Message) -> None:
+    """Called by Pyro for each site that comes to a block handler, at any time.
+
+    A hidden site is in no trace, so this is the only place that sees it. Outside of :func:`guarded` this does
+    nothing. Hidden continuous sites are left alone. They are noise that is meant to stay out of the loss.
+    """
+    start = _START.get()
+    if start is None or msg["is_observed"] or _is_subsample(msg) or not _is_discrete(msg["fn"]):
+        return
+    if _hides(_PYRO_STACK[start:], msg):
+        raise RuntimeError(HIDDEN.format(f"the discrete site {msg['name']!r}"))
+
+
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raise an error if the loss of two traces is wrong because of a site.
+
+    :raises RuntimeError: if a latent is neither in the guide nor enumerated, if the guide samples an observed
+        site, or if an observed site has lost its log-determinant.
+    """
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or _is_subsample(site):
+            continue
+        guided = guide_trace.nodes.get(name)
+        in_guide = guided is not None and guided["type"] == "sample" and not guided["is_observed"]
+        if site["is_observed"]:
+            if guided is not None and in_guide and not _is_masked(guided):
+                raise RuntimeError(
+                    f"the guide samples the site {name!r}, which is observed: the loss would be off by the "
+                    "guide's entropy. Leave this site out of the guide"
+                )
+            if name.endswith("_base") and isinstance(_innermost(site["fn"]), ConcatDistribution):
+                data = name.removesuffix("_base")
+                if data in model_trace.nodes and isinstance(
+                    _innermost(model_trace.nodes[data]["fn"]), dist.Delta
+                ):
+                    raise RuntimeError(NO_JACOBIAN.format(data))
+        elif not in_guide and "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
+            _refuse_latent(name, site["fn"])
+
+
+def _refuse_latent(name: str, fn: object) -> None:
+    """Raise for a latent that would be drawn from its prior, unless it is not random at all."""
+    if isinstance(_innermost(fn), dist.Delta):
+        return
+    if not _is_discrete(fn):
+        raise RuntimeError(
+            f"the site {name!r} is neither observed nor in the guide: it would be drawn from its prior, and "
+            "the loss would be no bound of the likelihood. Sample it in the guide (an autoguide does), or "
+            "observe it. If it is noise, draw it without pyro.sample, or mask its density, fn.mask(False)"
+        )
+    if getattr(fn, "has_enumerate_support", False):
+        raise RuntimeError(
+            f"the discrete site {name!r} is neither enumerated nor in the guide: it would be drawn once from "
+            'its prior instead of summed out. Mark it, infer={"enumerate": "parallel"}, or apply '
+            "config_enumerate to the model, or sample it in the guide"
+        )
+    raise RuntimeError(
+        f"the discrete site {name!r} is neither observed nor in the guide, and has too many values to "
+        "enumerate: it would be drawn once from its prior. Sample it in the guide, or observe it"
+    )
+
+
+def plate_depth(
+    model: Callable[..., object],
+    guide: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    scored: bool,
+) -> int:
+    """How deep the plates of a model and a guide are nested, found out by one run of both.
+
+    :param bool scored: whether to score the sites, to find dimensions that no plate declares. Later, when
+        labels are enumerated, dimensions to the left of all plates can no longer be told apart.
+    """
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces = [prune_subsample_sites(trace) for trace in (guide_trace, model_trace)]
+    if scored and is_validation_enabled():
+        for trace in traces:
+            trace.compute_log_prob()
+            for site in trace.nodes.values():
+                if site["type"] == "sample":
+                    check_site_shape(site, max_plate_nesting=cast(int, math.inf))
+    return max(map(trace_depth, traces))
+
+
+def trace_depth(trace: Trace) -> int:
+    """How deep the plates of a trace are nested, counted by their dimensions."""
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+    dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.dim is not None]
+    return max(map(abs, dims), default=0)
+
+
+def _is_masked(site: Message) -> bool:
+    """Whether the density of a site is left out of the loss."""
+    return site["mask"] is False or getattr(site["fn"], "_mask", None) is False
+
+
+def _is_discrete(fn: object) -> bool:
+    """Whether the values of a distribution are discrete."""
+    if getattr(fn, "has_enumerate_support", False):
+        return True
+    try:
+        return bool(fn.support.is_discrete)  # type: ignore[attr-defined]
+    except (AttributeError, NotImplementedError, ValueError):
+        return False
+
+
+def _is_subsample(site: Message) -> bool:
+    """Whether a site is the choice of rows of a plate."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _innermost(fn: object) -> object:
+    """A distribution without what masks, expands and reinterprets it."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn

@@ -7,10 +7,14 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_scnf._shapes import reference_tensor
+from pyro_scnf._labels import categorical
+from pyro_scnf._random import drawing_from
+from pyro_scnf._shapes import check_event, reference_tensor
+from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import check_expansion
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -42,9 +46,16 @@ class LabelMarginal(dist.TorchDistribution):
         class_probs: ClassProbs | Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if am_i_wrapped() and Parts.of((flow,)).are_random:
+            # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn again.
+            raise ValueError(
+                "flow: a parameter is a PyroSample, which a LabelMarginal cannot score in a Pyro program; "
+                "give the model a label site and flow.condition(y)"
+            )
         log_probs = torch.as_tensor(log_class_probs(class_probs, flow.num_classes))
-        if class_probs is None:
-            log_probs = log_probs.expand(flow.num_classes).to(reference_tensor(flow))
+        log_probs = (log_probs if log_probs.dim() else log_probs.expand(flow.num_classes)).to(
+            reference_tensor(flow)
+        )
         self.flow, self.log_class_probs = flow, log_probs
         super().__init__(log_probs.shape[:-1], flow.event_shape, validate_args=validate_args)
 
@@ -63,17 +74,51 @@ class LabelMarginal(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """:math:`\\log p(x)`, ``(*batch,)``, in nats."""
+        """:math:`\\log p(x)`, ``(*batch,)``, in nats.
+
+        :raises ValueError: for data that the flow refuses, or batches that do not broadcast.
+        """
+        batch = self._check_batch(value)
         ((table, common),) = self.flow.scores(value)
         log_prob = common + (table + self.log_class_probs).logsumexp(-1)
-        return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
+        return log_prob.expand(batch)
 
     def posterior(self, value: Tensor) -> dist.Categorical:
-        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        joint = self.flow.class_table(value) + self.log_class_probs
-        return dist.Categorical(logits=joint.log_softmax(-1))
+        r"""The label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``.
 
-    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        with torch.no_grad():
-            y = dist.Categorical(logits=self.log_class_probs).sample(torch.Size(sample_shape))
+        :raises ValueError: for data that the flow refuses, or batches that do not broadcast.
+        """
+        batch = self._check_batch(value)
+        joint = self.flow.class_table(value) + self.log_class_probs
+        return categorical(joint.log_softmax(-1).expand(batch + joint.shape[-1:]))
+
+    def sample(
+        self, sample_shape: Sequence[int] = torch.Size(), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws of x, ``(*sample_shape, *batch_shape, *event_shape)``.
+
+        :param generator: source of randomness; PyTorch's global one by default.
+        """
+        shape = torch.Size(sample_shape)
+        logits = self.log_class_probs
+        with torch.no_grad(), drawing_from(generator, logits.device):
+            if (shape + self.batch_shape).numel():
+                y = categorical(logits).sample(shape)
+            else:  # PyTorch cannot draw no labels
+                y = torch.zeros(shape + self.batch_shape, dtype=torch.int64, device=logits.device)
             return self.flow.sample(y)
+
+    def _check_batch(self, value: Tensor) -> torch.Size:
+        """The batch shape of a result for ``value``."""
+        given = check_event(value, self.event_shape, "x", type(self).__name__)
+        try:
+            return torch.broadcast_shapes(given, self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{type(self).__name__}: x has batch shape {tuple(given)} and class_probs "
+                f"{tuple(self.batch_shape)}, which do not broadcast"
+            ) from None
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy or a file holds no graph of the class probabilities.
+        return {**self.__dict__, "log_class_probs": self.log_class_probs.detach()}
