@@ -1,4 +1,4 @@
-"""Write files completely or not at all."""
+"""Write files completely or not at all, and read files of tensors and plain values."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-__all__ = ["replacing"]
+import torch
+
+if TYPE_CHECKING:
+    from torch.serialization import MAP_LOCATION
+
+__all__ = ["read_plain", "replacing"]
 
 
 @contextmanager
@@ -17,15 +22,37 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
     A process killed at any moment leaves the old file or the new one. It may also leave ``.NAME.partial``,
     which the next writer replaces.
+
+    :raises OSError: if it cannot be written, for example because the disk is full. The message names the
+        file. An older file stays.
     """
     target = Path(path).resolve()  # a link keeps pointing to the file
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        kept = "the older file stays as it was" if target.is_file() else "there is no older file"
+        reason = f"{error.strerror or error}; {path} could not be written, {kept}"
+        raise OSError(error.errno or 0, reason) from error
+
+
+def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cpu") -> Any:
+    """The tensors and plain values in the file ``path``. It cannot run code (``weights_only=True``).
+
+    :param str expected: what the file should be, for the message.
+    :raises FileNotFoundError: if there is no such file.
+    :raises ValueError: if the file is damaged or holds anything else.
+    """
+    with Path(path).open("rb") as file:  # outside the try block: a missing file has its own error
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True)
+        except Exception as error:  # a damaged file can fail in any way
+            raise ValueError(f"{path}: it is damaged, or not {expected}: {error!r}") from error

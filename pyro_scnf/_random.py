@@ -13,10 +13,13 @@ __all__ = ["drawing_from", "seeded"]
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed the global generators of the CPU and of ``device``. Afterwards they are as they were before."""
-    kind = torch.device(device).type
-    devices = [torch.device(device)] if kind == "cuda" else []
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
-        torch.manual_seed(seed)
+        # torch.manual_seed would seed every GPU, those that are not put back included.
+        torch.default_generator.manual_seed(seed)
+        for one in devices:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
         yield
 
 

@@ -1,16 +1,18 @@
-"""Save models to files and load them. A file holds the arguments that built the model, and its parameters."""
+"""Save models to files and load them. A file holds the arguments that built the model, and its parameters.
+
+A checkpoint of :func:`pyro_scnf.training.fit` holds them too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from pyro_scnf._files import replacing
+from pyro_scnf._files import read_plain, replacing
 from pyro_scnf._spec import as_plain, describe
 from pyro_scnf._state import Parts
 from pyro_scnf.flows import FLOWS
@@ -19,10 +21,13 @@ from pyro_scnf.nn import NETS
 from pyro_scnf.priors import PRIORS
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
-__all__ = ["load", "save"]
+__all__ = ["describe_model", "load", "misfits", "save"]
 
 FORMAT = 2
 """Version of the file's layout."""
+
+_WITHIN = "model."
+"""Names of the model's parameters begin with this in a checkpoint of training."""
 
 
 class _Description(TypedDict):
@@ -36,14 +41,6 @@ class _Description(TypedDict):
     options: dict[str, Any]
 
 
-class _Content(TypedDict):
-    """All that a file holds."""
-
-    format: int
-    model: _Description
-    state_dict: dict[str, Tensor]
-
-
 def save(model: SemiSupervisedModel, path: str | Path) -> None:
     """Write ``model`` to ``path``, so that :func:`load` rebuilds it from that file alone.
 
@@ -54,6 +51,17 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
         a word, a dict or an import path.
     :raises ValueError: if a part was built in another way. Then save ``model.state_dict()``, and rebuild
         the model in your own code.
+    :raises OSError: if the file cannot be written. An older file stays.
+    """
+    content = {**describe_model(model), "state_dict": model.state_dict()}
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+def describe_model(model: SemiSupervisedModel) -> dict[str, object]:
+    """All that a file says of ``model`` besides its parameters: ``format``, and ``model`` in plain values.
+
+    :raises ValueError: if a part was built in a way that plain values do not tell.
     """
     if type(model) is not SemiSupervisedModel:
         raise ValueError(f"model: expected a SemiSupervisedModel itself, got a {type(model).__name__}")
@@ -68,9 +76,7 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
         "learn_class_probs": model.class_probs.learnable,
         "options": model.options,
     }
-    content = {"format": FORMAT, "model": as_plain(description), "state_dict": model.state_dict()}
-    with replacing(path) as file:
-        torch.save(content, file)
+    return {"format": FORMAT, "model": as_plain(description)}
 
 
 def _described(part: nn.Module, name: str, source: str) -> dict[str, object]:
@@ -86,23 +92,85 @@ def _described(part: nn.Module, name: str, source: str) -> dict[str, object]:
 
 
 def load(
-    path: str | Path, *, trust: Sequence[str] = (), device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    into: SemiSupervisedModel | None = None,
+    trust: Sequence[str] = (),
+    device: torch.device | str | None = None,
 ) -> SemiSupervisedModel:
-    """The model that :func:`save` wrote to ``path``, in the dtype in which it was saved.
+    """The model in the file ``path``, in the dtype in which it was saved.
+
+    The file was written by :func:`save`, or is a checkpoint of training: ``best.ckpt`` or ``last.ckpt`` of
+    :func:`pyro_scnf.training.fit`. From a checkpoint come the averaged weights, if training averaged them.
 
     Only tensors and plain values are read (``weights_only=True``), so the file cannot run code. The state of
     the global random generator does not change. Parameters that were frozen when the model was saved are
     trainable again.
 
+    :param into: a model of the same architecture, which takes the parameters from the file and is returned.
+        Give it if the file does not say how its model was built, because a part of the model is your own.
     :param trust: import paths of your own classes (``"my_package.MyPrior"``) that the file may name. Any
         other import path in the file is refused and not imported.
-    :param device: where to put the model.
+    :param device: where to put the model. By default, a model that is built anew is on the CPU, and ``into``
+        stays where it is.
     :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if the file is damaged, was not written by :func:`save`, or names a class that is not
-        trusted.
+    :raises ValueError: if the file is damaged, is of another kind, or names a class that is not trusted; if
+        it does not say how its model was built, and there is no ``into``; if ``into`` has another
+        architecture or dtype, and then it is left as it was.
     """
-    content, trusted = _read(Path(path)), {trust} if isinstance(trust, str) else set(trust)
-    description, state = content["model"], content["state_dict"]
+    content = read_plain(path, "a file that scnf.save or training wrote")
+    state = _state_in(path, content)
+    if into is None:
+        model = _rebuild(path, content, state, {trust} if isinstance(trust, str) else set(trust))
+    else:
+        model, wrong = into, misfits(state, into)
+        if wrong:
+            raise ValueError(f"into: {path} is of another model, with another architecture or dtype: {wrong}")
+        into.load_state_dict(state)
+    return model if device is None else model.to(device)
+
+
+def misfits(state: Mapping[str, Tensor], module: nn.Module) -> str:
+    """The first few parameters that do not fit ``module``, in words; an empty string if all fit."""
+    own = module.state_dict()
+    wrong = []
+    for name in {**own, **state}:
+        if name not in state or name not in own:
+            wrong.append(f"{name} is only in the {'file' if name in state else 'model'}")
+            continue
+        saved, here = state[name], own[name]
+        if saved.shape != here.shape:
+            wrong.append(f"{name} has shape {tuple(saved.shape)} in the file and {tuple(here.shape)} here")
+        elif saved.dtype != here.dtype:
+            wrong.append(f"{name} has dtype {saved.dtype} in the file and {here.dtype} here")
+    more = [f"and {len(wrong) - 3} more"] if len(wrong) > 3 else []
+    return "; ".join([*wrong[:3], *more])
+
+
+def _state_in(path: str | Path, content: object) -> dict[str, Tensor]:
+    """The parameters in the file, by their names in the model."""
+    if not isinstance(content, Mapping) or "state_dict" not in content:
+        raise ValueError(f"{path}: it holds no model; expected a file that scnf.save or training wrote")
+    state = content["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: its parameters do not fit the model; expected tensors by name")
+    if "pytorch-lightning_version" not in content:
+        return dict(state)
+    return {name.removeprefix(_WITHIN): value for name, value in state.items() if name.startswith(_WITHIN)}
+
+
+def _rebuild(
+    path: str | Path, content: Mapping[str, Any], state: dict[str, Tensor], trusted: set[str]
+) -> SemiSupervisedModel:
+    """The model that the file describes, with the parameters ``state``."""
+    if not {"format", "model"} <= content.keys():
+        raise ValueError(
+            f"{path}: it does not say how its model was built, because a part of the model is your own, or "
+            "another program wrote it; build the model and give it as load(path, into=model)"
+        )
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path}: it has format {content['format']}, this version reads format {FORMAT}")
+    description: _Description = content["model"]
     try:
         foreign = set(_foreign_names(description)) - trusted
     except Exception as error:
@@ -122,23 +190,7 @@ def load(
         model.load_state_dict(state)
     except Exception as error:
         raise ValueError(f"{path}: its parameters do not fit the model that it describes: {error}") from error
-    return model.to(device)
-
-
-def _read(path: Path) -> _Content:
-    """The content of the file. A file that is damaged or of another kind is a ``ValueError``."""
-    data = BytesIO(path.read_bytes())  # outside the try block: a missing file has its own error
-    try:
-        content: _Content = torch.load(data, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(f"{path}: it is damaged, or not a file that scnf.save wrote: {error}") from error
-    if not isinstance(content, dict) or not {"format", "model", "state_dict"} <= content.keys():
-        raise ValueError(
-            f"{path}: it does not say how its model was built; expected a file that scnf.save wrote"
-        )
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path}: it has format {content['format']}, this version reads format {FORMAT}")
-    return content
+    return model
 
 
 def _foreign_names(description: _Description) -> Iterator[str]:

@@ -175,5 +175,5 @@ def test_unknown_names_are_refused():
     optimizer = torch.optim.SGD(parameters, 0.1)
     with pytest.raises(ValueError, match=r"schedule='step': expected one of 'one-cycle', 'linear'"):
         make_schedule("step", optimizer, steps=3)
-    with pytest.raises(ValueError, match=r"warmup=1: expected a share of the run"):
+    with pytest.raises(ValueError, match=r"warmup=1: expected a finite number of at least 0 and below 1"):
         make_schedule("linear", optimizer, steps=3, warmup=1)

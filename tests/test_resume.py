@@ -242,14 +242,6 @@ def test_the_same_terms_in_other_words_are_the_same_run(stopped_with_terms, tmp_
     assert_as_uninterrupted(resumed, linked=True, evidence=0, terms=PAIRED)
 
 
-def test_a_new_run_leaves_nothing_of_an_earlier_one(tmp_path):
-    train(tmp_path, validated=True, log="csv")
-    with pytest.raises(RuntimeError, match="at step 0"):
-        train(tmp_path, validated=True, log="csv", augment=lambda x: x * torch.nan)
-    assert not (tmp_path / "last.ckpt").exists()
-    assert not (tmp_path / "best.ckpt").exists()
-
-
 @pytest.mark.parametrize("name", CHANGED)
 def test_another_runs_checkpoint_is_refused_and_the_model_left_alone(stopped, name):
     old, new = CHANGED[name]

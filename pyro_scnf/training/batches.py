@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+import math
+import operator
+from collections.abc import Iterator
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf.datasets import SemiSupervisedData
 
-__all__ = ["Batch", "StepBatches", "derive_seed"]
+__all__ = ["Batch", "StepBatches", "as_batch", "as_rows", "derive_seed"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -57,6 +60,39 @@ class Batch(NamedTuple):
     label_log_prior: Tensor | None = None
 
 
+def as_batch(given: object, step: int, num_classes: int) -> Batch:
+    """What a loader gives for one training step, as a :class:`Batch`.
+
+    :param given: a :class:`Batch`; x, ``(x,)`` or ``(x, y)`` with labels of -1 where they are unknown.
+    :param int step: number of the step, for rows that do not tell it.
+    """
+    if isinstance(given, Batch):
+        return given
+    x, y = as_rows(given, num_classes)
+    if y is None:
+        return Batch(step, None, None, x)
+    known = y != UNLABELLED
+    if known.all():
+        return Batch(step, x, y, None)
+    if not known.any():
+        return Batch(step, None, None, x)
+    return Batch(step, x[known], y[known], x[~known])
+
+
+def as_rows(given: object, num_classes: int) -> tuple[Tensor, Tensor | None]:
+    """x and y in what a loader gives: x, ``(x,)`` or ``(x, y)``."""
+    parts = list(given) if isinstance(given, list | tuple) else [given]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if isinstance(given, Batch) or len(parts) not in (1, 2) or len(tensors) < len(parts):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise ValueError(
+            f"the loader gives a {type(given).__name__} ({kinds}); expected x, (x,) or (x, y), or in "
+            "training a Batch of StepBatches, all of tensors"
+        )
+    x, *labels = tensors
+    return x, check_row_labels(labels[0], len(x), num_classes, "the loader") if labels else None
+
+
 class _Passes:
     """An endless sequence of row numbers: shuffled passes over ``size`` rows, one after the other.
 
@@ -87,6 +123,10 @@ class _Passes:
 class StepBatches(Dataset[Batch]):
     """The labelled and unlabelled rows of any training step: ``batches[step]``.
 
+    It is a data set of PyTorch. A loop over it, and a ``DataLoader(batches, batch_size=None)``, give
+    ``len(batches)`` batches, those of the steps ``0 .. len(batches) - 1``. ``batches[step]`` gives that of
+    any step.
+
     Labelled and unlabelled rows are drawn in separate shuffled passes. The two batch sizes set their
     proportion in a batch, whatever it is in the data. With sizes of 85 and 171, for example, a third of
     every batch is labelled, as in the SCNF code. A batch depends only on the seed and the step. Training can
@@ -102,6 +142,8 @@ class StepBatches(Dataset[Batch]):
         rows, a step takes all of them.
     :param labelled_batch_size: labelled rows a step, over all processes; all of them by default. If the
         data have fewer labelled rows, rows repeat.
+    :param steps: how many batches a loop or a loader takes. By default as many as show every unlabelled row;
+        if every row is labelled, every row.
     :param int seed: seed of the order of rows.
     :param int rank: number of this process.
     :param int world_size: number of processes. Each takes an equal share of the same global batch.
@@ -116,6 +158,7 @@ class StepBatches(Dataset[Batch]):
         batch_size: int,
         labelled_batch_size: int | None = None,
         *,
+        steps: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -128,6 +171,10 @@ class StepBatches(Dataset[Batch]):
         self.labelled_rows, self.unlabelled_rows = (
             rows.nonzero()[:, 0].cpu() for rows in (data.y != UNLABELLED, data.y == UNLABELLED)
         )
+        check_at_least(1, world_size=world_size)
+        check_at_least(0, rank=rank)
+        if rank >= world_size:
+            raise ValueError(f"rank={rank}: expected a number below world_size={world_size}")
         self.rank, self.world_size = rank, world_size
         labelled, unlabelled = len(self.labelled_rows), len(self.unlabelled_rows)
         self.labelled_size = self._share(
@@ -140,6 +187,20 @@ class StepBatches(Dataset[Batch]):
         self.evidence = None if data.label_log_prior is None else self._check_evidence(data).to(device)
         self._labelled = _Passes(labelled, seed, "labelled")
         self._unlabelled = _Passes(unlabelled, seed, "unlabelled")
+        check_at_least(1, steps=1 if steps is None else steps)
+        self.steps = self._steps_of_a_pass() if steps is None else steps
+
+    def _steps_of_a_pass(self) -> int:
+        """How many steps show every unlabelled row, or every row if all are labelled."""
+        share = self.unlabelled_size or self.labelled_size
+        if self.neighbours is not None:
+            share = self._pairs_of_unlabelled
+        return math.ceil((self._unlabelled.size or self._labelled.size) / (share * self.world_size))
+
+    @property
+    def _pairs_of_unlabelled(self) -> int:
+        """How many pairs of two unlabelled rows a process takes in a step."""
+        return (self.unlabelled_size - self.labelled_size) // 2
 
     def _share(self, name: str, rows: int, available: int) -> int:
         """How many of ``rows`` one process takes."""
@@ -181,7 +242,16 @@ class StepBatches(Dataset[Batch]):
         like = data.label_log_prior
         return check_label_log_prior(like, (len(self.x),), data.num_classes, like, "data")
 
-    def __getitem__(self, step: int) -> Batch:
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(self.steps))
+
+    def __getitem__(self, step: SupportsIndex) -> Batch:
+        step = operator.index(step)
+        if step < 0:
+            raise IndexError(f"step={step}: expected a number of at least 0")
         labelled, pairs = self._mine(self._labelled, self.labelled_rows, step, self.labelled_size), None
         if self.neighbours is not None:
             unlabelled, pairs = self._with_neighbours(self.neighbours, step, labelled)
@@ -209,7 +279,7 @@ class StepBatches(Dataset[Batch]):
 
     def _with_neighbours(self, table: Tensor, step: int, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """The unlabelled rows of a step, as row numbers of the data, and the pairs in its batch."""
-        n, free = self.labelled_size, (self.unlabelled_size - self.labelled_size) // 2
+        n, free = self.labelled_size, self._pairs_of_unlabelled
         anchors = self._mine(self._unlabelled, self.unlabelled_rows, step, free)
         # Draw for the global batch. The pairs then do not depend on the number of processes.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "neighbours", step))

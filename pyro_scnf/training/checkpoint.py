@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
-from torch import nn
 
 from pyro_scnf._extras import require
-from pyro_scnf._files import replacing
+from pyro_scnf._files import read_plain, replacing
+from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.saving import load
+from pyro_scnf.training.folder import BEST, LAST, clear
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
@@ -43,7 +45,7 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: MAP_LOCATION = "cpu", weights_only: bool | None = None
     ) -> dict[str, object]:
-        checkpoint: dict[str, object] = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint: dict[str, object] = read_plain(path, "a checkpoint", map_location)
         return checkpoint
 
 
@@ -65,6 +67,8 @@ class Checkpoints(callbacks.Checkpoint):
     on from a copy of the folder.
 
     :param folder: folder of the two files.
+    :param bool fresh: whether the run begins anew. The files of an earlier run are then removed after the
+        first step, since by then the new run has passed every check.
     :param int steps: length of the run.
     :param int every: steps between checkpoints.
     :param patience: stop after this many validations in a row without a better NLL.
@@ -79,8 +83,11 @@ class Checkpoints(callbacks.Checkpoint):
         every: int,
         patience: int | None = None,
         seconds: float | None = None,
+        *,
+        fresh: bool,
     ) -> None:
-        self.folder, self.steps, self.every = folder, steps, every
+        self.folder, self.steps, self.every, self.fresh = folder, steps, every, fresh
+        self.saved_step: int | None = None
         self.patience, self.seconds = patience, seconds
         self.best_step, self.waited = 0, 0
         self.best_nll: float | None = None
@@ -91,6 +98,22 @@ class Checkpoints(callbacks.Checkpoint):
     def settled(self) -> bool:
         """Whether patience has run out."""
         return self.patience is not None and self.waited >= self.patience
+
+    def in_words(self, *, named: bool) -> str:
+        """What is kept of the run, and how to go on.
+
+        :param bool named: whether the user named the folder. A temporary one goes.
+        """
+        if not named:
+            return "nothing is kept, because no folder was given as `out`"
+        if self.saved_step is not None:
+            return f"{self.folder / LAST} keeps step {self.saved_step}; go on with resume=True"
+        if (self.folder / LAST).exists():
+            return f"no step was taken, and {self.folder / LAST} is still that of the earlier run"
+        return (
+            f"{self.folder} has no checkpoint yet, so a call with resume=True starts at step 0; the first "
+            f"one is written at step {self.every}"
+        )
 
     @property
     def seconds_in_all(self) -> float:
@@ -104,10 +127,15 @@ class Checkpoints(callbacks.Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The earlier run may have been killed after patience ran out, but before it could stop.
         trainer.should_stop |= self.settled
+        if trainer.global_step:
+            self.saved_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: object
     ) -> None:
+        if self.fresh and trainer.is_global_zero:
+            clear(self.folder)
+        self.fresh = False
         at_end = trainer.global_step >= self.steps
         if at_end:
             trainer.should_stop = True  # Lightning validates before it stops
@@ -127,12 +155,13 @@ class Checkpoints(callbacks.Checkpoint):
         self.waited += 1
         if self.best_nll is None or nll < self.best_nll:
             self.best_step, self.best_nll, self.waited = trainer.global_step, nll, 0
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=False)
+            trainer.save_checkpoint(self.folder / BEST, weights_only=False)
         self._save_last(trainer)
         trainer.should_stop |= self.settled or self._late(trainer)
 
     def _save_last(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self.saved_step = trainer.global_step
 
     def _late(self, trainer: lightning.Trainer) -> bool:
         """Whether the deadline would pass before the next check, if the next interval takes as long as the
@@ -158,12 +187,9 @@ class Checkpoints(callbacks.Checkpoint):
         self.best_step, self.best_nll = progress["best_step"], progress["best_nll"]
         self.waited, self.seconds_before = progress["waited"], progress["seconds_in_all"]
 
-    def load_best(self, model: nn.Module) -> None:
+    def load_best(self, model: SemiSupervisedModel) -> None:
         """Give ``model`` the best weights if there was validation, else the last weights.
 
         If the run averaged weights, these are the averaged ones.
         """
-        name = "last.ckpt" if self.best_nll is None else "best.ckpt"
-        weights = torch.load(self.folder / name, map_location="cpu", weights_only=True)["state_dict"]
-        prefix = "model."
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        load(self.folder / (LAST if self.best_nll is None else BEST), into=model)

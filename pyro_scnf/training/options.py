@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_flag, check_number
 from pyro_scnf._spec import as_plain
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES
 
-__all__ = ["Machine", "Optimisation", "differences", "plain"]
+__all__ = ["Machine", "Optimisation", "check_same_run", "plain"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,8 @@ class Optimisation:
     :ivar str optimizer: one of :data:`~pyro_scnf.training.OPTIMIZERS`.
     :ivar float learning_rate: the largest learning rate of the schedule.
     :ivar float weight_decay: weight decay of the optimiser.
-    :ivar betas: decay rates of the optimiser's first and second moments.
+    :ivar betas: decay rates of the optimiser's first and second moments. The schedule ``one-cycle`` moves
+        the first one by up to 0.05 around its value: down while the learning rate rises, then up.
     :ivar str schedule: one of :data:`~pyro_scnf.training.SCHEDULES`.
     :ivar float warmup: share of the run during which the learning rate rises, in [0, 1).
     :ivar ema_decay: decay of the averaged weights, in [0, 1); ``None`` for no average.
@@ -48,20 +48,21 @@ class Optimisation:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, known))}")
-        for name, number in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name}={number}: expected a finite number of at least 0")
-        for name in ("learning_rate", "weight_decay", "warmup"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # NumPy's floats are no plain values
-        object.__setattr__(self, "betas", tuple(map(float, self.betas)))
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas}: expected two numbers, 0 <= beta < 1")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup}: expected a share of the run, 0 <= warmup < 1")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay}: expected None or 0 <= ema_decay < 1")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise ValueError(f"gradient_clip={self.gradient_clip}: expected None or a positive number")
+        numbers = {
+            "learning_rate": check_number("learning_rate", self.learning_rate, at_least=0),
+            "weight_decay": check_number("weight_decay", self.weight_decay, at_least=0),
+            "warmup": check_number("warmup", self.warmup, at_least=0, below=1),
+        }
+        if self.ema_decay is not None:
+            numbers["ema_decay"] = check_number("ema_decay", self.ema_decay, at_least=0, below=1)
+        if self.gradient_clip is not None:
+            numbers["gradient_clip"] = check_number("gradient_clip", self.gradient_clip, above=0)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # NumPy's numbers are no plain values
+        if not isinstance(self.betas, Sequence) or isinstance(self.betas, str) or len(self.betas) != 2:
+            raise ValueError(f"betas={self.betas!r}: expected two numbers, 0 <= beta < 1")
+        betas = tuple(check_number("betas", beta, at_least=0, below=1) for beta in self.betas)
+        object.__setattr__(self, "betas", betas)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Machine:
             raise ValueError(f"precision={self.precision!r}: expected '32' or 'bf16-mixed'")
         check_at_least(1, devices=self.devices, num_nodes=self.num_nodes)
         check_at_least(0, num_workers=self.num_workers)
+        check_flag(compile=self.compile, data_on_device=self.data_on_device)
         object.__setattr__(self, "processes", self.devices * self.num_nodes)
 
 
@@ -121,11 +123,48 @@ def plain(value: object) -> object:
         return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-def differences(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+_OF_MODEL = ("guide", "transform", "prior", "learn_class_probs")
+"""Settings that say what the model and its guide are."""
+
+
+def check_same_run(
+    checkpoint: Mapping[str, Any], settings: Mapping[str, object], source: str, *, best: bool = False
+) -> None:
+    """Raise unless a run with these settings can go on from the checkpoint.
+
+    A run that has taken all its steps may be given more.
+
+    :param str source: what the message calls the checkpoint.
+    :param bool best: whether it is the checkpoint of the best step, whose run may have become longer since.
+    """
+    if not {"settings", "state_dict", "global_step"} <= checkpoint.keys():
+        raise ValueError(f"{source} is no checkpoint of training")
+    before = dict(checkpoint["settings"])
+    ended = checkpoint["global_step"] >= before["steps"]
+    if best or (ended and _longer(before, settings)):
+        before["steps"] = settings["steps"]
+    changed = list(_differences(before, settings))
+    if not changed:
+        return
+    other = "another run"
+    if any(change.startswith(_OF_MODEL) for change in changed):
+        other = "another model, and so of another run"
+    hint = "Give the same settings"
+    if _longer(before, settings):
+        hint += "; a run can get more steps once it has taken all it was given"
+    raise ValueError(f"{source} is of {other}: {'; '.join(changed)}. {hint}")
+
+
+def _longer(before: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a run has more steps than before."""
+    return bool(settings["steps"] > before["steps"])
+
+
+def _differences(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> Iterator[str]:
     """``name before -> now`` for each plain value in which two runs differ."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from differences(old, new, f"{prefix}{name}.")
+            yield from _differences(old, new, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name} {old!r} -> {new!r}"

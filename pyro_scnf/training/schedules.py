@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from pyro_scnf._numbers import check_at_least, check_number
+
 __all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "make_schedule"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -60,22 +62,34 @@ class _Factor:
 
 
 def make_schedule(
-    name: str, optimizer: torch.optim.Optimizer, *, steps: int, warmup: float = 0.0
+    name: str, optimizer: torch.optim.Optimizer, *, steps: int, warmup: float = 0.0, done: int = 0
 ) -> LRScheduler:
     """The schedule ``name``, one of :data:`SCHEDULES`. Step it once after every optimiser step.
 
     :param int steps: length of the whole run.
     :param float warmup: share of the run during which the learning rate rises, in [0, 1). ``"one-cycle"``
         always rises, so there 0 means a tenth.
-    :raises ValueError: for an unknown name or a share out of range.
+    :param int done: steps that the optimiser has taken already, under an earlier schedule.
+    :raises ValueError: for an unknown name or a number out of range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"schedule={name!r}: expected one of {', '.join(map(repr, SCHEDULES))}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup={warmup}: expected a share of the run, 0 <= warmup < 1")
+    check_at_least(1, steps=steps)
+    check_at_least(0, done=done)
+    warmup = check_number("warmup", warmup, at_least=0, below=1)
     if name == "one-cycle":
         # torch divides by the length of a phase minus one step. Keep the phases longer than one step.
         steps = max(steps, 2)
         rise = max(warmup or 0.1, 1.5 / steps)
-        return OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=rise)
-    return LambdaLR(optimizer, _Factor(name, steps, round(warmup * steps)))
+        beta = optimizer.param_groups[0].get("betas", (0.9,))[0]
+        swing = min(0.05, beta, (1 - beta) / 2)
+        return OneCycleLR(
+            optimizer,
+            [group["lr"] for group in optimizer.param_groups],
+            total_steps=steps,
+            pct_start=rise,
+            base_momentum=beta - swing,
+            max_momentum=beta + swing,
+            last_epoch=done - 1,
+        )
+    return LambdaLR(optimizer, _Factor(name, steps, round(warmup * steps)), last_epoch=done - 1)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
 from pyro_scnf._spec import describe
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import SemiSupervisedModel, make_guide, update_after_step
 from pyro_scnf.objective import elbo
+from pyro_scnf.saving import describe_model
 from pyro_scnf.terms import Terms, active, needs_of
-from pyro_scnf.training.batches import Batch, derive_seed
+from pyro_scnf.training.batches import Batch, as_batch, as_rows, derive_seed
 from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_finite
-from pyro_scnf.training.options import Optimisation, differences, plain
+from pyro_scnf.training.options import Optimisation, check_same_run, plain
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
+from pyro_scnf.training.surroundings import noise
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
@@ -35,12 +40,19 @@ __all__ = ["SemiSupervisedTask"]
 class SemiSupervisedTask(lightning.LightningModule):
     """A model and its guide as a ``LightningModule``, for a ``Trainer`` of your own.
 
-    :func:`~pyro_scnf.training.fit` consists of this task, batches and a trainer. The task takes the batches
-    of :class:`~pyro_scnf.training.StepBatches`. The noise of a step depends only on ``seed`` and the number
-    of the step, so a resumed run gives the result of an uninterrupted one. The task logs ``loss`` (nats per
-    example), the parts of the loss if there are training terms, and ``grad_norm``. On validation data it logs
-    ``val_nll``, ``val_error`` (per cent) if the labels are known, and ``val_bits_per_dim`` if ``augment`` has
-    ``bins``.
+    :func:`~pyro_scnf.training.fit` consists of this task, batches and a trainer. A loader for training gives
+    the batches of :class:`~pyro_scnf.training.StepBatches`, or x, ``(x,)`` or ``(x, y)``. A label of -1 marks
+    an unlabelled row. The noise of a step depends only on ``seed`` and the number of the step, so a resumed
+    run gives the result of an uninterrupted one. The global random generators are left as they were. The
+    task logs ``loss`` (nats per example), the parts of the loss if there are training terms, and
+    ``grad_norm``.
+
+    ``Trainer.validate`` and ``Trainer.test`` take loaders of x, ``(x,)`` or ``(x, y)``. They log ``val_nll``,
+    ``val_error`` (per cent of the labelled rows) if there are any, and ``val_bits_per_dim`` if ``augment``
+    has ``bins``, and the same under ``test_``. ``Trainer.predict`` takes the same loaders, and gives the
+    label probabilities ``(B, K)`` of each batch.
+
+    Its checkpoints describe the model. :func:`pyro_scnf.load` makes the model from such a file.
 
     :param model: an initialised model.
     :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
@@ -90,10 +102,17 @@ class SemiSupervisedTask(lightning.LightningModule):
             **(settings or {}),
         }
         self.settings = {name: plain(value) for name, value in compared.items()}
+        self._done, self._lengthened = 0, False
 
     # -- steps ---------------------------------------------------------------------------------
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        torch.manual_seed(derive_seed(self.seed, "noise", batch.step, self.global_rank))
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        given = as_batch(batch, number, self.model.flow.num_classes)
+        with noise(derive_seed(self.seed, "noise", given.step, self.global_rank), self.device):
+            return self._loss(given)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch, in nats per example."""
         objective, progress = self.objective[0], min(1.0, batch.step / self.steps)
         x = None if batch.x is None else self.augment.labelled(batch.x)
         x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
@@ -109,7 +128,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             if term is None:
                 raise
             raise self._stopped("scoring failed", term) from error  # Pyro refuses NaN and infinity
-        examples = self._examples(x, x_unlabelled)
+        examples = self._examples(x, batch.y, x_unlabelled)
         loss = loss / examples
         if not torch.isfinite(loss):
             term = first_bad_term(self.model, x, x_unlabelled) or first_bad_part(objective.parts)
@@ -120,12 +139,14 @@ class SemiSupervisedTask(lightning.LightningModule):
                 self.log(name, part / examples, batch_size=1, sync_dist=True)
         return loss
 
-    def _examples(self, x: Tensor | None, x_unlabelled: Tensor | None) -> int:
+    def _examples(self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None) -> int:
         """How many examples the loss counts: those of the data set if it is scaled up, else of the batch."""
-        model = self.model
+        sizes = self.model.sizes
         if x is not None and x_unlabelled is not None:
-            return (model.num_labelled or len(x)) + (model.num_unlabelled or len(x_unlabelled))
-        return model.num_data or sum(len(rows) for rows in (x, x_unlabelled) if rows is not None)
+            labelled, unlabelled = len(x), len(x_unlabelled)
+            return (sizes.of_labelled(labelled) or labelled) + (sizes.of_unlabelled(unlabelled) or unlabelled)
+        rows = len(cast(Tensor, x_unlabelled if x is None else x))
+        return sizes.of_batch(rows, None if x is None else y) or rows
 
     def _stopped(self, cause: str, term: str) -> RuntimeError:
         """The error that ends training, with the step and the term."""
@@ -134,29 +155,56 @@ class SemiSupervisedTask(lightning.LightningModule):
             f"{term}. Lower learning_rate or gradient_clip"
         )
 
+    # -- held-out rows -------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:
-        self._validated: list[Tensor] = []
+        self._scored: list[Tensor] = []
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        x, *labels = batch
-        # Dequantise the same way at every validation.
-        torch.manual_seed(derive_seed(self.seed, "validation", batch_idx, self.global_rank))
-        x = self.augment.prepare(x)
-        joint = self.model.flow.class_log_prob(x) + self.model.class_probs.log_probs
-        sums = [-joint.logsumexp(-1).double().sum()]
-        if labels:
-            sums.append((joint.argmax(-1) != labels[0]).double().sum())
-        self._validated.append(torch.stack([torch.full_like(sums[0], len(x)), *sums]))
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        self._score("validation", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._scored = []
+
+    def test_step(self, batch: object, batch_idx: int) -> None:
+        self._score("test", batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def predict_step(self, batch: object, batch_idx: int) -> Tensor:
+        x, _ = self._prepared("predict", batch, batch_idx)
+        probs: Tensor = self.model.posterior(x).probs
+        return probs
+
+    def _prepared(self, kind: str, batch: object, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """The rows of a batch, dequantised the same way each time, and their labels."""
+        x, y = as_rows(batch, self.model.flow.num_classes)
+        with noise(derive_seed(self.seed, kind, batch_idx, self.global_rank), self.device):
+            return self.augment.prepare(x), y
+
+    def _score(self, kind: str, batch: object, batch_idx: int) -> None:
+        x, y = self._prepared(kind, batch, batch_idx)
+        ((table, common),) = self.model.flow.scores(x)
+        # Decide by the table alone. In a sum with what all labels share, rounding could hide the differences.
+        joint = table + self.model.class_probs.log_probs
+        known = torch.zeros(len(x), dtype=torch.bool, device=x.device) if y is None else y != UNLABELLED
+        wrong = known if y is None else known & (joint.argmax(-1) != y)
+        nll = -(common.double() + joint.logsumexp(-1).double()).sum()
+        self._scored.append(torch.stack([torch.full_like(nll, len(x)), nll, known.sum(), wrong.sum()]))
+
+    def _log_scores(self, prefix: str) -> None:
         # Reduce sums, not means. Lightning would round the mean number of rows a process to an integer.
-        total = self.trainer.strategy.reduce(torch.stack(self._validated).sum(0), reduce_op="sum")
-        nll, *error = cast(Tensor, total)[1:] / cast(Tensor, total)[0]
-        measured = {"val_nll": nll}
+        total = self.trainer.strategy.reduce(torch.stack(self._scored).sum(0), reduce_op="sum")
+        rows, nll, known, wrong = cast(Tensor, total)
+        measured = {f"{prefix}_nll": nll / rows}
         if self.augment.bins is not None:
-            measured["val_bits_per_dim"] = bits_per_dim(-nll, self.model.flow.event_shape, self.augment.bins)
-        if error:
-            measured["val_error"] = 100 * error[0]
+            bits = bits_per_dim(-nll / rows, self.model.flow.event_shape, self.augment.bins)
+            measured[f"{prefix}_bits_per_dim"] = bits
+        if known:
+            measured[f"{prefix}_error"] = 100 * wrong / known
         self.log_dict(measured, prog_bar=True, batch_size=1, sync_dist=True)
 
     # -- optimiser -----------------------------------------------------------------------------
@@ -204,12 +252,21 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- checkpoints ---------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["settings"] = self.settings
+        with suppress(ValueError):  # a part of the model is the user's own
+            checkpoint.update(describe_model(self.model))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        before = cast("dict[str, object]", checkpoint.get("settings", {}))
-        changed = list(differences(before, self.settings))
-        if changed:
-            raise ValueError(
-                f"resume: the checkpoint is of another run: {'; '.join(changed)}. Give the same settings, or "
-                "start anew in another folder"
-            )
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_run(checkpoint, self.settings, "the checkpoint")
+        self._done = int(checkpoint["global_step"])
+        self._lengthened = checkpoint["settings"]["steps"] != self.steps
+
+    def on_train_start(self) -> None:
+        if not self._lengthened:
+            return
+        # The schedule in the checkpoint has come to its end. Take the one of the longer run at this step.
+        options, schedule = self.optimisation, cast(LRScheduler, self.lr_schedulers())
+        optimizer = cast("LightningOptimizer", self.optimizers()).optimizer
+        longer = make_schedule(
+            options.schedule, optimizer, steps=self.steps, warmup=options.warmup, done=self._done
+        )
+        schedule.load_state_dict(longer.state_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,17 +15,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pyro_scnf._extras import require
 from pyro_scnf.training.batches import Batch
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
+from pyro_scnf.training.folder import LOGS
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
-    from lightning.pytorch import callbacks, loggers
+    from lightning.pytorch import callbacks, loggers, utilities
     from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 else:
     lightning = require("lightning.pytorch", "train")
     callbacks = require("lightning.pytorch.callbacks", "train")
     loggers = require("lightning.pytorch.loggers", "train")
+    utilities = require("lightning.pytorch.utilities", "train")
 
 __all__ = ["Log", "make_trainer", "quiet"]
 
@@ -116,11 +118,42 @@ def make_trainer(
 
 def _logger(log: Log | None, folder: Path) -> loggers.Logger | Literal[False]:
     if log == "csv":
-        return loggers.CSVLogger(folder, name="log")
+        return _Late(lambda: loggers.CSVLogger(folder, name=LOGS[log]))
     if log == "tensorboard":
         require("tensorboard", "tensorboard")
-        return loggers.TensorBoardLogger(folder, name="tensorboard")
+        return _Late(lambda: loggers.TensorBoardLogger(folder, name=LOGS[log]))
     return False
+
+
+class _Late(loggers.Logger):
+    """A logger that is made when it has something to write.
+
+    By then a new run has removed the logs of an earlier one.
+    """
+
+    def __init__(self, make: Callable[[], loggers.Logger]) -> None:
+        super().__init__()
+        self.make = make
+        self.made: loggers.Logger | None = None
+
+    name = version = None
+
+    @utilities.rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if self.made is None:
+            self.made = self.make()
+        self.made.log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        """There are none. The checkpoints hold the settings of a run."""
+
+    def save(self) -> None:
+        if self.made is not None:
+            self.made.save()
+
+    def finalize(self, status: str) -> None:
+        if self.made is not None:
+            self.made.finalize(status)
 
 
 @contextmanager
