@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from numbers import Integral
@@ -29,7 +29,10 @@ def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> tor
     """``shape`` as a ``torch.Size``, checked to be ``(D,)`` or ``(C, H, W)``. An integer D means ``(D,)``."""
     sizes: list[object] = [shape]
     if not isinstance(shape, int | Integral):
-        sizes = list(shape) if isinstance(shape, Iterable) else []
+        try:
+            sizes = [] if isinstance(shape, bytes) else list(shape)
+        except TypeError:
+            sizes = []
     whole = [int(n) for n in sizes if isinstance(n, int | Integral) and not isinstance(n, bool)]
     if (
         len(whole) != len(sizes)

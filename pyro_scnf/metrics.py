@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int] | int, bins: int =
     >>> bits_per_dim(torch.zeros(()), (1, 28, 28))
     tensor(8.)
     """
-    sizes = event_shape if isinstance(event_shape, Iterable) else (event_shape,)
+    sizes: list[object] = [event_shape]
+    if isinstance(event_shape, Sequence) and not isinstance(event_shape, str | bytes):
+        sizes = list(event_shape)
     size = math.prod(check_whole("event_shape", n, 1) for n in sizes)
     return math.log2(check_whole("bins", bins, 1)) - log_prob / (size * math.log(2))

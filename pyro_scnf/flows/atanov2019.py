@@ -21,7 +21,7 @@ __all__ = ["atanov2019_mnist"]
 
 
 @recorded
-def atanov2019_mnist(latent_dim: int = 196) -> Layer:
+def atanov2019_mnist(latent_dim: int | None = 196) -> Layer:
     r"""The flow :math:`f_w` of Atanov et al. (2019), Appendix E: 6,299,987 parameters.
 
     From data to latent, a step is a 1×1 convolution (unconstrained, starting at the identity), a coupling
@@ -35,7 +35,8 @@ def atanov2019_mnist(latent_dim: int = 196) -> Layer:
     dequantised images in the unit interval.
 
     :param int latent_dim: how many of the 784 components, the deepest ones, form :math:`z_f`. The paper
-        uses 196 and studies 48, 98, 392 and 784.
+        uses 196 and studies 48, 98, 392 and 784. With ``None`` all components of the deepest level do.
+    :raises ValueError: for a ``latent_dim`` out of range.
     """
     build = CouplingBuilder(width=64, blocks=4, scale="sigmoid")
 

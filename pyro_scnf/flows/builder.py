@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_scnf._numbers import check_number, check_whole, check_word, refuse_unused
 from pyro_scnf.nn import NetSpec, make_net
@@ -25,7 +25,7 @@ __all__ = ["CouplingBuilder", "for_each_level", "halvings", "logit_layers"]
 
 def for_each_level(name: str, values: object, levels: int) -> list[Any]:
     """The option ``name``, which gives a value for each level, as a list."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Tensor) or not isinstance(values, Iterable):
         raise ValueError(f"{name}={values!r}: expected one value for all levels, or a list with one for each")
     each = list(values)
     if len(each) != levels:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
-from pyro_scnf._numbers import check_whole
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import Named, read_spec
 from pyro_scnf.nn.conditioners import MLP, ConvNet, ResidualConvNet, ResidualMLP
 
@@ -32,7 +32,7 @@ _CONVOLUTIONAL = ("conv", "residual-conv")
 
 
 def make_net(
-    spec: NetSpec, event_shape: torch.Size, in_channels: int, out_channels: int, context_dim: int = 0
+    spec: NetSpec, event_shape: Sequence[int] | int, in_channels: int, out_channels: int, context_dim: int = 0
 ) -> nn.Module:
     """The conditioner that ``spec`` names, for events of ``event_shape``.
 
@@ -52,7 +52,9 @@ def make_net(
     >>> net(torch.randn(3, 2)).shape
     torch.Size([3, 4])
     """
-    check_whole("context_dim", context_dim, 0)
+    shape = as_event_shape(event_shape)
+    check_at_least(1, in_channels=in_channels, out_channels=out_channels)
+    check_at_least(0, context_dim=context_dim)
     if isinstance(spec, nn.Module):
         raise ValueError(
             f"net: got a {type(spec).__name__}, which is a network; expected a word, or a class or function "
@@ -61,13 +63,13 @@ def make_net(
     named = read_spec(spec, NETS, "net")
     word = None if named.description is None else named.description["name"]
     if word in NETS:
-        images = len(event_shape) == 3
+        images = len(shape) == 3
         if images != (word in _CONVOLUTIONAL):
             kind = "images" if images else "vectors"
             fitting = [name for name in NETS if (name in _CONVOLUTIONAL) == images]
             raise ValueError(f"{named.label}: events are {kind}, expected {' or '.join(map(repr, fitting))}")
         if images:
-            _fit_kernel(named, min(event_shape[1:]))
+            _fit_kernel(named, min(shape[1:]))
     channels = {"in_channels": in_channels, "out_channels": out_channels}
     return named.make(channels, context_dim=context_dim)
 
