@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Self, cast
 
@@ -35,6 +36,7 @@ class SiteParameters(nn.Module):
         self.has_run = self.has_graph = False
         self.unnamed: list[Tensor] = []  # trainable, but neither in a module nor named by a site
         self.seen: dict[int, Tensor] = {}
+        self.idle: dict[int, Tensor] = {}  # in Pyro's store, but not what a module computes with
         self.read: dict[int, Tensor] | None = None  # what the latest reading gave
         # PyTorch reads parameters with items(), for this module and for every module above it.
         self._parameters = _Noticed(self._before_reading)
@@ -54,16 +56,22 @@ class SiteParameters(nn.Module):
         if functorch.is_functorch_wrapped_tensor(loss):
             return  # sites then hold tensors that stand for parameters
         self.has_run, late = True, []
+        expected = self.seen if self.read is None else self.read
+        leaves = functools.cache(lambda: _leaves(loss))
         for site in sites:
-            if site["type"] == "param":
-                parameter = self._used(site, loss)
-                if parameter is not None and self._is_late(str(site["name"]), parameter):
-                    late.append(str(site["name"]))
+            if site["type"] != "param" or (
+                site["value"] is site["args"][-1] and id(site["value"]) in expected
+            ):
+                continue
+            parameter = self._used(site, leaves)
+            if parameter is not None and self._is_late(str(site["name"]), parameter):
+                late.append(str(site["name"]))
         if not self.has_graph and loss.requires_grad:
             self.has_graph = True
             known = self._known()
-            used = [p for p in _leaves(loss).values() if isinstance(p, nn.Parameter)]
-            self.unnamed = [p for p in used if id(p) not in known]
+            self.unnamed = [
+                p for p in leaves().values() if isinstance(p, nn.Parameter) and id(p) not in known
+            ]
         if late:
             raise RuntimeError(
                 f"the parameter {late[0]!r} is new: it has come since the parameters of the loss were read, "
@@ -71,22 +79,25 @@ class SiteParameters(nn.Module):
                 f"anew, or add the parameter to it ({len(late)} in all: {', '.join(late[:5])})"
             )
 
-    def _used(self, site: Message, loss: Tensor) -> Tensor | None:
+    def _used(self, site: Message, leaves: Callable[[], dict[int, Tensor]]) -> Tensor | None:
         """The tensor by which a site's parameter is trained.
 
-        A module computes with its own parameters. Pyro's store can hold others of the same name, from an
-        earlier module. ``pyro.param``, in contrast, gives what is in the store.
+        Pyro's store may hold another tensor of that name, from an earlier module. A module goes on computing
+        with its own, while ``pyro.param`` gives what is in the store. The graph tells which it was.
         """
         stored = _unconstrained(site["value"])
         given = site["args"][1] if len(site["args"]) > 1 else None
         own = given if isinstance(given, nn.Parameter) else None
-        if own is None or own is stored or id(own) in self.seen:
-            return stored if own is None else own
-        if stored is None:
+        if own is None or own is stored:
+            return stored
+        if stored is None or id(stored) in self.idle:
             return own
-        if not loss.requires_grad:
-            return stored if id(stored) in self.seen else own
-        return stored if id(stored) in _leaves(loss) else own
+        if id(stored) in leaves():
+            return stored
+        if id(own) in leaves():
+            self.idle[id(stored)] = stored
+            return own
+        return stored if id(stored) in self.seen else own
 
     def _is_late(self, name: str, parameter: Tensor) -> bool:
         """Take up ``parameter``, if it is new. Return whether a reading has missed it."""

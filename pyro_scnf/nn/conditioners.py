@@ -244,7 +244,17 @@ class ResidualConvNet(_ResidualNet):
         super().__init__(conv, 3, (in_channels, out_channels), width, blocks, norm, context_dim)
 
 
-class _ReflectConv2d(nn.Conv2d):
+class _Conv2d(nn.Conv2d):
+    """A convolution that runs channels-last, the fastest layout. Its weight stays in the usual layout.
+
+    Pyro's store holds copies of tensors in other layouts, and ``SVI`` would train the copies.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+class _ReflectConv2d(_Conv2d):
     """A convolution whose output has the size of its input, thanks to padding by reflection."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -262,11 +272,8 @@ class _ReflectConv2d(nn.Conv2d):
 def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
     if check_whole("kernel_size", kernel_size, 1) % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    kind = _ReflectConv2d if kernel_size > 1 else nn.Conv2d
-    conv = kind(in_size, out_size, kernel_size)
-    # Channels-last is the fastest layout. It spreads: the output of such a convolution is channels-last, too.
-    conv.weight.data = conv.weight.data.to(memory_format=torch.channels_last)
-    return conv
+    kind = _ReflectConv2d if kernel_size > 1 else _Conv2d
+    return kind(in_size, out_size, kernel_size)
 
 
 class MLP(Conditioner):
