@@ -1,4 +1,4 @@
-"""Shared by the examples: the command line, one call that trains, and the files that they write."""
+"""Shared by the examples: the options that all have, one call that trains, and the files that they write."""
 
 from __future__ import annotations
 
@@ -12,36 +12,29 @@ from typing import Literal
 
 import threads  # before torch
 import torch
+from command_line import Parser, refusing, whole
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
 from pyro_scnf.presets import Preset
-from pyro_scnf.training import FitResult, Machine
+from pyro_scnf.training import FitResult, Machine, StepBatches
 
 
-def positive(text: str) -> int:
-    """A number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return int(text)
-
-
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> Parser:
     """The options that every example has."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description)
     prior = f"p(z_f | y): {', '.join(scnf.PRIORS)}, with options (gmm:covariance=full), or an import path"
     parser.add_argument("--prior", default="flow", help=prior)
     parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="how to treat unknown labels")
     terms = f"training terms: {', '.join(scnf.TERMS)}, with options (balance:weight=2); default: the preset's"
     parser.add_argument("--terms", nargs="*", help=terms)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data split and of training")
-    parser.add_argument("--steps", type=positive, help="optimiser steps; by default those of the preset")
+    seed = "seed of the data split and of training"
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help=seed)
+    parser.add_argument("--steps", type=whole(), help="optimiser steps; by default those of the preset")
     parser.add_argument("--out", type=Path, help="folder for metrics, figures and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=positive, help="CPU threads; by default the fastest number")
+    parser.add_argument("--threads", type=whole(), help="CPU threads; by default the fastest number")
     parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     return parser
 
@@ -58,21 +51,25 @@ def train(
     log: Literal["csv", "tensorboard"] | None = None,
 ) -> FitResult:
     """``preset.fit`` with the options of the command line. It first sets the number of CPU threads."""
-    if args.terms is not None:
-        preset = replace(preset, terms=args.terms)
-    if preset.uses_pairs and data.neighbours is None:
-        data = link_neighbours(data, preset.neighbours)
+    with refusing(
+        args, "terms", "labels", "labels_per_class", "batch_size", "labelled_batch_size", "devices"
+    ):
+        preset = preset if args.terms is None else replace(preset, terms=args.terms)
+        if preset.uses_pairs and data.neighbours is None:
+            data = link_neighbours(data, preset.neighbours)
+        StepBatches(data, preset.batch_size, preset.labelled_batch_size, world_size=machine.processes)
     loss, x = scnf.elbo(model), data.x[: min(preset.batch_size, 128)]
 
     def step() -> None:
         loss(preset.augment.prepare(x).to(args.device)).backward()
         model.zero_grad(set_to_none=True)
 
-    given = args.threads or (1 if machine.devices > 1 else None)  # processes share the cores
-    args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
-    steps = args.steps or (smoke_steps if args.smoke_test else preset.steps)
+    given = 1 if args.threads is None and machine.devices > 1 else args.threads  # processes share the cores
+    steps = (smoke_steps if args.smoke_test else preset.steps) if args.steps is None else args.steps
     run = {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
-    return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
+    with refusing(args), threads.restored_if_refused(args.out):
+        args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
+        return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
 
 
 def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: Mapping[str, object]) -> None:
@@ -84,7 +81,6 @@ def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: Map
         "torch": torch.__version__,
         "pyro_scnf": scnf.__version__,
     }
-    record = {**metrics, "settings": settings, "versions": versions}
     partial = args.out / "metrics.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(json.dumps({**metrics, "settings": settings, "versions": versions}, indent=2) + "\n")
     partial.replace(args.out / "metrics.json")

@@ -9,11 +9,10 @@ labelled. Prints its test error beside that of standard methods on the same spli
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import common
 import figures
 import torch
+from command_line import parse, refusing, whole
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -51,13 +50,15 @@ def baselines(data: SemiSupervisedData) -> dict[str, float]:
 
 def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
-    parser.add_argument("--labels-per-class", type=common.positive, default=10)
-    args = parser.parse_args()
-    args.out = args.out or Path("out") / "digits"
+    parser.add_argument("--labels-per-class", type=whole(), default=10)
+    args = parse(parser, "digits")
     torch.manual_seed(args.seed)
 
-    data = digits(labels_per_class=args.labels_per_class, seed=args.seed).hold_out(PRESET.held_out, args.seed)
-    model = PRESET.make_model(data, args.prior).to(args.device)
+    with refusing(args, "labels_per_class"):
+        data = digits(labels_per_class=args.labels_per_class, seed=args.seed)
+        data = data.hold_out(PRESET.held_out, args.seed)
+    with refusing(args, "prior"):
+        model = PRESET.make_model(data, args.prior).to(args.device)
     machine = scnf.training.Machine(device=args.device)
     result = common.train(args, PRESET, model, data, smoke_steps=10, machine=machine)
 

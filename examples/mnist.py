@@ -17,6 +17,7 @@ from pathlib import Path
 import common
 import figures
 import torch
+from command_line import minutes, parse, refusing, whole
 
 import pyro_scnf as scnf
 from pyro_scnf import analysis
@@ -33,18 +34,17 @@ def main() -> dict[str, object]:
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
-    parser.add_argument("--labels", type=common.positive, default=100, help="labelled images")
+    parser.add_argument("--labels", type=whole(), default=100, help="labelled images")
     parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
-    parser.add_argument("--latent-dim", type=common.positive, help="components of z_f, out of 784")
-    parser.add_argument("--batch-size", type=common.positive, help="unlabelled images a step")
-    parser.add_argument("--labelled-batch-size", type=common.positive, help="labelled images a step")
+    parser.add_argument("--latent-dim", type=whole(1, 784), help="components of z_f, out of 784")
+    parser.add_argument("--batch-size", type=whole(), help="unlabelled images a step")
+    parser.add_argument("--labelled-batch-size", type=whole(), help="labelled images a step")
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
     parser.add_argument("--compile", action="store_true", help="torch.compile both flows")
-    parser.add_argument("--devices", type=common.positive, default=1, help="processes to train in")
-    parser.add_argument("--minutes", type=float, help="stop before this time is up; --resume goes on")
+    parser.add_argument("--devices", type=whole(), default=1, help="processes to train in")
+    parser.add_argument("--minutes", type=minutes, help="stop before this time is up; --resume goes on")
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
-    args = parser.parse_args()
-    args.out = args.out or Path("out") / "mnist"
+    args = parse(parser, "mnist")
     preset = PRESETS[args.preset]
     if args.smoke_test:
         args.data, slow = "digits", replace(preset.optimisation, learning_rate=1e-4)
@@ -53,13 +53,15 @@ def main() -> dict[str, object]:
     given = {name: getattr(args, name) for name in ("batch_size", "labelled_batch_size", "terms")}
     preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)
-
-    choice = {"labels": args.labels, "split": args.split or preset.split, "num_val": preset.held_out}
+    split = preset.split if args.split is None else args.split
+    choice = {"labels": args.labels, "split": split, "num_val": preset.held_out}
     files = partial(images, args.data, args.data_root, download=args.download)
-    data = (enlarged_digits if args.data == "digits" else files)(seed=args.seed, **choice)
+    with refusing(args, "data", "data_root", "labels", "split"):
+        data = (enlarged_digits if args.data == "digits" else files)(seed=args.seed, **choice)
     if preset.uses_pairs:
         data = link_neighbours(data, preset.neighbours, upright_features)
-    model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
+    with refusing(args, "prior", "latent_dim"):
+        model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
     machine = Machine(args.device, args.devices, precision=args.precision, compile=args.compile)
     result = common.train(args, preset, model, data, 4, machine=machine, minutes=args.minutes, log=args.log)
     if result.rank:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -53,6 +54,20 @@ def fastest(step: Callable[[], object]) -> int:
     return best
 
 
+@contextmanager
+def restored_if_refused(out: Path) -> Iterator[None]:
+    """Leave ``out`` as it was if a check raises: without ``threads.txt``, or with that of an earlier run."""
+    file = out / "threads.txt"
+    before = file.read_bytes() if file.exists() else None
+    try:
+        yield
+    except (ValueError, ImportError):
+        file.unlink(missing_ok=True) if before is None else file.write_bytes(before)
+        with suppress(OSError):  # it is not empty
+            out.rmdir()
+        raise
+
+
 def set_threads(step: Callable[[], object], out: Path, *, given: int | None, resume: bool) -> int:
     """Set the number of threads, print it, and write it to ``out``, beside the checkpoints.
 
@@ -62,7 +77,7 @@ def set_threads(step: Callable[[], object], out: Path, *, given: int | None, res
     file = out / "threads.txt"
     if given is not None:
         threads, reason = given, "as given"
-    elif resume and file.exists():
+    elif resume and file.exists() and file.read_text().strip().isdecimal():
         threads, reason = int(file.read_text()), "as before"
     else:
         threads, reason = fastest(step), "measured now; --threads N overrides"

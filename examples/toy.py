@@ -8,10 +8,9 @@ Trains a semi-conditional flow on a 2-D toy data set. Five points of each class 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import common
 import torch
+from command_line import parse, refusing, whole
 
 import pyro_scnf as scnf
 from pyro_scnf import analysis, plots
@@ -23,14 +22,15 @@ PRESET = scnf.presets.TOY
 def main() -> dict[str, float | None]:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--data", default="moons", choices=TOYS)
-    parser.add_argument("--labels-per-class", type=common.positive, default=5)
-    args = parser.parse_args()
-    args.out = args.out or Path("out") / f"toy-{args.data}"
+    parser.add_argument("--labels-per-class", type=whole(), default=5)
+    args = parse(parser, "toy-{data}")
     torch.manual_seed(args.seed)
 
-    data = toy(args.data, labels_per_class=args.labels_per_class, seed=args.seed)
-    data = data.hold_out(PRESET.held_out, args.seed)
-    model = PRESET.make_model(data, args.prior).to(args.device)
+    with refusing(args, "labels_per_class"):
+        data = toy(args.data, labels_per_class=args.labels_per_class, seed=args.seed)
+        data = data.hold_out(PRESET.held_out, args.seed)
+    with refusing(args, "prior"):
+        model = PRESET.make_model(data, args.prior).to(args.device)
     machine = scnf.training.Machine(device=args.device)
     result = common.train(args, PRESET, model, data, smoke_steps=20, machine=machine)
 
