@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn import functional as F
 
+from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_scale, check_temperature, check_word, refuse_unused
 from pyro_scnf._shapes import as_event_shape, in_double
 
@@ -44,12 +45,12 @@ def check_base_scale(
     if init_scale is None:
         return None
     number = check_scale(names[1], init_scale)
-    if scale == "unit":
+    if scale == "unit" and number != 1:
         refuse_unused(f"{names[0]}='unit' fixes the scale at 1", **{names[1]: init_scale})
     return number
 
 
-class BaseNormal(nn.Module):
+class BaseNormal(PortableModule):
     r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 
     It is a module so that ``.to(...)`` moves it together with the flow. A distribution would keep its dtype
@@ -58,8 +59,8 @@ class BaseNormal(nn.Module):
     :param event_shape: shape of one draw.
     :param scale: ``"learnable"``, where :math:`\rho` is a parameter, or ``"unit"``, the standard normal.
     :param float init_scale: initial standard deviation of a learnable scale, 1 by default.
-    :raises ValueError: for an unknown ``scale``, an ``init_scale`` that is no positive number, or one beside
-        the unit scale.
+    :raises ValueError: for an unknown ``scale``, an ``init_scale`` that is no positive number, or another
+        one than 1 beside the unit scale.
     """
 
     zero: Tensor
@@ -93,7 +94,7 @@ class BaseNormal(nn.Module):
         return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
 
 
-class ConcatDistribution(dist.TorchDistribution):
+class ConcatDistribution(Portable, dist.TorchDistribution):
     """Independent parts, flattened and concatenated into one vector event.
 
     Each part keeps its own batch shape in :meth:`log_prob`. With one part of batch ``()`` and one of batch

@@ -679,17 +679,17 @@ UNUSED: dict[str, tuple[Callable[[], object], str, str]] = {
         "width=64",
         "net",
     ),
-    "init_scale": (lambda: distributions.BaseNormal((2,), "unit", 1.0), "init_scale=1.0", "scale='unit'"),
+    "init_scale": (lambda: distributions.BaseNormal((2,), "unit", 2.0), "init_scale=2.0", "scale='unit'"),
     "base_scale": (
-        lambda: ConditionalFlowPrior((2,), 2, base="unit", base_scale=1.0),
-        "base_scale=1.0",
+        lambda: ConditionalFlowPrior((2,), 2, base="unit", base_scale=2.0),
+        "base_scale=2.0",
         "base='unit'",
     ),
     "init_aux_scale of unit": (
         lambda: scnf.SemiConditionalFlow(
-            flows.glow((4,), levels=2, steps=1), "gmm", 2, aux_scale="unit", init_aux_scale=1.0
+            flows.glow((4,), levels=2, steps=1), "gmm", 2, aux_scale="unit", init_aux_scale=2.0
         ),
-        "init_aux_scale=1.0",
+        "init_aux_scale=2.0",
         "aux_scale='unit'",
     ),
     "init_aux_scale of nothing": (
