@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -18,6 +21,7 @@ from pyro.infer import (
     Predictive,
     Trace_ELBO,
     TraceEnum_ELBO,
+    TraceTMC_ELBO,
     config_enumerate,
     infer_discrete,
 )
@@ -78,6 +82,123 @@ def test_compute_marginals_gives_the_exact_posterior(model, x, form):
     assert relative(model.posterior(x).probs, hand_posterior(model, x)) < 1e-10
 
 
+class TestPartlyLabelled:
+    """A batch in which some rows are labelled, under everything of Pyro's that draws or sums over labels."""
+
+    Y = torch.tensor([0, -1, 2, -1, 1, -1])
+    KNOWN = Y >= 0
+
+    def hand(self, model, x):
+        certain = torch.nn.functional.one_hot(self.Y.clamp(min=0), 3).to(F64)
+        return torch.where(self.KNOWN[:, None], certain, hand_posterior(model, x))
+
+    @pytest.mark.parametrize("expand", [False, True])
+    @pytest.mark.parametrize("sizes", [{}, {"num_labelled": 30, "num_unlabelled": 50}])
+    def test_compute_marginals(self, model, x, sizes, expand):
+        model = scnf.SemiSupervisedModel(model.flow, model.class_probs, **sizes)
+        configured = config_enumerate(model, expand=expand)
+        for one in (model, configured):
+            marginals = TraceEnum_ELBO(**OPTIONS).compute_marginals(one, scnf.exact_guide, x, self.Y)
+            assert list(marginals) == ["y"]
+            assert relative(marginals["y"].probs, self.hand(model, x)) < 1e-10
+        assert torch.equal(marginals["y"].sample((9,))[:, self.KNOWN], self.Y[self.KNOWN].expand(9, 3))
+
+    def test_a_marginal_is_a_distribution_like_any_other(self, model, x):
+        with torch.no_grad():
+            marginal = TraceEnum_ELBO(**OPTIONS).compute_marginals(model, scnf.exact_guide, x, self.Y)["y"]
+        again = copy.deepcopy(marginal.expand([2, 6]))
+        assert again.sample().shape == (2, 6)
+        assert relative(again.probs[1], self.hand(model, x)) < 1e-10
+        assert torch.equal(marginal.enumerate_support(expand=False)[:, 0], torch.arange(3))
+
+    @pytest.mark.parametrize("labels", ["none", "some"])
+    def test_sample_posterior(self, model, x, labels):
+        rows = x.repeat_interleave(1000, 0)
+        y = self.Y.repeat_interleave(1000) if labels == "some" else None
+        with poutine.trace() as tracer:
+            TraceEnum_ELBO(**OPTIONS).sample_posterior(model, scnf.exact_guide, rows, y)
+        drawn = tracer.trace.nodes["y"]["value"].reshape(6, 1000)
+        shares = torch.nn.functional.one_hot(drawn, 3).double().mean(1)
+        expected = self.hand(model, x) if labels == "some" else hand_posterior(model, x)
+        assert (shares - expected).abs().max() < 5 * 0.5 / math.sqrt(1000)
+        if labels == "some":
+            assert (drawn[self.KNOWN] == self.Y[self.KNOWN, None]).all()
+
+    def test_infer_discrete_draws(self, model, x):
+        rows, y = x.repeat_interleave(1000, 0), self.Y.repeat_interleave(1000)
+        inferred = infer_discrete(config_enumerate(model), first_available_dim=-2)
+        drawn = poutine.trace(inferred).get_trace(rows, y).nodes["y"]["value"].reshape(6, 1000)
+        shares = torch.nn.functional.one_hot(drawn, 3).double().mean(1)
+        assert (shares - self.hand(model, x)).abs().max() < 5 * 0.5 / math.sqrt(1000)
+
+    def test_condition(self, model, x):
+        """Labels by ``poutine.condition`` are those of all rows. They may not contradict the known ones."""
+        labels = torch.where(self.KNOWN, self.Y, 1)
+        conditioned = poutine.condition(model, {"y": labels})
+        expected = scnf.elbo(model)(x, labels).item()
+        assert scnf.elbo(conditioned)(x, self.Y).item() == pytest.approx(expected, rel=1e-12)
+        assert scnf.elbo(poutine.condition(model, {"y": (labels + 1) % 3}))(x, self.Y) > 1e29
+
+    @pytest.mark.parametrize("parallel", [False, True])
+    def test_predictive(self, model, x, parallel):
+        """Predictive draws the unknown labels from p(y). The known ones are as they are."""
+        draws = Predictive(model, num_samples=400, parallel=parallel)(x, self.Y)["y"]
+        assert draws.shape == (400, 6)
+        assert (draws[:, self.KNOWN] == self.Y[self.KNOWN]).all()
+        shares = torch.nn.functional.one_hot(draws[:, ~self.KNOWN], 3).double().mean((0, 1))
+        assert (shares - model.class_probs().probs).abs().max() < 5 * 0.5 / math.sqrt(1200)
+
+    def test_several_draws_of_each_label_are_refused(self, model, x):
+        """Pyro's tensor Monte Carlo would lose log p(y) of the known labels, which p(y) does not draw."""
+        configured = config_enumerate(model, num_samples=7, expand=True)
+        loss = TraceTMC_ELBO(max_plate_nesting=1).differentiable_loss
+        with pytest.raises(ValueError, match=r"num_samples: some labels of the batch are known"):
+            loss(configured, scnf.exact_guide, x, self.Y)
+        assert loss(configured, scnf.exact_guide, x, torch.where(self.KNOWN, self.Y, 1)) > 0
+
+
+# -- what a call draws -----------------------------------------------------------------
+class TestGenerators:
+    """Draws follow the generator they are given, and leave the global one alone."""
+
+    def draws(self, model):
+        y = torch.tensor([0, 2, 1])
+        marginal = scnf.LabelMarginal(model.flow, torch.rand(2, 3))
+        return {
+            "model": lambda g: model(n=6, generator=g),
+            "x alone": lambda g: model(y=y, generator=g),
+            "some labels": lambda g: model(y=torch.tensor([0, -1, -1]), generator=g),
+            "predictive": lambda g: Predictive(model, num_samples=3)(n=2, generator=g)["x"],
+            "guided": lambda g: Predictive(model, guide=scnf.EMGuide(model), num_samples=2)(n=3, generator=g)[
+                "x"
+            ],
+            "marginal": lambda g: marginal.sample((4,), generator=g),
+        }
+
+    @pytest.mark.parametrize("kind", ["model", "x alone", "some labels", "predictive", "guided", "marginal"])
+    def test_same_draws(self, model, kind):
+        draw = self.draws(model)[kind]
+        state = torch.get_rng_state()
+        first, again, other = (draw(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not torch.equal(draw(None), draw(None))
+
+    def test_a_generator_goes_on(self, model):
+        generator = torch.Generator().manual_seed(0)
+        first, second = (model(n=5, generator=generator) for _ in range(2))
+        assert not torch.equal(first, second)
+
+    def test_where_nothing_is_drawn(self, model, x):
+        generator = torch.Generator()
+        for call in (model, scnf.EMGuide(model), scnf.elbo(model)):
+            with pytest.raises(ValueError, match="generator is for draws of x, and x is given"):
+                call(x, generator=generator)
+        with pytest.raises(ValueError, match=r"generator is a int, expected a torch.Generator"):
+            model(n=3, generator=0)
+
+
 # -- prediction ---------------------------------------------------------------------------
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_draws_labels_and_data(parallel):
@@ -111,6 +232,140 @@ def test_draws_given_a_label(model):
         x = conditioned(n=4)
         assert x.shape == (4, 2)
     assert model(y=y).shape == (4, 2)
+
+
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+ONE_HOT = torch.nn.functional.one_hot(Y, 3)
+
+
+def wrong_arguments():
+    x, w = torch.randn(6, 2, dtype=F64), torch.ones(6, dtype=F64)
+    even = torch.full((6, 3), -math.log(3), dtype=F64)
+    return {
+        "x array": ((x.numpy(),), {}, r"SemiSupervisedModel: x is .*array.*expected a tensor"),
+        "x list": ((x.tolist(),), {}, r"SemiSupervisedModel: x is .*list.*expected a tensor"),
+        "x integers": ((x.long(),), {}, r"SemiSupervisedModel: x has dtype torch.int64"),
+        "x batches": ((x.reshape(2, 3, 2),), {}, r"x has batch shape \(2, 3\)"),
+        "no rows": ((x[:0],), {}, "x is empty, expected at least one row"),
+        "y array": ((x, Y.numpy()), {}, r"SemiSupervisedModel: y is .*array"),
+        "y list": ((x, Y.tolist()), {}, r"SemiSupervisedModel: y is .*list"),
+        "y float": ((x, Y.double()), {}, r"y has dtype torch.float64.*y.long\(\)"),
+        "y bool": ((x, Y > 0), {}, r"y has dtype torch.bool"),
+        "y one-hot": ((x, ONE_HOT), {}, r"y has shape \(6, 3\).*one-hot.*argmax"),
+        "y float one-hot": ((x, ONE_HOT.double()), {}, r"y .*one-hot.*argmax"),
+        "y column": ((x, Y[:, None]), {}, r"y has shape \(6, 1\), expected \(6,\)"),
+        "y range": ((x, Y + 1), {}, r"y holds labels 1..3, expected -1..2"),
+        "u array": ((x, Y, x.numpy()), {}, r"SemiSupervisedModel: x_unlabelled is .*array"),
+        "u list": ((x, Y, x.tolist()), {}, r"SemiSupervisedModel: x_unlabelled is .*list"),
+        "u integers": ((x, Y, x.long()), {}, r"x_unlabelled has dtype torch.int64"),
+        "u shape": ((x, Y, x[:, :1]), {}, r"x_unlabelled has shape \(6, 1\)"),
+        "u nan": ((x, Y, x * torch.nan), {}, r"x_unlabelled holds 12 NaN"),
+        "u unmarked": ((x, Y - 1, x), {}, r"y holds labels -1..1, expected 0..2"),
+        "u alone": ((), {"x_unlabelled": x}, "the labelled batch is empty"),
+        "weights array": ((x, Y), {"weights": w.numpy()}, r"SemiSupervisedModel: weights is .*array"),
+        "weights list": ((x, Y), {"weights": w.tolist()}, r"SemiSupervisedModel: weights is .*list"),
+        "weights short": ((x, Y), {"weights": w[1:]}, r"weights has shape \(5,\), expected \(6,\)"),
+        "weights column": ((x, Y), {"weights": w[:, None]}, r"weights has shape \(6, 1\), expected \(6,\)"),
+        "weights number": ((x, Y), {"weights": 2.0}, r"SemiSupervisedModel: weights is .*float"),
+        "weights negative": ((x, Y), {"weights": -w}, "weights has negative or infinite entries"),
+        "weights nan": ((x, Y), {"weights": w * torch.nan}, "weights has negative or infinite entries"),
+        "weights complex": (
+            (x, Y),
+            {"weights": w.to(torch.complex128)},
+            "weights has dtype torch.complex128",
+        ),
+        "weights of draws": ((), {"n": 6, "weights": w}, "weights are for rows of data; give x too"),
+        "weights of labels": ((), {"y": Y, "weights": w}, "weights are for rows of data; give x too"),
+        "evidence array": ((x,), {"label_log_prior": even.numpy()}, "label_log_prior is of"),
+        "evidence list": ((x,), {"label_log_prior": even.tolist()}, "label_log_prior is of list"),
+        "n float": ((), {"n": 2.5}, "n=2.5: expected a whole number"),
+        "n word": ((), {"n": "3"}, "n='3': expected a whole number"),
+        "n flag": ((), {"n": True}, "n=True: expected a whole number"),
+        "n none": ((), {"n": 0}, "n=0: expected at least 1"),
+        "n negative": ((), {"n": -2}, "n=-2: expected at least 1"),
+        "n and x": ((x,), {"n": 6}, "n=6 is a number of rows to draw, and x says how many"),
+        "n and y": ((), {"y": Y, "n": 6}, "n=6 is a number of rows to draw, and y says how many"),
+        "n and both": ((x, Y, x), {"n": 6}, "n=6 is a number of rows to draw, and x says how many"),
+        "nothing": ((), {}, "nothing observed; give n"),
+    }
+
+
+@pytest.mark.parametrize("kind", wrong_arguments())
+def test_arguments_are_refused_by_their_names(model, kind):
+    """By the model, its loss, and where these look at the arguments too, by the guide and the terms."""
+    args, kwargs, message = wrong_arguments()[kind]
+    calls = [model, scnf.elbo(model)]
+    if kind != "nothing":  # a guide has nothing to do then
+        calls.append(scnf.EMGuide(model))
+    if args and not kind.startswith(("n", "weights")):
+        calls.append(scnf.elbo(model, terms="balance"))
+    for call in calls:
+        if kind.startswith("evidence") or kind == "nothing":
+            message = message.replace("SemiSupervisedModel: ", "")
+        with pytest.raises(ValueError, match=message):
+            call(*args, **kwargs)
+
+
+def test_a_single_precision_model_takes_no_double_weights(x):
+    model = scnf.SemiSupervisedModel(toy_flow("flow"))
+    single, w = x.float(), torch.tensor([1, 0, 2, 1, 3, 1])
+    with pytest.raises(ValueError, match=r"dtype torch.float64.*give weights.to\(torch.float32\)"):
+        scnf.elbo(model)(single, Y, weights=w.double())
+    expected = scnf.elbo(model)(single, Y, weights=w.float()).item()
+    for lower in (w, w.bfloat16(), w.half()):  # these lose nothing
+        assert scnf.elbo(model)(single, Y, weights=lower).item() == pytest.approx(expected, rel=1e-6)
+    kept = scnf.elbo(model)(single, Y, weights=w > 0).item()
+    assert kept == pytest.approx(scnf.elbo(model)(single[w > 0], Y[w > 0]).item(), rel=1e-5)
+
+
+class TestLabelMarginal:
+    def test_it_decides_by_what_labels_do_not_share(self):
+        """Far from all classes, where the log-probabilities of the labels round to the same number."""
+        flow = toy_flow("gmm:covariance=shared")
+        x = 1e4 * torch.randn(50, 2)
+        probs = torch.tensor([0.5, 0.3, 0.2])
+        exact = copy.deepcopy(flow).double().posterior(x.double(), probs.double()).probs
+        assert (scnf.LabelMarginal(flow, probs).posterior(x).probs - exact).abs().max() < 1e-2
+
+    def test_batches(self, model, x):
+        flow, probs = model.flow, torch.rand(6, 3, dtype=F64)
+        marginal = scnf.LabelMarginal(flow, probs)
+        hand = (flow.class_log_prob(x) + (probs / probs.sum(-1, keepdim=True)).log()).logsumexp(-1)
+        assert relative(marginal.log_prob(x), hand) < 1e-10
+        expanded = scnf.LabelMarginal(flow).expand([4, 6])
+        assert relative(expanded.log_prob(x), flow.log_prob(x).expand(4, 6)) < 1e-10
+        assert expanded.posterior(x).probs.shape == (4, 6, 3)
+        assert expanded.sample((5,)).shape == (5, 4, 6, 2)
+        for call in (marginal.log_prob, marginal.posterior):
+            with pytest.raises(ValueError, match=r"x has batch shape \(5,\) and class_probs \(6,\)"):
+                call(x[:5])
+        with pytest.raises(ValueError, match=r"a batch of \(6,\) does not expand"):
+            marginal.expand([5])
+
+    def test_no_rows(self, model, x):
+        marginal = scnf.LabelMarginal(model.flow, model.class_probs)
+        assert marginal.log_prob(x[:0]).shape == (0,)
+        assert marginal.posterior(x[:0]).probs.shape == (0, 3)
+        assert marginal.sample((0,)).shape == (0, 2)
+        assert marginal.expand([0]).sample((3,)).shape == (3, 0, 2)
+
+    def test_copies_hold_no_graph(self, model, x):
+        learnable = scnf.ClassProbs(3, "learnable").double()
+        marginal = scnf.LabelMarginal(model.flow, learnable)
+        for one in (copy.deepcopy(marginal), pickle.loads(pickle.dumps(marginal))):
+            assert relative(one.log_prob(x), marginal.log_prob(x)) < 1e-12
+            assert not one.log_class_probs.requires_grad
+        assert marginal.log_class_probs.requires_grad
+
+    def test_dtype_is_that_of_the_flow(self):
+        flow, x = toy_flow("gmm"), torch.randn(4, 2)
+        for probs in (torch.tensor([1.0, 2, 3], dtype=F64), torch.tensor([1, 2, 3])):
+            assert scnf.LabelMarginal(flow, probs).log_prob(x).dtype == torch.float32
+
+    @pytest.mark.parametrize("probs", [[1.0, 1.0, 1.0], np.ones(3), "uniform", -torch.ones(3), torch.ones(2)])
+    def test_weights_of_other_kinds(self, model, probs):
+        with pytest.raises(ValueError, match="class_probs"):
+            scnf.LabelMarginal(model.flow, probs)
 
 
 # -- handlers -------------------------------------------------------------------------------

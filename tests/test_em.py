@@ -282,3 +282,45 @@ def test_guides_by_name():
     }
     assert found["em-ema"].decay == 0.99
     assert found["em"].old is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estep": "soft"}, "estep='soft': expected"),
+        ({"estep": "hard", "temperature": 0.5}, r"temperature=0.5.*the same at every temperature"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"temperature": "warm"}, "temperature='warm'"),
+        ({"temperature": math.inf}, "temperature=inf"),
+        ({"decay": 1}, "decay=1"),
+        ({"decay": True}, "decay=True"),
+        ({"decay": False}, "decay=False"),
+        ({"decay": math.nan}, "decay=nan"),
+        ({"decay": "0.9"}, "decay='0.9'"),
+    ],
+)
+def test_options_that_would_have_no_effect_or_no_meaning(options, message):
+    with pytest.raises(ValueError, match=message):
+        scnf.EMGuide(scnf.SemiSupervisedModel(toy_flow()), **options)
+
+
+def test_a_guide_is_for_the_model_itself():
+    model = scnf.SemiSupervisedModel(toy_flow())
+    for other in (model.flow, scnf.with_terms(model, "balance"), poutine.mask(model, mask=True), "gmm"):
+        with pytest.raises(ValueError, match=r"model is a \w+, expected a SemiSupervisedModel"):
+            scnf.EMGuide(other)
+
+
+@pytest.mark.parametrize("name", ["em", "em-sample", "em-hard"])
+def test_weights_follow_the_rule_of_the_model(name):
+    """Integers are exact. A weight of 0 leaves a row out."""
+    model = scnf.SemiSupervisedModel(toy_flow())
+    guide = scnf.make_guide(name, model)
+    x, w = torch.randn(5, 2), torch.tensor([1, 0, 2, 0, 1])
+    loss = scnf.elbo(model, guide)(x, weights=w)
+    rows = torch.cat([x[[0, 2, 2, 4]]])
+    torch.manual_seed(0)
+    expected = scnf.elbo(model, guide)(rows)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ValueError, match=r"weights has dtype torch.float64"):
+        guide(x, weights=w.double())

@@ -10,10 +10,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.runtime import InferDict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._labels import log_certainty
 from pyro_scnf._numbers import check_number, check_temperature
 from pyro_scnf.models.plates import data_plate, weigh
@@ -42,7 +43,7 @@ class _Average:
                 before.copy_(now)
 
 
-class EMGuide(nn.Module):
+class EMGuide(PortableModule):
     r"""EM-SGD: the label posterior :math:`q(y) \propto p(y \mid x, \theta_{old})^{1/T}` as a guide.
 
     The E-step computes q without gradient. The M-step is one gradient step on

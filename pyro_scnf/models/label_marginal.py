@@ -11,6 +11,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_scnf._copies import Portable
 from pyro_scnf._labels import categorical
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
@@ -22,7 +23,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 __all__ = ["LabelMarginal"]
 
 
-class LabelMarginal(dist.TorchDistribution):
+class LabelMarginal(Portable, dist.TorchDistribution):
     r"""The marginal :math:`p(x) = \sum_k p(y = k)\, p(x \mid y = k)` as a distribution over x.
 
     Use it where a label site would be in the way: with plain ``Trace_ELBO``, in importance sampling, or as a
@@ -52,10 +53,10 @@ class LabelMarginal(dist.TorchDistribution):
                 "flow: a parameter is a PyroSample, which a LabelMarginal cannot score in a Pyro program; "
                 "give the model a label site and flow.condition(y)"
             )
-        log_probs = torch.as_tensor(log_class_probs(class_probs, flow.num_classes))
-        log_probs = (log_probs if log_probs.dim() else log_probs.expand(flow.num_classes)).to(
-            reference_tensor(flow)
-        )
+        like, given = reference_tensor(flow), log_class_probs(class_probs, flow.num_classes)
+        log_probs = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+        if not log_probs.dim():  # uniform
+            log_probs = log_probs.expand(flow.num_classes)
         self.flow, self.log_class_probs = flow, log_probs
         super().__init__(log_probs.shape[:-1], flow.event_shape, validate_args=validate_args)
 

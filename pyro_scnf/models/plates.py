@@ -79,6 +79,12 @@ class PartlyKnown(dist.Categorical):
         drawn: Tensor = super().sample(sample_shape)
         if self.labels is None or self.known is None:
             return drawn
+        if len(sample_shape):  # in a model, only Monte Carlo in the place of enumeration asks for several
+            raise ValueError(
+                "num_samples: some labels of the batch are known, and drawing them several times would lose "
+                "their log p(y); leave it out, so that the labels are enumerated, or give model(x, y, "
+                "x_unlabelled)"
+            )
         return torch.where(self.known, self.labels, drawn)
 
 

@@ -193,7 +193,13 @@ def _check_batch(
             "weigh single rows; leave out the weights or these terms"
         )
     if extra.view is not None:
-        model.flow.check_data(extra.view, "view", type(model).__name__)
+        owner = type(model).__name__
+        model.flow.check_data(extra.view, "view", owner)
+        if extra.view.shape[1:] != model.flow.event_shape:
+            raise ValueError(
+                f"{owner}: view has shape {tuple(extra.view.shape)}, expected one batch dimension, as "
+                "x_unlabelled has"
+            )
 
 
 def check_used(terms: Mapping[str, TrainingTerm], extra: ForTerms) -> None:

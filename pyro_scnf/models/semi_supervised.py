@@ -211,8 +211,10 @@ class SemiSupervisedModel(PyroModule):
         :param x: ``(B, *event_shape)``.
         :param label_log_prior: evidence that takes the place of :math:`\log p(y)`, ``(B, K)``.
         :param float scale: how many rows of the data set each row stands for.
-        :raises ValueError: for evidence of a wrong shape or type, or that is not normalised.
+        :raises ValueError: for evidence of a wrong shape or type, or that is not normalised, or a scale that
+            is not positive.
         """
+        check_number("scale", scale, above=0)
         log_prior = log_class_probs = self.class_probs.log_probs
         if label_log_prior is not None:
             log_prior = self.check_evidence(label_log_prior, len(x))

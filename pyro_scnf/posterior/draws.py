@@ -181,6 +181,13 @@ class _Draws(Messenger):
                 f"posterior: draws of {msg['name']!r} have shape {tuple(draws.shape)}, expected (S, *plates, "
                 f"*event) with {event_dim} event dimensions and at most {self.nesting} plates"
             )
+        for plate in plates_of(msg):
+            rows = draws.shape[plate.dim - event_dim] if -plate.dim <= plates else 1
+            if plate.size > 0 and rows not in (1, plate.size):
+                raise ValueError(
+                    f"posterior: draws of {msg['name']!r} have {rows} rows along plate {plate.name!r}, "
+                    f"which has {plate.size} here; give the draws of these rows"
+                )
         pad = (1,) * (self.nesting - plates)
         msg["value"] = draws.reshape(draws.shape[:1] + pad + draws.shape[1:]) if self.parallel else draws[0]
         msg["is_observed"] = True
@@ -225,6 +232,12 @@ def trace_draws(
     with broadcasting_hint(parallel), poutine.enum(first_available_dim=-2 - max_plate_nesting):
         trace = poutine.trace(config_enumerate(all_draws)).get_trace()
     sites = sample_sites(trace)
+    for frame in {frame for site in sites.values() for frame in site["cond_indep_stack"]}:
+        if frame.full_size not in (None, frame.size) and frame.name not in trace.nodes:
+            raise ValueError(
+                f"plate {frame.name!r} has {frame.size} of {frame.full_size} rows, and a handler in the "
+                "model hides which ones; leave the plate out of poutine.block"
+            )
     unknown = sorted(posterior.keys() - sites.keys())
     if unknown:
         raise ValueError(f"posterior: no such sites {unknown}; the model has {list(sites)}")

@@ -239,6 +239,8 @@ def _data_sites(
 def _select(data: Mapping[str, Site], observed: bool | Collection[str]) -> list[str]:
     if isinstance(observed, bool):
         return list(data) if observed else []
+    if not isinstance(observed, Collection):
+        raise ValueError(f"observed={observed!r}: expected True, False or names of sites")
     names = [observed] if isinstance(observed, str) else list(observed)
     unknown = sorted(set(names) - data.keys())
     if unknown:

@@ -252,4 +252,4 @@ def sample_labels(
         return torch.zeros(rows.shape[:-1], dtype=torch.int64, device=rows.device)
     probs = (rows / temperature).softmax(-1)
     with drawing_from(generator, probs.device):
-        return torch.multinomial(probs.flatten(0, -2), 1).reshape(probs.shape[:-1])
+        return torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1).reshape(probs.shape[:-1])

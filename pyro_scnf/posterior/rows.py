@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pyro_scnf.posterior.draws import DRAWS, Site, is_term, over_plates, plates_of
+from pyro_scnf.posterior.draws import DRAWS, Site, is_term, plates_of
 from pyro_scnf.posterior.named_arrays import Variable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def seen_rows(
 
     :param label: its plates define the rows.
     :param drawn: the sites that have draws.
-    :return: both ``(S, *plates)``, or of sizes that broadcast to that. For the draws of this run.
+    :return: both ``(S, *plates)``, or of sizes that broadcast to that.
     """
     plates = {plate.name for plate in plates_of(label)}
     seen = torch.zeros((), dtype=torch.bool)
@@ -78,7 +78,7 @@ def seen_rows(
     if not label["is_observed"]:
         own = _any_row(mask_of(label), label, plates, nesting)
         modelled = own | seen.to(own.device)
-    return over_plates(seen, label, nesting), over_plates(modelled, label, nesting)
+    return _at_plates(seen, label, nesting), _at_plates(modelled, label, nesting)
 
 
 def _any_row(mask: Tensor, site: Site, plates: set[str], nesting: int) -> Tensor:
@@ -91,10 +91,16 @@ def _any_row(mask: Tensor, site: Site, plates: set[str], nesting: int) -> Tensor
     return mask
 
 
+def _at_plates(mask: Tensor, site: Site, nesting: int) -> Tensor:
+    """A mask with one dimension for each plate of a site, that of the draws first."""
+    sizes = (1,) * (1 + nesting - mask.dim()) + tuple(mask.shape)
+    return mask.reshape([sizes[plate.dim] for plate in plates_of(site)])
+
+
 def cells(site: Site, nesting: int) -> Tensor:
     """Where a site counts for the first draw, ``(*plates,)`` or of a shape that broadcasts to that."""
     plates = {plate.name for plate in plates_of(site)}
-    return over_plates(_any_row(mask_of(site), site, plates, nesting), site, nesting)[0]
+    return _at_plates(_any_row(mask_of(site), site, plates, nesting), site, nesting)[0]
 
 
 # -- the same rows in every run --------------------------------------------------------------------
@@ -117,7 +123,7 @@ class Observed(NamedTuple):
         for name, site in sites.items():
             if not site["is_observed"] or not is_term(site) or name in drawn:
                 continue
-            value, dims = site["value"], nesting + 1 + site["fn"].event_dim
+            value, dims = torch.as_tensor(site["value"]), nesting + 1 + site["fn"].event_dim
             while value.dim() > dims:  # under the first label
                 value = value[0]
             if value.dim() == dims:
@@ -131,13 +137,13 @@ class Observed(NamedTuple):
     def check_repeated(self, other: Observed) -> None:
         """Raise if another run with the same first draw has other rows, or has observed other values."""
         for plate, rows in self.rows.items():
-            if not _same(rows, other.rows[plate]):
+            if not _same(rows, other.rows.get(plate)):
                 raise ValueError(
                     f"plate {plate!r} has other rows in another run of the model, so its rows have no names; "
                     "give it the same rows each time"
                 )
         for name, value in self.values.items():
-            if not _same(value, other.values[name]):
+            if not _same(value, other.values.get(name)):
                 raise ValueError(
                     f"site {name!r} observes other values in another run of the model, which draws rows or "
                     "noise itself; draw them once, outside of the model"
@@ -145,11 +151,13 @@ class Observed(NamedTuple):
 
     def differs(self, other: Observed, *names: str) -> bool:
         """Whether a run for other draws has observed other values at the named sites; by default, at any."""
-        return any(not _same(self.values[name], other.values[name]) for name in names or self.values)
+        return any(not _same(self.values[name], other.values.get(name)) for name in names or self.values)
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def _same(first: Tensor, second: Tensor | None) -> bool:
     """Whether values are the same. NaN, as it may stand under a mask, is the same as NaN."""
+    if second is None:
+        return False
     dims = max(first.dim(), second.dim())
     first, second = (t.reshape((1,) * (dims - t.dim()) + t.shape) for t in (first, second))
     return torch.equal(first.nan_to_num(), second.nan_to_num())
