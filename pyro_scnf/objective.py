@@ -10,8 +10,9 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from pyro.poutine.trace_struct import Trace
 from pyro.util import warn_if_nan
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.models import EMGuide, SemiSupervisedModel, exact_guide
@@ -34,7 +35,7 @@ def _leave_autocast() -> ExitStack:
     return off
 
 
-class Objective(nn.Module):
+class Objective(PortableModule):
     """The loss that :func:`elbo` returns: Pyro's ``TraceEnum_ELBO`` plus training terms.
 
     Its parameters are those of model and guide. If one of these is a function, or a guide that makes its
@@ -69,7 +70,6 @@ class Objective(nn.Module):
             vectorize_particles=vectorize_particles,
             strict_enumeration_warning=False,
         )
-        self.particle_plates = int(vectorize_particles and num_particles > 1)  # around the model
         self.parts: dict[str, Tensor] = {}
         if self.terms:
             _checked(model)
@@ -125,7 +125,9 @@ class Objective(nn.Module):
             if told is None:
                 told = self.max_plate_nesting = plate_depth(model, self.guide, args, kwargs, scored=True)
             # With one dimension at least, Pyro notices rows that no plate declares.
-            self.elbo.max_plate_nesting = max(1, told) + self.particle_plates
+            self.elbo.max_plate_nesting = max(1, told) + int(
+                self.elbo.vectorize_particles and self.elbo.num_particles > 1
+            )
             traces = list(self.elbo._get_traces(model, self.guide, args, kwargs))
         except Exception as error:
             if told is not None:
@@ -135,8 +137,7 @@ class Objective(nn.Module):
                 raise
             raise explained from error
         for model_trace, guide_trace in traces:
-            depth = max(map(trace_depth, (model_trace, guide_trace)))
-            _check_depth(told, depth - self.particle_plates)
+            _check_depth(told, max(map(trace_depth, (model_trace, guide_trace))))
             check_sites(model_trace, guide_trace)
         return traces
 
@@ -252,7 +253,7 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
     return _WithTerms(_checked(model), make_terms(terms))
 
 
-class _WithTerms(nn.Module):
+class _WithTerms(PortableModule):
     """A model with factors for training terms."""
 
     def __init__(self, model: SemiSupervisedModel, terms: dict[str, TrainingTerm]) -> None:

@@ -235,10 +235,10 @@ def plate_depth(
 
 
 def trace_depth(trace: Trace) -> int:
-    """How deep the plates of a trace are nested, counted by their dimensions."""
+    """How deep the plates of a trace are nested, by their dimensions, without the plate of particles."""
     sites = (site for site in trace.nodes.values() if site["type"] == "sample")
-    dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.dim is not None]
-    return max(map(abs, dims), default=0)
+    frames = (f for site in sites for f in site["cond_indep_stack"] if f.name != "num_particles_vectorized")
+    return max((abs(frame.dim) for frame in frames if frame.dim is not None), default=0)
 
 
 def _is_masked(site: Message) -> bool:
