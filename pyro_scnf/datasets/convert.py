@@ -154,8 +154,8 @@ def _example(array: np.ndarray) -> str:
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """``array`` as ``torch.from_numpy`` takes it: writable, in order and in the byte order of the machine."""
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    return array if array.flags.writeable else array.copy()
+    plain = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape)
+    return plain if plain.flags.writeable else plain.copy()
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:

@@ -1,0 +1,141 @@
+"""The command lines of the examples: what cannot work ends at once, in one line, and writes nothing."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_scnf as scnf
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHARED = ("command_line", "common", "figures", "threads")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run an example in this process, in a folder of its own. It returns its status and its lines."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # so that the example leaves the environment alone
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+
+    def run(example: str, *options: str) -> tuple[int, list[str]]:
+        monkeypatch.setattr(sys, "argv", [f"{example}.py", *options])
+        try:
+            runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code), capsys.readouterr().err.splitlines()
+        return 0, capsys.readouterr().out.splitlines()
+
+    yield run
+    for name in SHARED:
+        sys.modules.pop(name, None)
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+REFUSED = {
+    "no steps": ("toy --steps 0", "--steps: '0': expected a whole number of at least 1"),
+    "half a step": ("toy --steps 1.5", "--steps: '1.5': expected a whole number"),
+    "a word": ("toy --steps many", "--steps: 'many': expected a whole number"),
+    "seed": ("toy --seed -1", "--seed: '-1': expected a whole number of 0 to 4294967295"),
+    "large seed": ("toy --seed 4294967296", "--seed: '4294967296': expected a whole number of 0 to"),
+    "threads": ("toy --threads 0", "--threads: '0': expected"),
+    "no labels": ("digits --labels-per-class 0", "--labels-per-class: '0': expected a whole number"),
+    "labels": (
+        "toy --labels-per-class 501",
+        "--labels-per-class: labels_per_class=501: a class has only 500",
+    ),
+    "all labels": ("digits --labels-per-class 139", "--labels-per-class: size=100: expected 1 to 46"),
+    "prior": ("toy --prior nonsense", "--prior: prior='nonsense': expected"),
+    "option of a prior": ("toy --prior gmm:size=1", "--prior: prior='gmm:size=1': no option 'size'"),
+    "module": ("toy --prior my_own.Prior", "--prior: .*my_own"),
+    "term": ("toy --terms nonsense", "--terms: terms='nonsense': expected"),
+    "evidence": ("toy --terms classification:targets=evidence", "--terms: a term needs evidence"),
+    "guide": ("toy --guide nonsense", "--guide: invalid choice: 'nonsense'"),
+    "data": ("toy --data nonsense", "--data: invalid choice: 'nonsense'"),
+    "unknown option": ("toy --nonsense 3", "unrecognized arguments: --nonsense 3"),
+    "file as a folder": ("toy --out a_file", "--out: .*a_file is no folder"),
+    "file above the folder": ("toy --out a_file/run", "--out: .*a_file is no folder"),
+    "minutes": ("mnist --minutes 0", "--minutes: '0': expected a number above 0"),
+    "no minutes": ("mnist --minutes nan", "--minutes: 'nan': expected a number above 0"),
+    "endless minutes": ("mnist --minutes inf", "--minutes: 'inf': expected a number above 0"),
+    "data root": ("mnist --data-root nowhere", "--data-root, .*nowhere/MNIST/raw lacks train-images"),
+    "latents": ("mnist --latent-dim 785", "--latent-dim: '785': expected a whole number of 1 to 784"),
+    "multiple": (
+        "mnist --data digits --labels 105",
+        "--labels, .*labels=105: split='balanced' needs a multiple",
+    ),
+    "too many": ("mnist --data digits --labels 1500", "--labels, .*labels=1500: there are only 1437"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(case, run, tmp_path):
+    command, message = REFUSED[case]
+    (tmp_path / "a_file").touch()
+    example, *options = command.split()
+    code, said = run(example, *options)
+    assert code == 2
+    assert len(said) == 1
+    assert re.search(message, said[0])
+    assert said[0].startswith(f"{example}.py: error: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("command", ["toy --device cuda", "mnist --device cuda --devices 2"])
+def test_a_missing_device_is_told(command, run, tmp_path):
+    code, said = run(*command.split())
+    assert code == 2
+    assert "--device" in said[0]
+    assert "there are 0 CUDA devices" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_that_processes_cannot_share(run, tmp_path):
+    code, said = run("mnist", "--smoke-test", "--devices", "3")
+    assert code == 2
+    assert "--devices: labelled_batch_size: 3 processes cannot share 10 of 100 rows" in said[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_step_is_a_run_and_another_model_does_not_resume_it(run, tmp_path):
+    options = ("--threads", "1", "--out", "run")
+    code, said = run("toy", "--steps", "1", "--resume", *options)
+    assert code == 0
+    assert said[0] == "--resume: there is no last.ckpt in run, so this is a new run"
+    assert said[-1].startswith("moons: test error ")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    code, said = run("toy", "--steps", "1", "--resume", "--prior", "gmm", *options)
+    assert code == 2
+    assert said[-1].startswith("toy.py: error: ")
+    assert "last.ckpt" in said[-1]
+    code, said = run("toy", "--steps", "1", "--resume", "--prior", "gmm", "--threads", "2", "--out", "run")
+    assert code == 2
+    after = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    assert after == before  # threads.txt, too
+
+
+def test_a_refusal_of_fit_leaves_no_folder(run, tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("no")
+
+    monkeypatch.setattr(scnf.presets.Preset, "fit", refuse)
+    code, said = run("toy", "--threads", "1", "--out", "run")
+    assert (code, said[-1]) == (2, "toy.py: error: no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_traceback_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, EXAMPLES / "toy.py", "--prior", "nonsense"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
