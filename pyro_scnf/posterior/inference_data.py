@@ -82,6 +82,11 @@ def to_inference_data(
     An observed label has no draws or probabilities. The plates of latents, and plates inside the label's,
     give dimensions their names.
 
+    Column n belongs to the same row in every draw and in every group. Rows of which nothing is observed,
+    because of masks or weights of 0, are left out of all groups. The coordinate ``datum`` keeps the original
+    numbers of the rows, also those of rows given to a plate (``subsample=rows``). In ``observed_data``, what
+    a mask hides in a row that stays is NaN.
+
     :param model: any Pyro model that :func:`enumerate_labels` takes.
     :param args: positional arguments of the model, the observed data among them.
     :param posterior: draws of the model's latents by site name, ``(S, ...)``, or an ``MCMC`` object after
@@ -100,19 +105,20 @@ def to_inference_data(
     :param observed: names of the observed sites to include, ``True`` for all, or ``False`` for none, for
         example because images are large.
     :param constant_data: further data by name, such as true labels for evaluation. An array whose first
-        dimension has size N is taken as one row per datum.
+        dimension has the size of the plate is taken as one row per datum, rows that are left out included.
     :param sample_stats: statistics of the sampler by name, in the shape of the draws.
-    :param coords: values along dimensions, such as ``{"class": names}``. Dimensions without values count
-        from 0.
+    :param coords: values along dimensions, such as ``{"class": names}``; along ``datum``, one for each row of
+        the plate. Dimensions without values count from 0.
     :param dims: names of dimensions by variable, with or without the first ones, chain, draw and datum. The
         default is ArviZ's: ``name_dim_0`` and so on.
-    :param seed: seed of the label draws, or a CPU generator. By default the global generator is used.
+    :param seed: seed of the label draws, or a generator. By default the global generator is used.
     :return: an ``arviz.InferenceData`` under ArviZ 0.x, an ``xarray.DataTree`` under 1.x. Both are read as
         ``data["posterior"]["y_prob"]``.
     :raises ImportError: without ArviZ.
     :raises ValueError: for fewer than two draws; for draws that differ in number or do not divide into the
-        chains; for unknown names of sites, variables or dimensions; and wherever :func:`enumerate_labels`
-        raises it.
+        chains; for unknown names of sites, variables or dimensions; for masks that differ between draws or
+        leave out single cells of two plates; for observed data that differ between draws or between runs of
+        the model; and wherever :func:`enumerate_labels` raises it.
 
     The flow runs once on x. Apart from that, memory is that of the S·N·K numbers ``y_prob``. Log-likelihoods
     are summed over labels in float64, but their terms have the precision of the model's dtype: in float32, at

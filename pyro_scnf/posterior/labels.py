@@ -68,11 +68,18 @@ def enumerate_labels(
     Discrete sites that are not observed are enumerated even if the model does not mark them, as NUTS does.
     Discrete sites other than the label are summed out. They must lie in the label's own plates.
 
+    Row n of the result is row n of the model's plate, in the order in which the plate was given its rows. A
+    plate that draws its rows at random is refused, since nobody could name them. A row that a mask leaves out
+    altogether, label and data, has NaN. A row of which only x is masked has :math:`\log p(y_n = k)`. Scales
+    (``poutine.scale``, weights of rows, sizes of data sets) say how much a site counts in training. They are
+    no part of the number of a row.
+
     :param model: any Pyro model with a discrete site in a plate. The site may be latent, observed, or partly
         observed through Pyro's ``obs_mask``.
-    :param args: positional arguments of the model.
-    :param posterior: draws of its continuous latents by site name, ``(S, *plates, *event)``. If the model
-        has no latents, leave it out: S is then 1.
+    :param args: positional arguments of the model, as a tuple.
+    :param posterior: draws of its continuous latents by site name, ``(S, *plates, *event)``, as tensors or
+        arrays. If the model has no latents, leave it out: S is then 1. Latents of single rows that have draws
+        count as known: the result is :math:`\log p(x_n, y_n = k \mid z_{n,s}, \theta_s)`.
     :param str site: the label. The sites in its plates are counted, summed over any further plates inside
         these (such as the members of a group that shares the label). If the model has no label, name any
         observed site; the result is then its log-likelihood.
@@ -84,8 +91,9 @@ def enumerate_labels(
     :return: ``(S, N, K)`` in nats, with one N for each plate of the label; ``(S, N, 1)`` if the label is
         observed.
     :raises ValueError: if the site does not exist or is in no plate; if draws differ in number, belong to no
-        site, or are missing for a site; or if the data have no log-probabilities of their own, because they
-        share a discrete site or because a site outside the label's plates depends on their labels.
+        site, or are missing for a site; if a plate draws its rows at random, or has other rows in another
+        run; or if the data have no log-probabilities of their own, because they share a discrete site or
+        because a site outside the label's plates depends on their labels.
     """
     check_call(args, max_plate_nesting, parallel)
     draws = {} if posterior is None else as_tensors(posterior, "posterior")
