@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +14,15 @@ import torch
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
-__all__ = ["read_plain", "replacing"]
+__all__ = ["read_plain", "write_plain"]
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def _replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Write the file ``path`` beside its place, flush it to disk, and only then move it there.
 
     A process killed at any moment leaves the old file or the new one. It may also leave ``.NAME.partial``,
     which the next writer replaces.
-
-    :raises OSError: if it cannot be written, for example because the disk is full. The message names the
-        file. An older file stays.
     """
     target = Path(path).resolve()  # a link keeps pointing to the file
     partial = target.with_name(f".{target.name}.partial")
@@ -44,8 +42,25 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno or 0, reason) from error
 
 
+def write_plain(content: object, path: str | Path) -> None:
+    """Write tensors and plain values to the file ``path``, completely or not at all.
+
+    :raises OSError: if it cannot be written. The message names the file. An older file stays.
+    """
+    checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        with _replacing(path) as file:
+            torch.save(content, file)
+    finally:
+        torch.serialization.set_crc32_options(checksums)
+
+
 def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cpu") -> Any:
     """The tensors and plain values in the file ``path``. It cannot run code (``weights_only=True``).
+
+    PyTorch does not compare the checksums in the file. This function does, so that no number is read that
+    was not written.
 
     :param str expected: what the file should be, for the message.
     :raises FileNotFoundError: if there is no such file.
@@ -53,6 +68,11 @@ def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cp
     """
     with Path(path).open("rb") as file:  # outside the try block: a missing file has its own error
         try:
+            if zipfile.is_zipfile(file):
+                broken = zipfile.ZipFile(file).testzip()
+                if broken is not None:
+                    raise zipfile.BadZipFile(f"wrong checksum of {broken}")
+            file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: it is damaged, or not {expected}: {error!r}") from error

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from pyro_scnf._files import read_plain, replacing
+from pyro_scnf._files import read_plain, write_plain
 from pyro_scnf._spec import as_plain, describe
 from pyro_scnf._state import Parts
 from pyro_scnf.flows import FLOWS
@@ -54,8 +54,7 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
     :raises OSError: if the file cannot be written. An older file stays.
     """
     content = {**describe_model(model), "state_dict": model.state_dict()}
-    with replacing(path) as file:
-        torch.save(content, file)
+    write_plain(content, path)
 
 
 def describe_model(model: SemiSupervisedModel) -> dict[str, object]:

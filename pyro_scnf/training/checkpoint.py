@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import torch
 
 from pyro_scnf._extras import require
-from pyro_scnf._files import read_plain, replacing
+from pyro_scnf._files import read_plain, write_plain
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.saving import load
 from pyro_scnf.training.folder import BEST, LAST, clear
@@ -39,8 +39,7 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
     ) -> None:
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
+        write_plain(checkpoint, path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: MAP_LOCATION = "cpu", weights_only: bool | None = None

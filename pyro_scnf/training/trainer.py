@@ -38,6 +38,7 @@ LOG_EVERY = 10  # steps
 _IRRELEVANT = (
     ".*does not have many workers",  # picking rows takes almost no time
     ".*dataloader is not resumable",  # it need not be: the loader begins at the trainer's step
+    ".*is smaller than the logging interval",  # a run of a few steps logs its validations
     ".*LeafSpec.* is deprecated",  # Lightning's own code uses it
 )
 """Warnings of Lightning that do not apply here."""
