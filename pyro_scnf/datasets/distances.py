@@ -35,6 +35,8 @@ def nearest_rows(rows: Tensor, k: int, chunk: int) -> Tensor:
     left = torch.arange(len(rows), device=rows.device)
     with no_autocast(rows.device.type):
         for table in (exact.float(), exact):
+            if not len(left):
+                break
             unsure = [left[:0]]
             squares = table.square().sum(1)
             for some in left.split(chunk):

@@ -1,0 +1,200 @@
+"""Nearest rows are those of exact distances, whatever their offset and scale; the features of images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_scnf.datasets import (
+    deskew,
+    distances,
+    link_neighbours,
+    nearest_neighbours,
+    pixel_features,
+    toy,
+    upright_features,
+)
+
+ROWS = 120
+
+
+def made(kind: str) -> Tensor:
+    """Rows that make distances hard to compute by products."""
+    base = torch.randn(ROWS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    half = (torch.arange(ROWS) < ROWS // 2)[:, None]
+    if kind == "an offset":
+        return base + 1e8
+    if kind == "an offset in single precision":
+        return base.float() + 1e4
+    if kind == "large":
+        return base * 1e160
+    if kind == "small":
+        return base * 1e-200
+    if kind == "clusters":
+        return torch.where(half, base, base + 1e7)
+    if kind == "clusters farther than double precision":
+        return torch.where(half, base, base + 1e10)
+    if kind == "an outlier":
+        return torch.cat([torch.full((1, 5), 1e9), base[1:]])
+    if kind == "a column of another unit":
+        return torch.cat([base[:, :4], 1e9 + base[:, 4:]], 1)
+    if kind == "copies":
+        return base[:8].repeat(ROWS // 8, 1)
+    if kind == "binary":
+        return (base > 0).double()
+    if kind == "constant":
+        return torch.ones(ROWS, 5)
+    if kind == "bytes":
+        return torch.randint(256, (ROWS, 5), dtype=torch.uint8)
+    return base.to(getattr(torch, kind))
+
+
+KINDS = (
+    "float64",
+    "float32",
+    "bfloat16",
+    "an offset",
+    "an offset in single precision",
+    "large",
+    "small",
+    "clusters",
+    "clusters farther than double precision",
+    "an outlier",
+    "a column of another unit",
+    "copies",
+    "binary",
+    "constant",
+    "bytes",
+)
+
+
+def distances_by_differences(x: Tensor) -> Tensor:
+    x = x.double() / x.double().abs().max()
+    found = torch.stack([(x - row).square().sum(-1) for row in x])
+    return found.fill_diagonal_(torch.inf)
+
+
+@pytest.mark.parametrize("k", [1, 5, ROWS - 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_are_those_of_exact_distances(kind, k):
+    x = made(kind)
+    found = nearest_neighbours(x, k, chunk=50)
+    exact = distances_by_differences(x)
+    assert found.shape == (ROWS, k)
+    assert all(len(set(row)) == k for row in found.tolist())
+    assert (found != torch.arange(ROWS)[:, None]).all()
+    torch.testing.assert_close(exact.gather(1, found), exact.sort(1).values[:, :k], rtol=1e-12, atol=0)
+
+
+def test_products_of_low_precision_are_not_trusted():
+    """A user may let PyTorch round products in single precision to 8 bits."""
+    x = made("float32")
+    expected = nearest_neighbours(x)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert distances._epsilon(x) == 2.0**-8
+        assert torch.equal(nearest_neighbours(x), expected)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_neighbours(x), expected)
+
+
+def test_products_in_single_precision_suffice_for_plain_data(monkeypatch):
+    """Otherwise the search would take several times as long."""
+    x, tables = torch.randn(500, 200), []
+    original = distances._by_products
+
+    def spied(table, *arguments):
+        tables.append(table.dtype)
+        return original(table, *arguments)
+
+    monkeypatch.setattr(distances, "_by_products", spied)
+    nearest_neighbours(x, chunk=500)
+    assert tables == [torch.float32]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, ROWS, 10 * ROWS, None])
+def test_neighbours_do_not_depend_on_the_chunk(chunk):
+    x = made("float32")
+    assert torch.equal(nearest_neighbours(x, chunk=chunk), nearest_neighbours(x, chunk=50))
+
+
+def test_two_rows_are_neighbours():
+    assert nearest_neighbours(torch.zeros(2, 3), 1).tolist() == [[1], [0]]
+
+
+REFUSED = {
+    "k": (lambda: nearest_neighbours(torch.zeros(4, 2), 4), "k=4: there are 4 rows, so at most 3 neighbours"),
+    "one row": (lambda: nearest_neighbours(torch.zeros(1, 2), 1), "k=1: there are 1 rows, so at most 0"),
+    "no row": (lambda: nearest_neighbours(torch.zeros(0, 2), 1), "k=1: there are 0 rows, so at most 0"),
+    "k=0": (lambda: nearest_neighbours(torch.zeros(4, 2), 0), "k=0: expected at least 1"),
+    "half": (lambda: nearest_neighbours(torch.zeros(4, 2), 1.5), "k=1.5: expected a whole number"),
+    "chunk": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, chunk=0), "chunk=0: expected at least 1"),
+    "vector": (lambda: nearest_neighbours(torch.zeros(4), 1), r"x has shape \(4,\), expected a table"),
+    "NaN": (lambda: nearest_neighbours(torch.full((4, 2), torch.nan), 1), "x holds 8 NaN"),
+    "function": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, "pixels"), "features='pixels': expected a"),
+    "rows of features": (
+        lambda: nearest_neighbours(torch.zeros(4, 2), 1, lambda x: x[1:]),
+        "features: gave 3 rows for 4 rows of x",
+    ),
+    "NaN of features": (
+        lambda: nearest_neighbours(torch.zeros(4, 2), 1, lambda x: x / 0),
+        r"features\(x\) holds 8 NaN",
+    ),
+    "links": (lambda: link_neighbours(toy("moons", num_train=20), 20), "k=20: there are 20 rows"),
+    "features of vectors": (
+        lambda: pixel_features(torch.zeros(4, 2)),
+        r"x has shape \(4, 2\), expected images",
+    ),
+    "upright vectors": (
+        lambda: upright_features(torch.zeros(4, 2)),
+        r"x has shape \(4, 2\), expected images",
+    ),
+    "deskewed array": (
+        lambda: deskew(torch.zeros(4, 1, 2, 2).numpy()),
+        "x is .*numpy.ndarray, expected a tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_neighbours_refuse(case):
+    call, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# -- features of images ----------------------------------------------------------------------------
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_features_have_unit_length_whatever_the_brightness(scale):
+    x = torch.rand(6, 1, 8, 8)
+    features = pixel_features(x * scale)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(features, pixel_features(x))
+    assert nearest_neighbours(x, 2).tolist() == nearest_neighbours(x * scale, 2).tolist()
+
+
+def test_the_nearest_images_are_those_at_the_smallest_angle():
+    x = torch.rand(30, 1, 6, 6)
+    flat = torch.nn.functional.avg_pool2d(x, 2).flatten(1).double()
+    cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat, dim=-1).fill_diagonal_(-2)
+    assert torch.equal(nearest_neighbours(x, 3), cosines.topk(3).indices)
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 1, 1), (5, 3, 1, 4), (5, 1, 3, 3)])
+def test_images_of_any_size_have_features(shape):
+    features = pixel_features(torch.rand(shape) + 0.1)
+    assert len(features) == 5
+    assert torch.isfinite(features).all()
+
+
+def test_black_images_and_no_images():
+    assert (pixel_features(torch.zeros(3, 1, 4, 4)) == 0).all()
+    for function in (pixel_features, deskew, upright_features):
+        assert len(function(torch.zeros(0, 1, 4, 4))) == 0
+        assert function(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).dtype == torch.float32
+        assert function(torch.zeros(2, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
+        assert torch.isfinite(function(torch.zeros(2, 1, 4, 4))).all()
