@@ -45,7 +45,7 @@ def labelled_by(flow, **site):
     def model(x):
         pyro.module("flow", flow)
         with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.Categorical(THIRD), **site)
+            y = pyro.sample("y", dist.Categorical(THIRD.to(x.dtype)), **site)
             pyro.sample("x", flow.condition(y), obs=x)
 
     return model
@@ -350,6 +350,14 @@ def test_pyros_optimiser_moves_every_parameter_of_an_image_flow():
     for _ in range(3):
         svi.step(torch.randn(6, 1, 4, 4))
     assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_a_module_in_another_layout_is_trained_itself():
+    flow = image_flow("flow").to(memory_format=torch.channels_last)
+    assert not all(p.is_contiguous() for p in flow.parameters())
+    loss = scnf.elbo(plain(flow))
+    loss(torch.randn(6, 1, 4, 4))
+    assert ids(loss.parameters()) == ids(flow.parameters())
 
 
 def test_looking_for_parameters_and_plates_costs_no_pass_of_the_flow(flow, x):

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from helpers import toy_flow
 from pyro import poutine
-from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro.infer import (
+    SVGD,
+    SVI,
+    Predictive,
+    RBFSteinKernel,
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+    TraceTMC_ELBO,
+    config_enumerate,
+)
+from pyro.infer.reparam import AutoReparam, MinimalReparam, TransformReparam
 from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
@@ -37,15 +54,28 @@ FORMS = {
 forms = pytest.mark.parametrize("form", FORMS)
 
 
+DRAWING = {
+    "Trace_ELBO": Trace_ELBO,
+    "TraceGraph_ELBO": TraceGraph_ELBO,
+    "TraceMeanField_ELBO": TraceMeanField_ELBO,
+    "RenyiELBO": lambda: RenyiELBO(num_particles=2),
+    "RenyiELBO, vectorised": lambda: RenyiELBO(num_particles=2, vectorize_particles=True),
+    "ReweightedWakeSleep": lambda: ReweightedWakeSleep(num_particles=2),
+    "TraceTailAdaptive_ELBO": lambda: TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True),
+}
+"""Losses of Pyro that ignore the mark ``enumerate``."""
+
+
 @forms
-@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
+@pytest.mark.parametrize("elbo", DRAWING)
 def test_a_latent_label_that_nothing_sums_out(model, x, form, elbo):
-    """Plain ELBOs ignore ``enumerate``. They would draw the label from p(y)."""
+    """Other ELBOs ignore ``enumerate``. They would draw the label from p(y)."""
     args = FORMS[form](x)
     with pytest.raises(RuntimeError, match=r"neither enumerated nor in the guide.*TraceEnum_ELBO"):
-        elbo().loss(model, scnf.exact_guide, *args)
-    with pytest.raises(RuntimeError, match="neither enumerated"):
-        SVI(model, scnf.exact_guide, Adam({"lr": 1e-3}), elbo()).step(*args)
+        SVI(model, scnf.exact_guide, Adam({"lr": 1e-3}), DRAWING[elbo]()).step(*args)
+    if elbo != "TraceTailAdaptive_ELBO":  # it has no loss without gradients
+        with pytest.raises(RuntimeError, match="neither enumerated"):
+            DRAWING[elbo]().loss(model, scnf.exact_guide, *args)
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceGraph_ELBO])
@@ -143,6 +173,104 @@ def test_known_labels_are_kept_where_nothing_enumerates():
     draws = Predictive(model, num_samples=40)(flow.sample(y.clamp(min=0)), y)["y"]
     assert (draws[:, :3] == y[:3]).all()
     assert draws[:, 3:].unique().numel() > 1
+
+
+# -- traps that Pyro leaves open ----------------------------------------------------------------------
+def own(flow):
+    """A model of a user's own, with a share of each class that a sampler may look for."""
+
+    def model(x):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    return model
+
+
+def test_tensor_monte_carlo_counts_the_labels_once_more(model, x):
+    """``TraceTMC_ELBO`` is off by log K for each row where a label is enumerated."""
+    exact = -model.log_prob(x).sum().item()
+    found = TraceTMC_ELBO(max_plate_nesting=1).loss(model, scnf.exact_guide, x)
+    assert found == pytest.approx(exact + len(x) * math.log(3), rel=1e-10)
+    assert scnf.elbo(model)(x).item() == pytest.approx(exact, rel=1e-12)
+
+
+def test_predictive_draws_labels_from_their_prior(x):
+    """Given x, too. ``sample_labels`` draws them from p(y | x)."""
+    flow = toy_flow("gmm:separation=6.0", dtype=F64)
+    model = scnf.SemiSupervisedModel(flow, torch.tensor([0.5, 0.3, 0.2], dtype=F64))
+    x = flow.sample(torch.tensor([0, 1, 2]))
+    posterior = model.posterior(x).probs.detach()
+    assert (posterior - model.class_probs().probs).abs().max() > 0.3
+    found = Predictive(model, num_samples=3000)(x)["y"]
+    joint = scnf.enumerate_labels(model, (x,))
+    given = scnf.sample_labels(joint.expand(3000, *joint.shape[1:]))
+    for draws, expected in ((found, model.class_probs().probs.expand(3, 3)), (given, posterior)):
+        shares = torch.nn.functional.one_hot(draws.reshape(3000, 3), 3).double().mean(0)
+        assert (shares - expected).abs().max() < 4 * 0.5 / 3000**0.5
+
+
+@pytest.mark.parametrize("labels", [None, Y])
+def test_transform_reparam_of_observed_data(model, x, labels):
+    """It leaves out the log-determinant of an observed x."""
+    flow, args = model.flow, (x,) if labels is None else (x, labels)
+    for config in ({"x": TransformReparam()}, lambda msg: TransformReparam() if msg["name"] == "x" else None):
+        rewritten = poutine.reparam(model, config=config)
+        with pytest.raises(RuntimeError, match="leaves out the log-determinant of the observed site 'x'"):
+            scnf.elbo(rewritten)(*args)
+        with pytest.raises(RuntimeError, match=r"use pyro_scnf\.FlowSitesReparam for this site"):
+            TraceEnum_ELBO(max_plate_nesting=1).loss(rewritten, scnf.exact_guide, *args)
+        assert rewritten(n=3).shape == (3, 2)  # draws are right
+
+    model, x = model.float(), x.float()  # Pyro's masked zeros have the default dtype
+
+    def users(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", model.class_probs(), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    rewritten, exact = poutine.reparam(users, config=config), -model.log_prob(x).sum().item()
+    with pytest.raises(RuntimeError, match="leaves out the log-determinant of the observed site 'x'"):
+        scnf.elbo(rewritten)(x)
+    pyros = TraceEnum_ELBO(max_plate_nesting=1).loss(rewritten, scnf.exact_guide, x)
+    assert pyros == pytest.approx(exact + flow.encode(x)[2].sum().item(), rel=1e-5)
+    right = poutine.reparam(users, config={"x": scnf.FlowSitesReparam()})
+    assert scnf.elbo(right)(x).item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [AutoReparam, MinimalReparam])
+def test_strategies_of_reparametrisation_leave_observed_data_alone(model, x, strategy):
+    rewritten = poutine.reparam(model, config=strategy())
+    exact = -model.log_prob(x).sum().item()
+    assert scnf.elbo(rewritten)(x).item() == pytest.approx(exact, rel=1e-12)
+
+
+def stein(model):
+    return SVGD(model, RBFSteinKernel(), Adam({"lr": 0.01}), num_particles=3, max_plate_nesting=1)
+
+
+def test_svgd_and_a_label():
+    """SVGD needs a model without discrete sites: it refuses them, and draws those that are hidden."""
+    flow = toy_flow("gmm", dtype=F64).requires_grad_(False)
+    x = torch.randn(4, 2, dtype=F64)
+    ready = scnf.SemiSupervisedModel(flow.eval())
+    with pytest.raises(ValueError, match="Continuous inference cannot handle discrete sample site 'y'"):
+        stein(own(flow)).step(x)
+
+    def around(x):
+        pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
+        ready(x)
+
+    with pytest.raises(RuntimeError, match="the label 'y' is hidden from the loss"):
+        stein(poutine.block(around, hide=["y"])).step(x)
+
+    def without_label(x):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", scnf.LabelMarginal(flow, share), obs=x)
+
+    assert stein(without_label).step(x)["share"] > 0
 
 
 def test_a_random_parameter_of_the_flow_is_refused():
