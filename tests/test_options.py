@@ -560,6 +560,8 @@ def test_a_value_error_inside_a_factory_names_what_the_user_wrote():
             "mask is of type list, expected a tensor",
         ),
         (lambda: transforms.FlowTransform((4,), 0), "base_shape=0: expected"),
+        (lambda: flows.glow((1, 3, 4)), r"^event_shape=\(1, 3, 4\): .* expected even H and W$"),
+        (lambda: flows.realnvp((1, 3, 4)), r"^event_shape=\(1, 3, 4\): .* even H and W, or levels=1$"),
     ],
 )
 def test_parts_of_another_kind(make, message):
@@ -678,6 +680,11 @@ UNUSED: dict[str, tuple[Callable[[], object], str, str]] = {
         lambda: make_prior({"name": "flow", "net": "mlp", "width": 64}, (4,), 3),
         "width=64",
         "net",
+    ),
+    "prior_width": (
+        lambda: scnf.presets.scnf_mnist("gmm", prior_width=64),
+        "prior_width=64",
+        "prior='flow'",
     ),
     "init_scale": (lambda: distributions.BaseNormal((2,), "unit", 2.0), "init_scale=2.0", "scale='unit'"),
     "base_scale": (

@@ -556,5 +556,5 @@ def test_sampling_and_scoring_run_under_autocast_in_full_precision():
 def test_steps_for_each_level_of_a_glow():
     flow = scnf.flows.glow((1, 8, 8), levels=2, steps=(1, 3), width=4, blocks=1)
     assert [sum(isinstance(m, T.ActNorm) for m in stage.layers) for stage in flow.stages] == [3, 1]
-    with pytest.raises(ValueError, match="steps for each level"):
+    with pytest.raises(ValueError, match="steps: a list of 3 values for levels=2, expected one for each"):
         scnf.flows.glow((1, 8, 8), levels=2, steps=(1, 2, 3))

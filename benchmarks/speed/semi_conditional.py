@@ -79,7 +79,7 @@ def main() -> int:
         flow = scnf.presets.scnf_mnist(
             args.prior,
             latent_dim=args.latent_dim,
-            prior_width=args.prior_width,
+            prior_width=args.prior_width if args.prior == "flow" else None,
             num_classes=args.num_classes,
         )
     model = scnf.SemiSupervisedModel(flow).to(args.device)

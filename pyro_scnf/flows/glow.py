@@ -112,8 +112,12 @@ def glow(
 
 
 def _default_levels(shape: torch.Size) -> int:
-    """1 for vectors. For images, how often they can be halved, at least 1 and at most 3."""
-    return 1 if len(shape) == 1 else max(1, min(3, halvings(shape)))
+    """1 for vectors. For images, how often they can be halved, at most 3."""
+    if len(shape) == 1:
+        return 1
+    if not halvings(shape):
+        raise ValueError(f"event_shape={tuple(shape)}: a level halves the image, expected even H and W")
+    return min(3, halvings(shape))
 
 
 def _check_levels(shape: torch.Size, levels: int) -> None:

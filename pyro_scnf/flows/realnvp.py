@@ -73,6 +73,11 @@ def realnvp(
                 f"couplings={couplings}: only for vectors; images have a fixed pattern for each level, give "
                 "`levels`"
             )
+        if levels is None and not halvings(shape):
+            raise ValueError(
+                f"event_shape={tuple(shape)}: the second level halves the image, expected even H and W, or "
+                "levels=1"
+            )
         stages = _image_stages(shape, levels or 2, build)
     scales = multi_scale(stages[::-1], latent_dim)
     return compose([scales, *preprocessing]) if preprocessing else scales

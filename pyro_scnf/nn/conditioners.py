@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_whole, check_word
 from pyro_scnf._shapes import no_autocast, over_batch
 from pyro_scnf.transforms.actnorm import center_and_spread
@@ -81,7 +82,7 @@ class ResidualBlock(nn.Module):
         return x + self.body(x)
 
 
-class Conditioner(nn.Module):
+class Conditioner(PortableModule):
     """A network of a first layer, a body, and a last layer that starts at zero.
 
     The context is added to the output of the first layer. Inputs may have any number of batch dimensions.
