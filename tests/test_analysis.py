@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 import sys
+from copy import deepcopy
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import image_flow, relative, toy_flow
@@ -72,12 +74,74 @@ def test_several_dequantisations(average):
         ({"y": torch.tensor([0, 1])}, r"y has shape \(2,\), expected \(3,\)"),
         ({"y": torch.tensor([0, 1, 3])}, "y holds labels 0..3"),
         ({"x": torch.zeros(0, 2), "y": torch.zeros(0, dtype=torch.long)}, "at least one row"),
+        ({"y": torch.tensor([0, 1, 2, 0])}, r"y has shape \(4,\), expected \(3,\)"),
+        ({"y": torch.tensor([0.0, 1.0, 2.0])}, r"evaluate: y has dtype torch.float32, .* y.long\(\)"),
+        ({"y": [0, 1, 2]}, "evaluate: y is .*list, expected a tensor"),
+        ({"x": np.zeros((3, 2))}, r"evaluate: x is .*numpy\.ndarray, expected a tensor"),
+        (
+            {"x": torch.zeros(3, 2).double()},
+            r"evaluate: x has dtype torch.float64 .*give x.to\(torch.float32\)",
+        ),
+        ({"x": torch.zeros(3, 2, dtype=torch.long)}, "evaluate: x has dtype torch.int64, expected floating"),
+        ({"x": torch.full((3, 2), torch.nan)}, "evaluate: x holds 6 NaN"),
+        ({"x": torch.zeros(2), "y": torch.tensor([0])}, r"x has shape \(2,\), expected \(N, 2\)"),
+        ({"x": torch.zeros(3, 3)}, r"evaluate: x has shape \(3, 3\), expected \(\*batch, 2\)"),
+        ({"bins": 0}, "bins=0: expected at least 1"),
+        ({"bins": 2.5}, "bins=2.5: expected a whole number"),
+        ({"bins": 4, "x": torch.rand(3, 2)}, "dequantize: x holds .* scaled or dequantised already"),
+        ({"generator": torch.Generator()}, "generator: without bins nothing is drawn"),
+        ({"average": 3}, "average=3: expected"),
     ],
 )
 def test_what_cannot_be_evaluated(options, message):
     model = scnf.SemiSupervisedModel(toy_flow("gmm"))
     with pytest.raises(ValueError, match=message):
         analysis.evaluate(model, **{"x": torch.zeros(3, 2), "y": torch.tensor([0, 1, 2]), **options})
+
+
+def test_one_row_is_evaluated():
+    model = scnf.SemiSupervisedModel(toy_flow("gmm"))
+    x = torch.randn(1, 2)
+    label = model.posterior(x).probs.argmax(-1)
+    found = analysis.evaluate(model, x, label)
+    assert found["test_error_pct"] == 0
+    assert found["test_nll"] == pytest.approx(-model.log_prob(x).item(), rel=1e-6)
+
+
+def test_labels_are_decided_as_in_double_precision():
+    """What all labels share is so large that single precision rounds the differences between labels away."""
+    transform = scnf.flows.glow((1, 4, 4), levels=2, steps=1, width=6, blocks=1)
+    flow = scnf.SemiConditionalFlow(transform, "gmm", 3, init_aux_scale=1e-4)
+    model, exact = scnf.SemiSupervisedModel(flow), scnf.SemiSupervisedModel(deepcopy(flow).double())
+    x = torch.randn(400, 1, 4, 4)
+    y = exact.posterior(x.double()).logits.argmax(-1)
+    naive = (flow.class_log_prob(x).argmax(-1) != y).sum()
+    found = analysis.evaluate(model, x, y, batch_size=150)
+    assert found["test_error_pct"] <= 0.25 < 100 * naive / 400
+    expected = analysis.evaluate(exact, x.double(), y)
+    assert found["test_nll"] == pytest.approx(expected["test_nll"], rel=1e-6)
+    assert found["test_ece"] == pytest.approx(expected["test_ece"], abs=1e-3)
+
+
+def test_dequantisation_draws_from_the_generator_given():
+    model = scnf.SemiSupervisedModel(image_flow("gmm"))
+    x, y, state = torch.randint(9, (20, 1, 4, 4)), torch.randint(3, (20,)), torch.get_rng_state()
+    found = [
+        analysis.evaluate(model, x, y, bins=9, draws=2, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_results_draw_nothing():
+    model = scnf.SemiSupervisedModel(toy_flow("flow"))
+    x, y, state = torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1]), torch.get_rng_state()
+    analysis.evaluate(model, x, y)
+    analysis.evaluate_plane(model, x, points=3)
+    analysis.swap_labels(model.flow, x, y)
+    analysis.reconstruct(model.flow, x, (1,))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # -- latents ---------------------------------------------------------------------------------------
@@ -100,6 +164,31 @@ def test_swaps_need_a_prior_that_can():
         analysis.swap_labels(image_flow("gmm"), torch.randn(1, 1, 4, 4), torch.tensor([0]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": torch.tensor([0, 1])}, r"swap_labels: y has shape \(2,\), expected \(3,\)"),
+        ({"y": torch.tensor([0, 1, -1])}, r"swap_labels: y holds labels -1..1, expected 0..2"),
+        ({"y": torch.tensor([0.0, 1.0, 2.0])}, "swap_labels: y has dtype torch.float32"),
+        ({"y": [0, 1, 2]}, "swap_labels: y is .*list"),
+        ({"x": np.zeros((3, 1, 4, 4))}, r"swap_labels: x is .*numpy\.ndarray"),
+        ({"x": torch.zeros(3, 1, 4, 4).double()}, "swap_labels: x has dtype torch.float64"),
+        ({"x": torch.zeros(1, 4, 4)}, r"swap_labels: x has shape \(1, 4, 4\), expected \(B, 1, 4, 4\)"),
+        ({"keep_aux": "no"}, "keep_aux='no': expected True or False"),
+    ],
+)
+def test_what_cannot_be_swapped(changes, message):
+    given = {"x": torch.randn(3, 1, 4, 4), "y": torch.tensor([0, 1, 2]), **changes}
+    with pytest.raises(ValueError, match=message):
+        analysis.swap_labels(image_flow("flow"), given.pop("x"), given.pop("y"), **given)
+
+
+def test_no_rows_are_swapped_and_reconstructed():
+    flow, x = image_flow("flow"), torch.zeros(0, 1, 4, 4)
+    assert analysis.swap_labels(flow, x, torch.zeros(0, dtype=torch.long)).shape == (0, 4, 1, 4, 4)
+    assert analysis.reconstruct(flow, x, (3, 5)).shape == (2, 0, 1, 4, 4)
+
+
 def test_reconstructions_keep_the_deepest_components():
     flow = image_flow("gmm")
     x = torch.randn(3, 1, 4, 4)
@@ -108,7 +197,11 @@ def test_reconstructions_keep_the_deepest_components():
     assert relative(everything, x) < 1e-4
     assert relative(half, flow.decode(z_f, torch.zeros_like(z_aux))) < 1e-5  # 8 of 16 components are z_f
     assert relative(none, flow.decode(torch.zeros_like(z_f), torch.zeros_like(z_aux))) < 1e-5
-    for wrong in ((17,), (-1,), (1.5,), (math.nan,), ()):
+    for form in ([0, 8, 16], np.array([0, 8, 16]), torch.tensor([0, 8, 16])):
+        assert torch.equal(analysis.reconstruct(flow, x, form)[1], half)
+    with pytest.raises(ValueError, match=r"reconstruct: x has dtype torch\.float64"):
+        analysis.reconstruct(flow, x.double(), (8,))
+    for wrong in ((17,), (-1,), (1.5,), (math.nan,), (), ("8",), (True,), 8, None):
         with pytest.raises(ValueError, match=r"kept=.*expected whole numbers of components from 0 to 16"):
             analysis.reconstruct(flow, x, wrong)
 
@@ -130,6 +223,36 @@ def test_a_plane_is_the_model_on_a_grid():
             analysis.evaluate_plane(model, torch.zeros(shape))
 
 
+def test_a_grid_stays_within_the_support():
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=4, blocks=1, logit=0.05), "gmm", 2)
+    plane = analysis.evaluate_plane(scnf.SemiSupervisedModel(flow), torch.rand(5, 2), points=9)
+    assert plane.low.tolist() == pytest.approx([-0.05 / 2 / 0.95] * 2)
+    assert plane.high.tolist() == pytest.approx([1 + 0.05 / 2 / 0.95] * 2)
+    assert torch.isfinite(plane.density).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (torch.full((3, 2), torch.nan), {}, "evaluate_plane: x holds 6 NaN"),
+        (np.zeros((3, 2)), {}, r"evaluate_plane: x is .*numpy\.ndarray"),
+        (torch.zeros(3, 2), {"margin": 0}, "margin=0.0: leaves no area"),
+        (torch.zeros(3, 2), {"margin": "wide"}, "margin='wide': expected a finite number"),
+        (torch.zeros(3, 2), {"margin": math.nan}, "margin=nan: expected a finite number"),
+        (torch.zeros(3, 2), {"points": 1}, "points=1: expected at least 2"),
+        (torch.zeros(3, 2), {"points": 20.5}, "points=20.5: expected a whole number"),
+    ],
+)
+def test_planes_that_cannot_be(x, options, message):
+    with pytest.raises(ValueError, match=message):
+        analysis.evaluate_plane(scnf.SemiSupervisedModel(toy_flow("gmm")), x, **options)
+
+
+def test_a_plane_around_one_point():
+    plane = analysis.evaluate_plane(scnf.SemiSupervisedModel(toy_flow("gmm")), torch.zeros(1, 2), points=3)
+    assert plane.probs.shape == (3, 3, 3)
+
+
 # -- logs ------------------------------------------------------------------------------------------
 def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
     for part, steps in ((0, (9, 19)), (1, (29,)), (10, (39,))):
@@ -143,6 +266,11 @@ def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
         "val_nll": {19: 0.0, 29: 1.0, 39: 10.0},
     }
     assert list(curves["loss"]) == [9, 19, 29, 39]
+    with (tmp_path / "log/version_10/metrics.csv").open("a") as log:
+        log.write("0,49,4.9")  # a run that was killed while it wrote
+    (tmp_path / "log/version_old").mkdir()
+    (tmp_path / "log/version_old/metrics.csv").write_text("of somebody else\n")
+    assert analysis.read_log(tmp_path) == curves
     with pytest.raises(FileNotFoundError, match="there is no log; train with"):
         analysis.read_log(tmp_path / "elsewhere")
 
@@ -175,6 +303,17 @@ def test_a_grid_shows_every_image_in_its_place(channels):
         plots.image_grid(torch.zeros(2, 3, 4))
 
 
+def test_grids_that_cannot_be_drawn():
+    for images, message in (
+        (torch.zeros(0, 3, 1, 4, 4), r"images has shape \(0, 3, 1, 4, 4\), expected at least one image"),
+        (torch.full((1, 1, 1, 2, 2), torch.nan), "images holds 4 NaN"),
+        (np.zeros((1, 1, 1, 2, 2)), r"image_grid: images is .*numpy\.ndarray"),
+        (torch.zeros(1, 1, 2, 4, 4), r"with C = 1 or 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plots.image_grid(images)
+
+
 def test_a_grid_of_integers_is_refused():
     levels = torch.full((1, 1, 1, 4, 4), 255, dtype=torch.uint8)
     message = r"images has dtype torch.uint8, expected .* the unit interval; .* images / 255 or .*dequantize"
@@ -191,6 +330,8 @@ def test_curves_are_drawn_as_logged():
     assert panel.lines[0].get_xydata().tolist() == [[1.0, 3.0], [2.0, 2.0]]
     with pytest.raises(ValueError, match=r"none of them was logged; there are \['other'\]"):
         plots.learning_curves({"other": {1: 1.0}})
+    (panel,) = plots.learning_curves({"other": {1: 1.0}}, "other").axes
+    assert panel.get_title() == "other"
 
 
 @pytest.mark.parametrize("points", [1, 20, 21])
@@ -219,6 +360,50 @@ def test_every_class_has_its_own_colour(num_classes):
         np.testing.assert_allclose(
             drawn[:, :3], matplotlib.colormaps["tab10"].colors[:num_classes], atol=1e-6
         )
+
+
+def test_points_may_be_arrays_frames_and_lists():
+    x, y = torch.randn(4, 2), torch.tensor([0, 1, -1, 2])
+    frame = pd.DataFrame(x.numpy(), columns=["a", "b"])
+    drawn = []
+    for pair in ((x, y), (x.numpy(), y.float()), (frame, pd.Series(y.numpy())), [x.tolist(), y.tolist()]):
+        (panel,) = plots.labelled_points({"a": pair}).axes
+        drawn.append(panel.collections[0])
+    assert all(np.array_equal(d.get_facecolors(), drawn[0].get_facecolors()) for d in drawn)
+    assert all(np.allclose(d.get_offsets(), drawn[0].get_offsets()) for d in drawn)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ({"a": (torch.zeros(3, 2), torch.tensor([0, 1]))}, r"sets\['a'\]: y has 2 labels and x has 3 points"),
+        ({"a": (torch.zeros(3, 3), torch.zeros(3))}, r"sets\['a'\]: x has shape \(3, 3\), expected points"),
+        ({"a": (torch.full((1, 2), torch.nan), [0])}, r"sets\['a'\]: x holds 2 NaN"),
+        ({"a": (torch.zeros(1, 2), [-2])}, r"sets\['a'\]: y holds labels -2"),
+        ({"a": (torch.zeros(1, 2), ["cat"])}, r"sets\['a'\]: y holds 'cat'"),
+        ({"a": torch.zeros(3, 2)}, r"sets\['a'\] is of type Tensor, expected the pair of points and labels"),
+        ([(torch.zeros(3, 2), torch.zeros(3))], "sets is of type list, expected points and labels by title"),
+    ],
+)
+def test_points_that_cannot_be_drawn(sets, message):
+    with pytest.raises(ValueError, match=message):
+        plots.labelled_points(sets)
+
+
+def test_the_first_set_that_has_points_sets_the_axes():
+    none = torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
+    figure = plots.labelled_points({"a": none, "b": (torch.zeros(1, 2), [0])}, margin=2)
+    assert figure.axes[0].get_xlim() == (-2, 2)
+    assert len(plots.labelled_points({"a": none}).axes) == 1
+
+
+def test_a_boundary_needs_data_of_its_model():
+    x, y = torch.zeros(2, 2), torch.tensor([0, 1])
+    plane = analysis.Plane(torch.zeros(2), torch.ones(2), torch.full((4, 4, 2), 0.5), torch.ones(4, 4))
+    with pytest.raises(ValueError, match="data have 3 classes and plane has 2"):
+        plots.decision_boundary(plane, SemiSupervisedData(x, y, x, y, 3))
+    with pytest.raises(ValueError, match=r"data\.x has shape \(2, 8\), expected points of the plane"):
+        plots.decision_boundary(plane, SemiSupervisedData(x.repeat(1, 4), y, x.repeat(1, 4), y, 2))
 
 
 def test_points_with_hidden_labels_are_grey():
@@ -271,6 +456,21 @@ def test_boundary_and_points():
     assert points.axes[0].get_xlim() == points.axes[1].get_xlim()
     with pytest.raises(ValueError, match="sets is empty"):
         plots.labelled_points({})
+
+
+def test_figures_leave_the_figures_and_settings_of_the_user_alone():
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context({"image.origin": "lower", "image.cmap": "hot"}):
+        mine = pyplot.figure()
+        settings, open_figures = dict(matplotlib.rcParams), pyplot.get_fignums()
+        plots.image_grid(torch.zeros(1, 1, 1, 4, 4))
+        plots.labelled_points({"a": (torch.zeros(1, 2), [0])})
+        plots.learning_curves({"loss": {1: 1.0}})
+        assert dict(matplotlib.rcParams) == settings
+        assert pyplot.get_fignums() == open_figures
+        assert pyplot.gcf() is mine
+        pyplot.close(mine)
 
 
 def test_figures_leave_pyplot_alone(monkeypatch):

@@ -80,6 +80,67 @@ def test_an_unknown_toy_is_named():
         toy("rings")
 
 
+NUMBERS = {
+    "name": (lambda: toy(3), "name=3: expected 'moons', 'circles', 'pinwheel' or 'eight_gaussians'"),
+    "no tests": (lambda: toy("moons", num_test=0), "num_test=0: expected at least 2"),
+    "fewer than classes": (lambda: toy("pinwheel", num_test=4), "num_test=4: expected at least 5"),
+    "no training": (lambda: toy("moons", num_train=0), "num_train=0: expected at least 2"),
+    "half a row": (lambda: toy("moons", num_train=10.5), "num_train=10.5: expected a whole number"),
+    "labels": (
+        lambda: toy("moons", num_train=20, labels_per_class=11),
+        "labels_per_class=11: a class has only 10",
+    ),
+    "negative labels": (
+        lambda: toy("moons", labels_per_class=-1),
+        "labels_per_class=-1: expected at least 0",
+    ),
+    "noise": (lambda: toy("circles", noise=-0.1), "noise=-0.1: expected a finite number of at least 0"),
+    "no noise": (lambda: toy("pinwheel", noise=float("nan")), "noise=nan: expected a finite number"),
+    "word": (lambda: toy("moons", noise="low"), "noise='low': expected a finite number"),
+    "seed": (lambda: toy("moons", seed=-1), "seed=-1: expected 0 to 4294967295"),
+    "large seed": (lambda: digits(seed=2**32), "seed=4294967296: expected 0 to 4294967295"),
+    "half a seed": (lambda: toy("moons", seed=0.5), "seed=0.5: expected a whole number"),
+    "no test digits": (lambda: digits(num_test=0), "num_test=0: expected 10 to 1787"),
+    "all digits": (lambda: digits(num_test=1797), "num_test=1797: expected 10 to 1787"),
+    "digits": (
+        lambda: digits(labels_per_class=150),
+        "labels_per_class=150: a class has only 139 training rows",
+    ),
+    "enlarged": (lambda: enlarged_digits(num_test=1797), "num_test=1797: expected 0 to 1796"),
+    "held out": (lambda: enlarged_digits(num_val=-1), "num_val=-1: expected at least 0"),
+    "split": (lambda: enlarged_digits(split=None), "split=None: expected 'balanced' or 'stratified'"),
+    "whole labels": (lambda: enlarged_digits(labels=100.0), "labels=100.0: expected a whole number"),
+    "true labels": (lambda: enlarged_digits(labels=True), "labels=True: expected a whole number"),
+    "kept": (
+        lambda: keep_labels_per_class(torch.tensor([0, 1]), 1.5),
+        "per_class=1.5: expected a whole number",
+    ),
+    "kept seed": (lambda: keep_labels_per_class(torch.tensor([0, 1]), 1, "0"), "seed='0': expected a whole"),
+    "kept labels": (lambda: keep_labels_per_class(torch.tensor([0, -2]), 1), "y holds labels -2"),
+    "classes": (lambda: keep_labels(torch.tensor([0, 1]), 0, 2), "num_classes=0: expected at least 1"),
+    "hold out": (lambda: toy("moons").hold_out(10, seed=-1), "seed=-1: expected at least 0"),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_that_cannot_be(case):
+    call, message = NUMBERS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_data_set_without_test_images():
+    data = enlarged_digits(num_test=0)
+    assert (len(data.x), len(data.x_test), len(data.y_test)) == (1797, 0, 0)
+
+
+def test_numbers_of_numpy_are_numbers():
+    sizes = {"num_train": np.int64(60), "num_test": np.int32(20), "labels_per_class": np.uint8(3)}
+    data = toy("moons", noise=np.float32(0.1), seed=np.int64(1), **sizes)
+    assert (len(data.x), len(data.labelled[0])) == (60, 6)
+    assert len(data.hold_out(np.int64(5), np.int64(2)).x_val) == 5
+
+
 # -- held-out rows -----------------------------------------------------------------------------
 def test_hold_out_moves_unlabelled_rows_only():
     data = toy("circles", seed=0)
@@ -400,6 +461,68 @@ def test_missing_files_are_named_with_their_folder_and_the_remedy(name, root):
         (folder / file).unlink(missing_ok=True)
     with pytest.raises(FileNotFoundError, match=f"lacks {', '.join(source.files)};"):
         images(name, root)
+
+
+def rewrite(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, part: str, change) -> None:
+    """Write the files of ``part`` anew, their images and labels changed."""
+    original = made
+
+    def changed(name, wanted):
+        x, y = original(name, wanted)
+        return change(x, y) if wanted == part else (x, y)
+
+    monkeypatch.setattr(sys.modules[__name__], "made", changed)
+    WRITERS[name](name, root, monkeypatch)
+
+
+@pytest.mark.parametrize("part", SIZES)
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "svhn"])
+def test_files_of_which_labels_are_missing(name, part, root, monkeypatch):
+    rewrite(name, root, monkeypatch, part, lambda x, y: (x, y[:-1]))
+    size, file = SIZES[part], {"train": "train", "test": "t10k|test"}[part]
+    with pytest.raises(
+        ValueError, match=rf"{name}: {root}.*: ({file}).* hold {size} images and {size - 1} labels"
+    ):
+        images(name, root)
+
+
+def test_batches_of_which_labels_are_missing(root, monkeypatch, tmp_path):
+    (tmp_path / IMAGES["cifar10"].folder).mkdir()
+    rewrite("cifar10", root, monkeypatch, "train", lambda x, y: (x, y[:-30]))
+    with pytest.raises(ValueError, match=r"data_batch_1, .* hold 150 images and 120 labels"):
+        images("cifar10", root)
+
+
+def test_files_of_other_images_or_labels(root, monkeypatch):
+    rewrite("mnist", root, monkeypatch, "test", lambda x, y: (x[..., :14], y))
+    with pytest.raises(
+        ValueError, match=r"t10k-images-idx3-ubyte, .* images of shape \(1, 28, 14\), expected"
+    ):
+        images("mnist", root)
+    monkeypatch.undo()
+    rewrite("mnist", root, monkeypatch, "train", lambda x, y: (x, y + 1))
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte hold labels 1\.\.10, expected 0\.\.9"):
+        images("mnist", root)
+
+
+def test_options_are_checked_before_files_are_read(tmp_path):
+    for options, message in (
+        ({"split": "even"}, "split='even'"),
+        ({"labels": "all"}, "labels='all': expected a whole number, or the numbers of rows"),
+        ({"download": "yes"}, "download='yes': expected True or False"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"num_val": 2.5}, "num_val=2.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            images("mnist", tmp_path, **options)
+    with pytest.raises(ValueError, match="root=3: expected the path of a folder"):
+        images("mnist", 3)
+
+
+@pytest.mark.parametrize("form", [Tensor.numpy, Tensor.tolist])
+def test_a_published_split_may_be_an_array_or_a_list(form, root):
+    rows = one_row_of_each_class("mnist")
+    assert torch.equal(images("mnist", root, labels=form(rows)).y, images("mnist", root, labels=rows).y)
 
 
 @pytest.mark.parametrize("name", IMAGES)

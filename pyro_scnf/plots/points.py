@@ -50,15 +50,18 @@ def labelled_points(sets: Mapping[str, tuple[Tensor, Tensor]], *, margin: float 
 
 def _checked(sets: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
     """The points and the labels of each set as tensors of the same length."""
-    if not isinstance(sets, Mapping) or not sets:
-        raise ValueError(
-            f"sets is {'a ' + type(sets).__name__ if sets else 'empty'}, expected points and labels by title"
-        )
+    expected = "expected points and labels by title"
+    if not isinstance(sets, Mapping):
+        raise ValueError(f"sets is of type {type(sets).__name__}, {expected}")
+    if not sets:
+        raise ValueError(f"sets is empty, {expected}")
     found = {}
     for title, pair in sets.items():
         owner = f"labelled_points: sets[{title!r}]"
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ValueError(f"{owner} is a {type(pair).__name__}, expected the pair of points and labels")
+            raise ValueError(
+                f"{owner} is of type {type(pair).__name__}, expected the pair of points and labels"
+            )
         x, y = plane_points(pair[0], "x", owner), as_labels(pair[1], None, "y", owner, unlabelled=True)
         if len(x) != len(y):
             raise ValueError(f"{owner}: y has {len(y)} labels and x has {len(x)} points; expected as many")
