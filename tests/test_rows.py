@@ -337,6 +337,23 @@ def test_no_row_at_all(flow, x, shares):
     assert scnf.enumerate_labels(poutine.mask(scnf.SemiSupervisedModel(flow), mask=False), (x,)).isnan().all()
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_masked_rows_of_a_model_without_labels(flow, x, shares, parallel):
+    def model(x):
+        share = prior()
+        with pyro.plate("data", len(x)), poutine.mask(mask=KEEP):
+            pyro.sample("x", scnf.LabelMarginal(flow, share), obs=x)
+
+    hand = by_hand(flow, x, shares).logsumexp(-1)[:, KEEP]
+    options = {"site": "x", "parallel": parallel}
+    joint = scnf.enumerate_labels(model, (x,), {"shares": shares}, **options)
+    assert joint[:, ~KEEP].isnan().all()
+    assert relative(joint[:, KEEP, 0], hand) < 1e-10
+    result = export(model, (x,), {"shares": shares}, **options)
+    assert coords(result, "log_likelihood") == coords(result, "observed_data") == [0, 2, 3, 5]
+    assert relative(values(result, "log_likelihood", "x")[0], hand) < 1e-10
+
+
 class TestMissingData:
     """A row whose x alone is masked has the prior of its label, and no likelihood."""
 
