@@ -462,7 +462,7 @@ def test_dequantised_values_stay_below_one_however_they_round():
     u = scnf.transforms.dequantize(x, 2**20)
     assert (u < 1).all()
     assert torch.equal(scnf.transforms.quantize(u, 2**20), x)
-    assert scnf.transforms.dequantize(x.half() * 0 + 255).dtype == torch.half
+    assert scnf.transforms.dequantize(torch.full((3,), 255.0).half()).dtype == torch.half
 
 
 def test_dequantisation_is_uniform_within_a_bin_and_follows_its_generator():
