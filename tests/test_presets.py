@@ -13,8 +13,10 @@ from helpers import perturb, relative
 
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
-from pyro_scnf.datasets import digits, enlarged_digits, toy
+from pyro_scnf.datasets import SemiSupervisedData, digits, enlarged_digits, link_neighbours, toy
+from pyro_scnf.presets import recommended
 from pyro_scnf.presets.base import FitOptions
+from pyro_scnf.presets.choice import column_spreads, standardise_columns
 
 
 def size(module) -> int:
@@ -261,3 +263,103 @@ def test_presets_are_found_by_name_and_can_be_pickled():
 def test_presets_take_every_option_of_fit():
     options = set(inspect.signature(scnf.training.fit).parameters) - {"model", "data"}
     assert set(FitOptions.__annotations__) == options
+
+
+# -- recommended for data of one's own ---------------------------------------------------------------
+def table(rows: int = 60, labelled: int = 12, *, seed: int = 0) -> SemiSupervisedData:
+    """Three classes along column 0. The other column has another unit, and no news of the label."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(rows) % 3
+    x = torch.stack(
+        [6.0 * y + torch.randn(rows, generator=generator), 1e4 * torch.randn(rows, generator=generator)], -1
+    )
+    shown = torch.where(torch.arange(rows) < labelled, y, scnf.UNLABELLED)
+    return SemiSupervisedData(x, shown, x, y, 3)
+
+
+def test_what_is_recommended_for_a_table():
+    """Units play no part: noise has the scale of each column, and neighbours are nearest in its spread."""
+    data = table()
+    preset = recommended(data)
+    spreads = torch.tensor(preset.augment.scales) / 0.3
+    assert torch.allclose(spreads, torch.tensor([5.5, 1e4]), rtol=0.4)
+    in_other_units = recommended(replace(data, x=data.x * 1000, x_test=data.x_test * 1000))
+    assert torch.allclose(torch.tensor(in_other_units.augment.scales), 300 * spreads)
+    assert preset.features is standardise_columns
+    for word in ("table of 60 rows and 2 columns", "12 of them", "gmm:covariance=shared", "their spread"):
+        assert word in preset.why
+    model = preset.make_model(data)
+    assert (model.flow.prior.covariance, model.options["num_unlabelled"]) == ("shared", 48)
+    linked = preset.prepare(data)
+    assert torch.equal(linked.neighbours, link_neighbours(data, 5, standardise_columns).neighbours)
+    assert preset.prepare(linked) is linked
+    assert pickle.loads(pickle.dumps(preset)) == preset
+
+
+def test_what_is_recommended_trains_and_tells_classes_apart():
+    data = table(90)
+    preset = recommended(data)
+    torch.manual_seed(0)
+    model = preset.make_model(data)
+    preset.fit(model, preset.prepare(data), steps=100, progress=False)
+    found = model.posterior(preset.augment.prepare(data.x_test)).probs.argmax(-1)
+    assert (found == data.y_test).double().mean() > 0.95
+
+
+def test_neighbours_that_share_no_label_are_not_used():
+    data = table(90, 60)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    preset = recommended(replace(data, x=data.x[order]))
+    assert not preset.uses_pairs
+    assert "Neighbours: not used, because only so many" in preset.why
+    assert recommended(data).uses_pairs
+
+
+@pytest.mark.parametrize("labelled", [3, 55, 58, 60])
+def test_batches_that_are_recommended_fit_the_data(labelled):
+    """Also if there are few unlabelled rows, an odd number of them, or none."""
+    data = table(60, labelled)
+    preset = recommended(data)
+    model = preset.make_model(data)
+    assert preset.fit(model, preset.prepare(data), steps=1, progress=False).steps == 1
+
+
+def test_a_spread_that_outliers_and_constant_columns_leave_alone():
+    x = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:20, 1] = 1e6
+    x[:, 2] = 7.0
+    x[:, 3] = (torch.arange(1000) < 50).double()  # most values are equal
+    spreads = column_spreads(x)
+    assert torch.allclose(spreads[:2], torch.ones(2, dtype=torch.float64), rtol=0.1)
+    assert spreads[2] == 1
+    assert spreads[3] == pytest.approx(x[:, 3].std().item())
+    features = standardise_columns(x)
+    assert features.abs().max() == 4
+    assert torch.allclose(features[:, 0].std(), torch.ones(()).double(), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype", "bins"),
+    [(1.0, torch.uint8, 17), (1.0, torch.float32, 17), (1 / 16, torch.float32, None)],
+)
+def test_what_is_recommended_for_images(scale, dtype, bins):
+    """Whole numbers are grey levels, whatever their dtype; others are taken as they are."""
+    data = digits()
+    data = replace(data, x=(data.x * scale).to(dtype), x_test=(data.x_test * scale).to(dtype))
+    preset = recommended(data)
+    assert preset.augment.bins == bins
+    assert preset.augment.scale == pytest.approx(0.4 * data.x.double().std().item() / (bins or 1))
+    assert "8 by 8 pixels" in preset.why
+    model = preset.make_model(data)
+    assert preset.fit(model, preset.prepare(data), steps=1, progress=False).steps == 1
+    assert model.posterior(preset.augment.prepare(data.x_test[:3])).probs.shape == (3, 10)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 7, 8), (3, 4)])
+def test_data_for_which_nothing_is_recommended(shape):
+    x, y = torch.rand(9, *shape), torch.arange(9) % 3
+    data = SemiSupervisedData(x, y, x, y, 3)
+    with pytest.raises(ValueError, match=r"x has rows of shape .* expected two or more columns, or images"):
+        recommended(data)
+    with pytest.raises(ValueError, match="y has no labelled row"):
+        recommended(table(labelled=0))

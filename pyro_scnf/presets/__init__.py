@@ -1,7 +1,8 @@
-"""Models with the settings that train them: the published MNIST model, and light models for a CPU."""
+"""Models with the settings that train them: published, light, and recommended for data of one's own."""
 
 from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
 from pyro_scnf.presets.base import ModelOptions, Preset
+from pyro_scnf.presets.choice import recommended
 from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TOY",
     "ModelOptions",
     "Preset",
+    "recommended",
     "scnf_mnist",
 ]
 

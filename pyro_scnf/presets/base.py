@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._numbers import check_flag, check_number, check_word
 from pyro_scnf.class_probs import ClassProbs
-from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
 from pyro_scnf.datasets.augment import Augment
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
@@ -42,11 +43,17 @@ class ModelOptions:
     :ivar class_probs: ``"uniform"``, ``"learnable"``, or ``"empirical"`` for the frequencies of the labels.
     :ivar bool scaled: whether batches are scaled up to the sizes of the data set.
     :ivar float labelled_weight: weight of the labelled rows in the likelihood.
+    :raises ValueError: for an option out of range.
     """
 
     class_probs: Literal["uniform", "learnable", "empirical"] = "uniform"
     scaled: bool = False
     labelled_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_word("class_probs", self.class_probs, ("uniform", "learnable", "empirical"))
+        check_flag(scaled=self.scaled)
+        check_number("labelled_weight", self.labelled_weight, above=0)
 
 
 class FitOptions(TypedDict, total=False):
@@ -90,6 +97,9 @@ class Preset:
     :ivar int neighbours: number of nearest rows to link to each row, if a term uses pairs.
     :ivar int held_out: unlabelled rows to hold out for validation; with 0 the last weights are kept.
     :ivar int draws: number of dequantisations of every test row.
+    :ivar prior: the prior of :meth:`make_model`, if it is given none.
+    :ivar features: what the neighbours are nearest in, see :func:`~pyro_scnf.datasets.link_neighbours`.
+    :ivar str why: in words, what was chosen and why, if :func:`recommended` made the preset.
     """
 
     flow: MakeFlow
@@ -106,31 +116,48 @@ class Preset:
     neighbours: int = 5
     held_out: int = 0
     draws: int = 1
+    prior: PriorSpec = "flow"
+    features: Callable[[Tensor], Tensor] | None = None
+    why: str = ""
 
     @property
     def uses_pairs(self) -> bool:
         """Whether a term uses pairs of neighbours, so that the data need links."""
         return "pairs" in needs_of(make_terms(self.terms))
 
+    def prepare(self, data: SemiSupervisedData, seed: int = 0) -> SemiSupervisedData:
+        """``data`` with the held-out rows and the links between neighbours that the preset trains with.
+
+        What the data have already stays as it is.
+
+        :param int seed: seed of the choice of held-out rows.
+        """
+        if self.held_out and data.x_val is None:
+            data = data.hold_out(self.held_out, seed)
+        if self.uses_pairs and data.neighbours is None:
+            data = link_neighbours(data, self.neighbours, self.features)
+        return data
+
     def make_model(
         self,
         data: SemiSupervisedData,
-        prior: PriorSpec = "flow",
+        prior: PriorSpec | None = None,
         *,
         latent_dim: int | None = None,
     ) -> SemiSupervisedModel:
         """A model for ``data``, initialised from them.
 
-        :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`. ``"flow"`` is the conditional
-            flow of the preset; with options (``"flow:steps=6"``) it is one with these options alone.
+        :param prior: :math:`p(z_f \\mid y)`, see :func:`~pyro_scnf.make_prior`; by default that of the
+            preset. ``"flow"`` is the preset's own conditional flow; with options (``"flow:steps=6"``) it is
+            one with these options alone.
         :param latent_dim: number of components of :math:`z_f`; by default that of the preset.
         """
         options, probs = self.model, self.model.class_probs
         model = SemiSupervisedModel(
-            self.flow(prior, data.num_classes, latent_dim),
+            self.flow(self.prior if prior is None else prior, data.num_classes, latent_dim),
             ClassProbs.from_labels(data.y, data.num_classes) if probs == "empirical" else probs,
             num_labelled=len(data.labelled[0]) if options.scaled else None,
-            num_unlabelled=len(data.unlabelled) if options.scaled else None,
+            num_unlabelled=(len(data.unlabelled) or None) if options.scaled else None,
             labelled_weight=options.labelled_weight,
         )
         rows = self._rows_to_initialize(data)
