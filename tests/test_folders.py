@@ -64,8 +64,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "guide": ({"guide": "none"}, "guide='none'"),
     "guide fails": ({"guide": guide_fails}, "an error of the user's"),
     "augment fails": ({"augment": fails}, "an error of the user's"),
-    "augment of another shape": ({"augment": lambda x: x[:, :1]}, r"x has shape \(10, 1\)"),
-    "augment of another dtype": ({"augment": lambda x: x.double()}, "x has dtype torch.float64"),
+    "augment of another shape": ({"augment": lambda x: x[:, :1]}, r"x after augment has shape \(10, 1\)"),
+    "augment of another dtype": (
+        {"augment": lambda x: x.double()},
+        "x after augment has dtype torch.float64",
+    ),
+    "augment of another kind": (
+        {"augment": lambda x: x.numpy()},
+        "augment: it returns a ndarray, expected a",
+    ),
+    "augment of nothing": ({"augment": lambda x: None}, "augment: it returns a NoneType, expected a tensor"),
     "augment without sense": ({"augment": lambda x: x * torch.nan}, "training stopped at step 0"),
     "augment of no function": ({"augment": "shift"}, "augment='shift'"),
     "model of another shape": ({"model": other_model}, r"data.x has shape \(120, 2\)|data.x has shape"),
@@ -146,6 +154,16 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_first_step(kind, re
     with pytest.raises(ValueError, match=rf"out.*{out}"):
         train(out, augment=fails, log="csv", resume=resume)
     assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_program_in_the_working_folder_is_not_read(tmp_path, monkeypatch):
+    """Lightning goes on from such a file by itself, whoever wrote it."""
+    (tmp_path / "here").mkdir()
+    train(tmp_path / "other", steps=2, seed=1)
+    (tmp_path / "other/last.ckpt").rename(tmp_path / "here/hpc_ckpt_1.ckpt")
+    monkeypatch.chdir(tmp_path / "here")
+    assert_as_uninterrupted(train(tmp_path / "out", validated=True), validated=True)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
 def test_resume_in_a_new_folder_begins_there(tmp_path):

@@ -199,6 +199,29 @@ def test_held_out_rows_are_scored_and_predicted_as_the_model_does(prefix):
     assert found[f"{prefix}_error"] == pytest.approx(error)
 
 
+def test_a_checkpoint_of_fit_is_scored_by_a_task_with_other_settings(tmp_path):
+    data = make_data(validated=True)
+    model = make_model(data)
+    result = fit(model, data, steps=4, validate_every=2, out=tmp_path, progress=False)
+    task = SemiSupervisedTask(make_model(data), steps=1)
+    (found,) = trainer().test(
+        task, DataLoader(data.x_val, batch_size=41), ckpt_path=tmp_path / "best.ckpt", verbose=False
+    )
+    assert found["test_nll"] == pytest.approx(result.best_nll, rel=1e-5)
+    loaded = SemiSupervisedTask.load_from_checkpoint(tmp_path / "best.ckpt", model=make_model(data), steps=1)
+    assert torch.equal(loaded.model.log_prob(data.x), model.log_prob(data.x))
+    with pytest.raises(ValueError, match="the checkpoint is of another run: "):
+        trainer(max_steps=9).fit(task, DataLoader(data.x, batch_size=9), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_frozen_model_is_named():
+    data = some_data()
+    model = make_model(data)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="model: no parameter has requires_grad=True"):
+        fit(model, data, steps=1, progress=False)
+
+
 def test_images_are_dequantised_for_validation_test_and_prediction():
     x, y = torch.randint(0, 16, (9, 1, 4, 4), dtype=torch.uint8), torch.arange(9) % 2
     flow = scnf.SemiConditionalFlow(

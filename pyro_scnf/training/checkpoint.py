@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
-import torch
-
 from pyro_scnf._extras import require
 from pyro_scnf._files import read_plain, write_plain
 from pyro_scnf.models import SemiSupervisedModel

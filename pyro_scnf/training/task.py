@@ -114,16 +114,17 @@ class SemiSupervisedTask(lightning.LightningModule):
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, in nats per example."""
         objective, progress = self.objective[0], min(1.0, batch.step / self.steps)
-        x = None if batch.x is None else self.augment.labelled(batch.x)
-        x_unlabelled = None if batch.x_unlabelled is None else self.augment(batch.x_unlabelled)
+        x = None if batch.x is None else self._change(self.augment.labelled, batch.x)
+        x_unlabelled = None if batch.x_unlabelled is None else self._change(self.augment, batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
         options = {"pairs": batch.pairs, "label_log_prior": batch.label_log_prior}
         if batch.x_unlabelled is not None and "view" in needs_of(active(objective.terms, progress)):
-            options["view"] = self.augment(batch.x_unlabelled)
+            options["view"] = self._change(self.augment, batch.x_unlabelled)
         given = {name: value for name, value in options.items() if value is not None}
         try:
             loss: Tensor = objective(*arguments, **given, progress=progress)
         except ValueError as error:
+            self._check_changed(x, x_unlabelled)
             term = first_bad_term(self.model, x, x_unlabelled)
             if term is None:
                 raise
@@ -138,6 +139,19 @@ class SemiSupervisedTask(lightning.LightningModule):
             for name, part in objective.parts.items():
                 self.log(name, part / examples, batch_size=1, sync_dist=True)
         return loss
+
+    def _change(self, change: Callable[[Tensor], object], rows: Tensor) -> Tensor:
+        """The rows as ``augment`` changes them."""
+        changed = change(rows)
+        if not isinstance(changed, Tensor):
+            raise ValueError(f"augment: it returns a {type(changed).__name__}, expected a tensor of rows")
+        return changed
+
+    def _check_changed(self, *batches: Tensor | None) -> None:
+        """Raise if the model cannot take rows because of their shape, dtype or support."""
+        for rows in batches:
+            if rows is not None and is_finite(rows):
+                self.model.flow.check_data(rows, "x after augment", type(self).__name__)
 
     def _examples(self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None) -> int:
         """How many examples the loss counts: those of the data set if it is scaled up, else of the batch."""
@@ -210,9 +224,12 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- optimiser -----------------------------------------------------------------------------
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimisation
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        if not trained:
+            raise ValueError("model: no parameter has requires_grad=True, so there is nothing to train")
         optimizer = make_optimizer(
             options.optimizer,
-            [p for p in self.model.parameters() if p.requires_grad],
+            trained,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             betas=options.betas,
@@ -256,6 +273,8 @@ class SemiSupervisedTask(lightning.LightningModule):
             checkpoint.update(describe_model(self.model))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None or not self._trainer.training:
+            return  # it is read for its parameters alone
         check_same_run(checkpoint, self.settings, "the checkpoint")
         self._done = int(checkpoint["global_step"])
         self._lengthened = checkpoint["settings"]["steps"] != self.steps

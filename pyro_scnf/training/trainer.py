@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import lightning.pytorch as lightning
     from lightning.pytorch import callbacks, loggers, utilities
     from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+    from lightning.pytorch.plugins import environments
     from lightning.pytorch.utilities.types import STEP_OUTPUT
 else:
     lightning = require("lightning.pytorch", "train")
     callbacks = require("lightning.pytorch.callbacks", "train")
     loggers = require("lightning.pytorch.loggers", "train")
+    environments = require("lightning.pytorch.plugins.environments", "train")
     utilities = require("lightning.pytorch.utilities", "train")
 
 __all__ = ["Log", "make_trainer", "quiet"]
@@ -105,7 +107,8 @@ def make_trainer(
         use_distributed_sampler=False,  # StepBatches gives each process its share
         precision="32-true" if machine.precision == "32" else machine.precision,
         callbacks=made,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_cluster()],
+        default_root_dir=kept.folder,  # Lightning goes on from any hpc_ckpt_1.ckpt there, by itself
         logger=_logger(log, kept.folder),
         log_every_n_steps=LOG_EVERY,
         gradient_clip_val=optimisation.gradient_clip,
@@ -115,6 +118,12 @@ def make_trainer(
         limit_val_batches=1.0 if validate else 0,
         val_check_interval=kept.every,
     )
+
+
+def _cluster() -> list[environments.SLURMEnvironment]:
+    """SLURM without Lightning's own way to go on, where SLURM starts the processes."""
+    by_slurm = environments.SLURMEnvironment.detect() and not environments.TorchElasticEnvironment.detect()
+    return [environments.SLURMEnvironment(auto_requeue=False)] if by_slurm else []
 
 
 def _logger(log: Log | None, folder: Path) -> loggers.Logger | Literal[False]:
