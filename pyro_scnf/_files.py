@@ -14,11 +14,11 @@ import torch
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
-__all__ = ["read_plain", "write_plain"]
+__all__ = ["read_plain", "replacing", "write_plain"]
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[BinaryIO]:
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Write the file ``path`` beside its place, flush it to disk, and only then move it there.
 
     A process killed at any moment leaves the old file or the new one. It may also leave ``.NAME.partial``,
@@ -50,7 +50,7 @@ def write_plain(content: object, path: str | Path) -> None:
     checksums = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             torch.save(content, file)
     finally:
         torch.serialization.set_crc32_options(checksums)

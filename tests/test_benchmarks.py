@@ -19,6 +19,7 @@ from benchmarks.speed import terms
 from benchmarks.tools import timing
 from benchmarks.tools.code_version import code_version
 from benchmarks.tools.neighbours import neighbours
+from benchmarks.tools.options import add_run_options, add_timing_options, make_parser
 from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 
@@ -251,3 +252,18 @@ def test_results_are_whole_or_absent(tmp_path):
         write_json(path, {"value": object()})
     assert json.loads(path.read_text()) == {"value": 1}
     assert list(path.parent.iterdir()) == [path]
+
+
+# -- command lines -----------------------------------------------------------------
+@pytest.mark.parametrize(
+    "option", ["--batch-size=0", "--repeats=1.5", "--threads=-1", "--seed=-1", "--minutes=0", "--minutes=nan"]
+)
+def test_numbers_that_cannot_be_are_refused(option, capsys):
+    parser = make_parser("a benchmark")
+    add_timing_options(parser, batch_size=8, repeats=2)
+    add_run_options(parser, "runs")
+    with pytest.raises(SystemExit):
+        parser.parse_args([option])
+    assert f"argument {option.split('=')[0]}: " in capsys.readouterr().err
+    given = parser.parse_args(["--batch-size", "1", "--seed", "0", "--minutes", "0.5"])
+    assert (given.batch_size, given.seed, given.minutes) == (1, 0, 0.5)

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
-from benchmarks.tools.options import add_run_options, make_parser
+from benchmarks.tools.options import add_run_options, make_parser, whole
 from benchmarks.tools.records import write_json
 from benchmarks.tools.runs import SMOKE, Outcome, find, train
 
@@ -78,8 +78,8 @@ def parse() -> argparse.Namespace:
         default=COMMANDS,
         help=f"examples with their options, each in quotes (default: {', '.join(COMMANDS)})",
     )
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time; each then takes longer")
+    parser.add_argument("--seeds", type=whole, default=5)
+    parser.add_argument("--parallel", type=whole, default=1, help="runs at a time; each then takes longer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-root", type=Path, help="for the example mnist")
     add_run_options(parser, "accuracy")

@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import QUIET, THREAD_SETTINGS, busy_cores, environment
 from benchmarks.tools.neighbours import neighbours
-from benchmarks.tools.options import add_run_options, make_parser
+from benchmarks.tools.options import add_run_options, make_parser, whole
 from benchmarks.tools.records import read_json, write_json
 from benchmarks.tools.runs import SMOKE, run_example
 from benchmarks.tools.timing import ratio, report_bounds
@@ -60,10 +60,12 @@ def measure(kind: str, turn: int, args: argparse.Namespace, deadline: Deadline) 
 
 def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=60, help="of training (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="commands of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=whole, default=60, help="of training (default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="busy ones (default: one per core)"
+        "--repeats", type=whole, default=3, help="commands of each kind (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=whole, default=os.cpu_count() or 1, help="busy ones (default: one per core)"
     )
     add_run_options(parser, "busy_machine")
     args = parser.parse_args()

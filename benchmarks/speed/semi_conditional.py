@@ -28,7 +28,7 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 from benchmarks.tools.machine import environment
-from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.options import add_timing_options, make_parser, whole
 from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 from benchmarks.tools.timing import interleave, ratio, report_bounds
@@ -63,9 +63,9 @@ def main() -> int:
     parser = make_parser(__doc__)
     add_timing_options(parser, batch_size=32, repeats=7)
     parser.add_argument("--prior", choices=["flow", "gmm"], default="flow", help="default: %(default)s")
-    parser.add_argument("--latent-dim", type=int, default=196, help="size of z_f (default: %(default)s)")
-    parser.add_argument("--prior-width", type=int, default=256, help="default: %(default)s")
-    parser.add_argument("--num-classes", type=int, default=10, help="K (default: %(default)s)")
+    parser.add_argument("--latent-dim", type=whole, default=196, help="size of z_f (default: %(default)s)")
+    parser.add_argument("--prior-width", type=whole, default=256, help="default: %(default)s")
+    parser.add_argument("--num-classes", type=whole, default=10, help="K (default: %(default)s)")
     args = parser.parse_args()
     if args.smoke_test:
         args.batch_size, args.repeats, args.threads = 2, 1, 1

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 import pyro_scnf as scnf
 from benchmarks.tools.machine import environment
-from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.options import add_timing_options, make_parser, whole
 from benchmarks.tools.records import write_json
 from benchmarks.tools.timing import interleave, ratio, report_bounds
 from pyro_scnf.nn import Conditioner
@@ -120,8 +120,8 @@ def floor_of(calls: list[tuple[nn.Module, torch.Size]], dtype: torch.dtype) -> C
 def main() -> int:
     parser = make_parser(__doc__)
     add_timing_options(parser, batch_size=32, repeats=7)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", help="several, instead of --batch-size")
-    parser.add_argument("--prior-width", type=int, default=256, help="default: %(default)s")
+    parser.add_argument("--batch-sizes", type=whole, nargs="+", help="several, instead of --batch-size")
+    parser.add_argument("--prior-width", type=whole, default=256, help="default: %(default)s")
     parser.add_argument("--compile", action="store_true", help="time the compiled model as well")
     args = parser.parse_args()
     if args.smoke_test:

@@ -39,7 +39,7 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 from benchmarks.tools.machine import environment
-from benchmarks.tools.options import add_timing_options, make_parser
+from benchmarks.tools.options import add_timing_options, make_parser, whole
 from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
 from benchmarks.tools.timing import interleave, ratio, report_bounds
@@ -137,9 +137,9 @@ def show(seconds: dict[str, list[float]]) -> None:
 def main() -> int:
     parser = make_parser(__doc__)
     add_timing_options(parser, batch_size=PRESET.batch_size, repeats=40)
-    parser.add_argument("--labelled-batch-size", type=int, help="labelled rows (default: all 100)")
-    parser.add_argument("--rows", type=int, default=256, help="rows for NUTS (default: %(default)s)")
-    parser.add_argument("--gradients", type=int, default=30, help="timed rounds of NUTS's gradients")
+    parser.add_argument("--labelled-batch-size", type=whole, help="labelled rows (default: all 100)")
+    parser.add_argument("--rows", type=whole, default=256, help="rows for NUTS (default: %(default)s)")
+    parser.add_argument("--gradients", type=whole, default=30, help="timed rounds of NUTS's gradients")
     parser.set_defaults(threads=1)  # the steps are short, and other threads would mostly wait
     args = parser.parse_args()
     if args.smoke_test:

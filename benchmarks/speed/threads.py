@@ -34,7 +34,7 @@ import pyro_scnf as scnf
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import QUIET, THREAD_SETTINGS, busy_cores, environment
 from benchmarks.tools.neighbours import neighbours
-from benchmarks.tools.options import add_run_options, make_parser
+from benchmarks.tools.options import add_run_options, make_parser, positive, whole
 from benchmarks.tools.records import read_json, write_json
 from benchmarks.tools.runs import ROOT
 
@@ -104,8 +104,8 @@ def measure(load: str, threads: int, policy: str, seconds: float, minutes: float
 
 def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each count (default: %(default)s)")
-    parser.add_argument("--count", type=int, metavar="THREADS", help="make one count here and print it")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of each count (default: %(default)s)")
+    parser.add_argument("--count", type=whole, metavar="THREADS", help="make one count here and print it")
     add_run_options(parser, "threads")
     return parser.parse_args()
 
