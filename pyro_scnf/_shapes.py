@@ -15,6 +15,7 @@ from pyro_scnf._numbers import LARGEST_WHOLE
 
 __all__ = [
     "as_event_shape",
+    "as_sizes",
     "at_least_single",
     "check_event",
     "check_tensor",
@@ -25,26 +26,31 @@ __all__ = [
 ]
 
 
-def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
-    """``shape`` as a ``torch.Size``, checked to be ``(D,)`` or ``(C, H, W)``. An integer D means ``(D,)``."""
+def as_sizes(shape: Sequence[int] | int, name: str = "event_shape", expected: str = "") -> torch.Size:
+    """``shape`` as a ``torch.Size``, checked to hold positive whole numbers. An integer D means ``(D,)``.
+
+    :param expected: what the message says besides.
+    """
     sizes: list[object] = [shape]
     if not isinstance(shape, int | Integral):
         try:
-            sizes = [] if isinstance(shape, bytes) else list(shape)
+            sizes = [None] if isinstance(shape, str | bytes | dict | set) else list(shape)
         except TypeError:
-            sizes = []
+            sizes = [None]
     whole = [int(n) for n in sizes if isinstance(n, int | Integral) and not isinstance(n, bool)]
-    if (
-        len(whole) != len(sizes)
-        or len(whole) not in (1, 3)
-        or min(whole) < 1
-        or math.prod(whole) > LARGEST_WHOLE
-    ):
+    if len(whole) != len(sizes) or min(whole, default=1) < 1 or math.prod(whole) > LARGEST_WHOLE:
         shown = tuple(sizes) if isinstance(shape, torch.Size) else shape
-        raise ValueError(
-            f"{name}={shown!r}: expected (D,) for vectors or (C, H, W) for images, all positive whole numbers"
-        )
+        raise ValueError(f"{name}={shown!r}: expected {expected or 'sizes'}, all positive whole numbers")
     return torch.Size(whole)
+
+
+def as_event_shape(shape: Sequence[int] | int, name: str = "event_shape") -> torch.Size:
+    """``shape`` as a ``torch.Size``, checked to be ``(D,)`` or ``(C, H, W)``. An integer D means ``(D,)``."""
+    expected = "(D,) for vectors or (C, H, W) for images"
+    sizes = as_sizes(shape, name, expected)
+    if len(sizes) not in (1, 3):
+        raise ValueError(f"{name}={tuple(sizes)}: expected {expected}, all positive whole numbers")
+    return sizes
 
 
 def check_tensor(value: object, name: str, owner: str) -> None:

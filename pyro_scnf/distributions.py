@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_scale, check_temperature, check_word, refuse_unused
-from pyro_scnf._shapes import as_event_shape, in_double
+from pyro_scnf._shapes import as_sizes, in_double
 
 __all__ = ["BaseNormal", "ConcatDistribution"]
 
@@ -73,7 +73,7 @@ class BaseNormal(PortableModule):
     ) -> None:
         super().__init__()
         init = check_base_scale(scale, init_scale) or 1.0
-        self.event_shape = as_event_shape(event_shape)
+        self.event_shape = as_sizes(event_shape)
         self.raw_scale: nn.Parameter | None = None
         if scale == "learnable":
             inverse = init + math.log(-math.expm1(-init))  # of softplus

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pyro_scnf._numbers import check_whole
+from pyro_scnf._shapes import as_sizes
 
 __all__ = ["bits_per_dim"]
 
@@ -30,8 +31,5 @@ def bits_per_dim(log_prob: Tensor, event_shape: Sequence[int] | int, bins: int =
     >>> bits_per_dim(torch.zeros(()), (1, 28, 28))
     tensor(8.)
     """
-    sizes: list[object] = [event_shape]
-    if isinstance(event_shape, Sequence) and not isinstance(event_shape, str | bytes):
-        sizes = list(event_shape)
-    size = math.prod(check_whole("event_shape", n, 1) for n in sizes)
+    size = as_sizes(event_shape).numel()
     return math.log2(check_whole("bins", bins, 1)) - log_prob / (size * math.log(2))

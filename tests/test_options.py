@@ -292,7 +292,7 @@ def wrong_values(option: Option) -> st.SearchStrategy[object]:
         wrong.append(st.text(max_size=8).filter(lambda word: word not in words))
         wrong.append(st.sampled_from([0, 1.5, True, [], ["full"], {}, (), b"lu"]))
     if option.sizes:
-        entries = [(0,), (-1,), (2.5,), ("4",), (True,), (NAN,), (None,), (10**30,), (), ((4,),)]
+        entries = [(0,), (-1,), (2.5,), ("4",), (True,), (NAN,), (None,), (10**30,), ((4,),)]
         wrong.append(st.sampled_from([*entries, "4", 2.5, NAN]))
     if not option.none:
         wrong.append(st.none())
@@ -560,6 +560,10 @@ def test_a_value_error_inside_a_factory_names_what_the_user_wrote():
             "mask is of type list, expected a tensor",
         ),
         (lambda: transforms.FlowTransform((4,), 0), "base_shape=0: expected"),
+        (lambda: networks.MLP(2, 2, hidden=()), "hidden is empty"),
+        (lambda: transforms.compose(transforms.ActNorm((2,))), "layers is a ActNorm, expected a list"),
+        (lambda: transforms.compose(layer for layer in [transforms.ActNorm((2,))]), "layers is a generator"),
+        (lambda: transforms.multi_scale(transforms.ActNorm((2,))), "stages is a ActNorm, expected a list"),
         (lambda: flows.glow((1, 3, 4)), r"^event_shape=\(1, 3, 4\): .* expected even H and W$"),
         (lambda: flows.realnvp((1, 3, 4)), r"^event_shape=\(1, 3, 4\): .* even H and W, or levels=1$"),
     ],

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_scnf._checks import check_context, check_row_labels
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import as_event_shape, check_event
 
@@ -17,7 +18,7 @@ __all__ = ["ClassConditionalPrior"]
 
 
 @ConditionalDistribution.register
-class ClassConditionalPrior(nn.Module):
+class ClassConditionalPrior(PortableModule):
     r"""Base class of the priors :math:`p(z_f \mid y)`: a Pyro ``ConditionalDistribution``.
 
     A subclass defines :meth:`condition`, often in a few lines; see *Writing your own prior* in the

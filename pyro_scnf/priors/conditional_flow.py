@@ -100,28 +100,27 @@ class ConditionalFlowPrior(ClassConditionalPrior):
             "conv": conv,
             "net": net,
         }
-        if flow is None:
-            flow = self._glow(context_dim, **{name: v for name, v in options.items() if v is not None})
-        else:
-            self._check_flow(flow, context_dim)
-            refuse_unused("it belongs to the built-in Glow, and flow takes its place", **options)
+        given = {name: value for name, value in options.items() if value is not None}
         self.context_dim = context_dim
-        self.flow = flow
-        self.base = BaseNormal(flow.base_shape, base, base_scale)
+        self.flow = self._checked_flow(self._glow(**given) if flow is None else flow)
+        if flow is not None:
+            refuse_unused("it belongs to the built-in Glow, and flow takes its place", **given)
+        self.base = BaseNormal(self.flow.base_shape, base, base_scale)
 
-    def _glow(self, context_dim: int, **options: Any) -> Layer:
+    def _glow(self, **options: Any) -> Layer:
         """The built-in flow on the flattened latents."""
-        flow = glow(self.event_shape.numel(), context_dim=context_dim, **options)
+        flow = glow(self.event_shape.numel(), context_dim=self.context_dim, **options)
         return compose([flow, Flatten(self.event_shape)]) if len(self.event_shape) == 3 else flow
 
-    def _check_flow(self, flow: object, context_dim: int) -> None:
-        """Raise unless ``flow`` is a conditional transform of these latents."""
-        shape = tuple(self.event_shape)
-        expected = f"expected a conditional transform of event_shape {shape} and context_dim {context_dim}"
+    def _checked_flow(self, flow: object) -> ConditionalFlowTransform:
+        """Raise unless ``flow`` is a conditional transform of these latents. Return it."""
+        shape, dim = tuple(self.event_shape), self.context_dim
+        expected = f"expected a conditional transform of event_shape {shape} and context_dim {dim}"
         if not isinstance(flow, ConditionalFlowTransform):
             raise ValueError(f"flow: {expected}, got a {type(flow).__name__}")
-        if flow.event_shape != self.event_shape or flow.context_dim != context_dim:
+        if flow.event_shape != self.event_shape or flow.context_dim != dim:
             raise ValueError(f"flow: {expected}, got {tuple(flow.event_shape)} and {flow.context_dim}")
+        return flow
 
     def context(self, y: Tensor) -> Tensor:
         """The context vectors ``(*batch, context_dim)`` of labels, class weights or covariates ``y``."""

@@ -42,6 +42,8 @@ def all_unconditional(layers: Sequence[Layer]) -> TypeGuard[Sequence[FlowTransfo
 
 def check_layers(layers: Sequence[object], name: str, owner: str) -> None:
     """Raise unless there is at least one layer and every one is a layer of this package."""
+    if not isinstance(layers, Sequence | nn.ModuleList):
+        raise ValueError(f"{owner}: {name} is a {type(layers).__name__}, expected a list of layers")
     if not layers:
         raise ValueError(f"{owner}: {name} is empty")
     for layer in layers:
@@ -159,4 +161,5 @@ def compose(layers: Sequence[Layer]) -> Compose | ConditionalCompose:
     :raises ValueError: if two neighbours do not fit, or two conditional layers expect contexts of different
         lengths.
     """
+    check_layers(layers, "layers", "compose")
     return Compose(layers) if all_unconditional(layers) else ConditionalCompose(layers)

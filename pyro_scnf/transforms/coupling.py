@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf._numbers import check_flag, check_whole
-from pyro_scnf._shapes import as_event_shape, check_tensor
+from pyro_scnf._shapes import as_sizes, check_tensor
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.scale import make_scale
@@ -190,7 +190,7 @@ def checkerboard_mask(event_shape: Sequence[int] | int, invert: bool = False) ->
     :return: ``(D,)`` for vectors, ``(1, H, W)`` for images, whose channels share the pattern.
     """
     check_flag(invert=invert)
-    shape = as_event_shape(event_shape)
+    shape = as_sizes(event_shape)
     axes = shape[1:] if len(shape) == 3 else shape
     grids = torch.meshgrid(*(torch.arange(n) for n in axes), indexing="ij")
     mask = (torch.stack(grids).sum(0) % 2).to(torch.get_default_dtype())

@@ -181,6 +181,7 @@ def multi_scale(stages: Sequence[Layer], latent_dim: int | None = None) -> Multi
 
     See :class:`MultiScale` for the parameters.
     """
+    check_layers(stages, "stages", "multi_scale")
     if all_unconditional(stages):
         return MultiScale(stages, latent_dim)
     return ConditionalMultiScale(stages, latent_dim)
