@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_labels, validating
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import in_double
 from pyro_scnf._warn import warn
@@ -17,7 +18,7 @@ from pyro_scnf._warn import warn
 __all__ = ["ClassProbs", "check_class_probs", "log_class_probs"]
 
 
-class ClassProbs(nn.Module):
+class ClassProbs(PortableModule):
     """Class probabilities :math:`p(y)`: uniform, given, or learnable.
 
     :param int num_classes: number of labels K.

@@ -2,7 +2,9 @@ r"""The distribution :math:`p(x \mid y)` of a semi-conditional flow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 import pyro.distributions as dist
@@ -12,13 +14,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf import sharing
-from pyro_scnf._shapes import check_event
+from pyro_scnf._copies import Portable
+from pyro_scnf._shapes import check_event, in_double
 from pyro_scnf._state import State
 from pyro_scnf.distributions import ConcatDistribution, check_expansion
 from pyro_scnf.transforms import FlowTransform
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
-__all__ = ["GivenLabel"]
+__all__ = ["GivenLabel", "scored_in_double"]
 
 if TYPE_CHECKING:
     # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
@@ -30,6 +33,26 @@ if TYPE_CHECKING:
         def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
 else:
     TransformedDistribution = dist.TransformedDistribution
+
+
+_IN_DOUBLE: ContextVar[bool] = ContextVar("in_double", default=False)
+
+
+@contextmanager
+def scored_in_double() -> Iterator[None]:
+    """A block in which log-probabilities out of class tables are sums in double precision.
+
+    In float32, the sum of what labels share and of what tells them apart rounds the latter.
+    """
+    token = _IN_DOUBLE.set(True)
+    try:
+        yield
+    finally:
+        _IN_DOUBLE.reset(token)
+
+
+def _sum(rows: Tensor, common: Tensor) -> Tensor:
+    return in_double(rows) + in_double(common) if _IN_DOUBLE.get() else rows + common
 
 
 class _Flow(Protocol):
@@ -82,7 +105,7 @@ class _Decoder(_OneShotLadj):
         return self.owner.transform.inverse_shape(shape)
 
 
-class GivenLabel(TransformedDistribution):
+class GivenLabel(Portable, TransformedDistribution):
     r""":math:`p(x \mid y)`, the distribution that :meth:`SemiConditionalFlow.condition` returns.
 
     It takes part in :func:`~pyro_scnf.share_encoding`, also after the model that made it has returned.
@@ -138,13 +161,13 @@ class GivenLabel(TransformedDistribution):
             return None  # the prior is no longer that for which this distribution was made
         if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
             ((table, common),) = owner.scores(x)
-            rows = table.index_select(-1, y.flatten().long()).movedim(-1, 0) + common
+            rows = _sum(table.index_select(-1, y.flatten().long()).movedim(-1, 0), common)
             return rows.reshape(rows.shape[:1] + (1,) * (y.dim() - 1 - len(batch)) + batch)
         found = owner.find_scores(x)
         if found is None or torch.broadcast_shapes(y.shape, batch) != batch:
             return None
         table, common = found
-        return table.gather(-1, y.long().expand(batch)[..., None])[..., 0] + common
+        return _sum(table.gather(-1, y.long().expand(batch)[..., None])[..., 0], common)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "block": None, "state": None}  # a copy or a file holds no data
+    def _whole_state(self) -> dict[str, object]:
+        return {**super()._whole_state(), "block": None, "state": None}  # a copy or a file holds no data

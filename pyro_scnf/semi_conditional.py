@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_scnf import sharing
 from pyro_scnf._checks import UNLABELLED, check_row_labels, checked
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._labels import categorical
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
@@ -30,7 +31,7 @@ __all__ = ["SemiConditionalFlow"]
 
 
 @ConditionalDistribution.register
-class SemiConditionalFlow(nn.Module):
+class SemiConditionalFlow(PortableModule):
     r"""Semi-conditional normalizing flow, a Pyro ``ConditionalDistribution`` over x given y.
 
     .. math::

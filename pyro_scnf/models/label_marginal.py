@@ -18,6 +18,7 @@ from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import ClassProbs, log_class_probs
 from pyro_scnf.distributions import check_expansion
+from pyro_scnf.models.arguments import check_flow
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["LabelMarginal"]
@@ -47,6 +48,7 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         class_probs: ClassProbs | Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        check_flow(flow, type(self).__name__)
         if am_i_wrapped() and Parts.of((flow,)).are_random:
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn again.
             raise ValueError(

@@ -12,9 +12,10 @@ from typing import Self
 import torch
 from pyro.distributions.conditional import ConditionalTransformModule
 from pyro.distributions.torch_transform import TransformModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import check_event, check_tensor
 from pyro_scnf.transforms.bijection import Bijection
@@ -81,7 +82,7 @@ class FlowTransform(_OneShotLadj, Bijection, TransformModule):
         return super()._apply(fn, recurse)
 
 
-class _Conditioned(_OneShotLadj):
+class _Conditioned(Portable, _OneShotLadj):
     """``layer.condition(context)``: a plain transform that owns no parameters."""
 
     bijective = True
@@ -89,6 +90,9 @@ class _Conditioned(_OneShotLadj):
     def __init__(self, layer: ConditionalFlowTransform, context: Tensor) -> None:
         super().__init__()
         self.layer, self.context = layer, context
+
+    def _whole_state(self) -> dict[str, object]:
+        return _OneShotLadj.__getstate__(self)
 
     @property
     def domain(self) -> constraints.Constraint:
@@ -205,7 +209,7 @@ class ConditionalFlowTransform(Bijection):
 
 
 @ConditionalTransformModule.register
-class ConditionalInverse(nn.Module):
+class ConditionalInverse(PortableModule):
     """A conditional layer turned round: from data to latent. It owns the parameters of the layer.
 
     :param layer: the conditional layer.

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf._checks import check_data, validation_kept
+from pyro_scnf._copies import PortableModule
 from pyro_scnf._shapes import as_event_shape
 
 __all__ = ["Bijection"]
@@ -19,7 +20,7 @@ def _real(event_dim: int) -> constraints.Constraint:
     return constraints.independent(constraints.real, event_dim)
 
 
-class Bijection(nn.Module):
+class Bijection(PortableModule):
     """An invertible map with a fixed event shape on each side.
 
     The forward direction goes from the *base* side (nearer the latent) to the *data* side, as in all
@@ -129,6 +130,6 @@ class Bijection(nn.Module):
             return self._compiled(x, *context)
 
     def __getstate__(self) -> dict[str, object]:
-        state = dict(super().__getstate__())
+        state = super().__getstate__()
         state.pop("_compiled", None)
         return state

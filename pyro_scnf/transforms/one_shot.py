@@ -24,7 +24,7 @@ class _OneShotLadj(Transform):
 
     :class:`torch.distributions.TransformedDistribution` asks for ``z = t.inv(x)`` and *then* for
     ``t.log_abs_det_jacobian(z, x)``. One pass computes both, so the log-determinant is kept for one request
-    and then dropped. PyTorch's ``cache_size=1`` keeps its entry for longer: it can return a stale value
+    and then dropped. It is also dropped once the result of the pass is gone. PyTorch's ``cache_size=1`` keeps its entry for longer: it can return a stale value
     after an optimiser step, hold a graph in memory, or send a second backward pass through a freed graph.
     """
 
@@ -36,8 +36,24 @@ class _OneShotLadj(Transform):
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} does not define inverse_and_ladj")
 
-    def _remember(self, z: Tensor, x: Tensor, ladj: Tensor) -> None:
-        self._memo = _Memo(weakref.ref(z), weakref.ref(x), ladj, torch.is_grad_enabled())
+    def _remember(self, z: weakref.ref[Tensor], x: weakref.ref[Tensor], ladj: Tensor) -> None:
+        self._memo = _Memo(z, x, ladj, torch.is_grad_enabled())
+
+    def _watched(self, result: Tensor, ladj: Tensor) -> tuple[Tensor, weakref.ref[Tensor]]:
+        """``result``, and a reference to it. The log-determinant is dropped when ``result`` is gone.
+
+        The graph of a log-determinant may hold the result itself. It does not hold a view of it.
+        """
+        if ladj.requires_grad:
+            result = result.view_as(result)
+        owner = weakref.ref(self)
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            t = owner()
+            if t is not None and t._memo is not None and gone in (t._memo.z, t._memo.x):
+                t._memo = None
+
+        return result, weakref.ref(result, forget)
 
     def _recall(self, z: Tensor, x: Tensor) -> Tensor | None:
         memo, self._memo = self._memo, None
@@ -49,12 +65,14 @@ class _OneShotLadj(Transform):
 
     def _call(self, z: Tensor) -> Tensor:
         x, ladj = self.call_and_ladj(z)
-        self._remember(z, x, ladj)
+        x, reference = self._watched(x, ladj)
+        self._remember(weakref.ref(z), reference, ladj)
         return x
 
     def _inverse(self, x: Tensor) -> Tensor:
         z, ladj = self.inverse_and_ladj(x)
-        self._remember(z, x, -ladj)
+        z, reference = self._watched(z, ladj)
+        self._remember(reference, weakref.ref(x), -ladj)
         return z
 
     def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
