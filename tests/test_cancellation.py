@@ -79,6 +79,21 @@ def test_all_who_decide_between_labels_agree_far_from_the_data(prior):
     assert error(flow, x) < (1.0 if prior.startswith("flow") else NATS)  # its networks run in float32
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_enumerated_labels_are_as_good_as_the_posterior(parallel):
+    prior = GaussianMixturePrior((196,), 2, covariance="shared")
+    flow = scnf.SemiConditionalFlow(identity(196), prior)
+    with torch.no_grad():
+        prior.loc.copy_(100 * torch.randn(196) + 0.05 * torch.randn(2, 196))
+    model, x = scnf.SemiSupervisedModel(flow), 100 * torch.randn(50, 196)
+    joint = scnf.enumerate_labels(model, (x,), parallel=parallel)[0]
+    exact = copy.deepcopy(flow).double().posterior(x.double()).logits
+    odds, found = (value[:, 1] - value[:, 0] for value in (exact, joint))
+    assert joint.dtype == torch.float64
+    assert (found - odds).abs().max() < NATS
+    assert torch.allclose(joint.logsumexp(-1).float(), model.log_prob(x))
+
+
 def test_the_marginal_is_that_of_float64():
     flow = scnf.SemiConditionalFlow(identity(196), "gmm:covariance=shared", 10)
     x = 100 * torch.randn(20, 196)

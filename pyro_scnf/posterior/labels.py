@@ -13,7 +13,8 @@ from torch import Tensor
 from pyro_scnf._checks import LOG_ZERO
 from pyro_scnf._numbers import check_number
 from pyro_scnf._random import drawing_from
-from pyro_scnf._shapes import at_least_single, check_tensor
+from pyro_scnf._shapes import at_least_single, check_tensor, in_double
+from pyro_scnf.given_label import scored_in_double
 from pyro_scnf.posterior.draws import (
     Site,
     as_tensors,
@@ -88,8 +89,8 @@ def enumerate_labels(
         a global latent of a model with one plate has shape ``(S, 1, *event)``. The model must broadcast over
         it (``Vindex(loc)[..., y]``, not ``loc[y]``). With ``False``, the model runs draw by draw on the
         shapes that it has in training. A flow that does not depend on the draws still runs once per x.
-    :return: ``(S, N, K)`` in nats, with one N for each plate of the label; ``(S, N, 1)`` if the label is
-        observed.
+    :return: ``(S, N, K)`` in nats and in float64, with one N for each plate of the label; ``(S, N, 1)`` if
+        the label is observed.
     :raises ValueError: if the site does not exist or is in no plate; if draws differ in number, belong to no
         site, or are missing for a site; if a plate draws its rows at random, or has other rows in another
         run; or if the data have no log-probabilities of their own, because they share a discrete site or
@@ -138,7 +139,8 @@ def tabulate(
     joint = without_data = torch.zeros(())
     has_local_latents = False
     with broadcasting_hint(parallel):
-        trace.compute_log_prob()
+        with scored_in_double():
+            trace.compute_log_prob()
         for name, site in sites.items():
             if not is_term(site) or (name in posterior and not _depends_on_labels(site, nesting)):
                 continue
@@ -167,7 +169,7 @@ def tabulate(
     seen, modelled = (
         rows.to(joint.device).expand(shape) for rows in seen_rows(sites, label, posterior, nesting)
     )
-    return LabelTable(joint, seen, modelled, Observed.of(trace, sites, posterior, nesting))
+    return LabelTable(in_double(joint), seen, modelled, Observed.of(trace, sites, posterior, nesting))
 
 
 def _depends_on_labels(site: Site, nesting: int) -> bool:
