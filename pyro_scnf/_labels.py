@@ -37,9 +37,16 @@ def check_label_log_prior(
     :return: the same in the dtype and on the device of ``like``, minus infinity replaced by a large number.
     """
     given = f"{owner}: label_log_prior"
-    if not isinstance(label_log_prior, Tensor) or not label_log_prior.is_floating_point():
-        kind = getattr(label_log_prior, "dtype", type(label_log_prior).__name__)
-        raise ValueError(f"{given} is of {kind}, expected a floating tensor of log-probabilities")
+    if not isinstance(label_log_prior, Tensor):
+        kind = type(label_log_prior).__name__
+        raise ValueError(
+            f"{given} is of {kind}, expected a floating tensor of log-probabilities; give "
+            "torch.as_tensor(label_log_prior)"
+        )
+    if not label_log_prior.is_floating_point():
+        raise ValueError(
+            f"{given} is of {label_log_prior.dtype}, expected a floating tensor of log-probabilities"
+        )
     shape = (*batch, num_classes)
     if label_log_prior.shape != shape:
         raise ValueError(

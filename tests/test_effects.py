@@ -276,7 +276,7 @@ def wrong_arguments():
         ),
         "weights of draws": ((), {"n": 6, "weights": w}, "weights are for rows of data; give x too"),
         "weights of labels": ((), {"y": Y, "weights": w}, "weights are for rows of data; give x too"),
-        "evidence array": ((x,), {"label_log_prior": even.numpy()}, "label_log_prior is of"),
+        "evidence array": ((x,), {"label_log_prior": even.numpy()}, "label_log_prior is of ndarray"),
         "evidence list": ((x,), {"label_log_prior": even.tolist()}, "label_log_prior is of list"),
         "n float": ((), {"n": 2.5}, "n=2.5: expected a whole number"),
         "n word": ((), {"n": "3"}, "n='3': expected a whole number"),
@@ -361,6 +361,12 @@ class TestLabelMarginal:
         flow, x = toy_flow("gmm"), torch.randn(4, 2)
         for probs in (torch.tensor([1.0, 2, 3], dtype=F64), torch.tensor([1, 2, 3])):
             assert scnf.LabelMarginal(flow, probs).log_prob(x).dtype == torch.float32
+
+    def test_a_flow_is_named(self, model):
+        for make in (scnf.LabelMarginal, scnf.SemiSupervisedModel):
+            for other in (model, model.flow.transform, "glow", None):
+                with pytest.raises(ValueError, match=r"flow is a \w+, expected a SemiConditionalFlow"):
+                    make(other)
 
     @pytest.mark.parametrize("probs", [[1.0, 1.0, 1.0], np.ones(3), "uniform", -torch.ones(3), torch.ones(2)])
     def test_weights_of_other_kinds(self, model, probs):

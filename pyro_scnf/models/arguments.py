@@ -1,4 +1,4 @@
-"""Checks of arguments of a model's call that are neither data nor labels."""
+"""Checks of arguments of a model that are neither data nor labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pyro_scnf._checks import validating
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import check_tensor
 
-__all__ = ["check_draws", "check_weights"]
+__all__ = ["check_draws", "check_flow", "check_weights"]
+
+
+def check_flow(flow: object, owner: str) -> None:
+    """Raise unless ``flow`` scores data under labels, as a :class:`~pyro_scnf.SemiConditionalFlow` does."""
+    if not hasattr(flow, "num_classes") or not hasattr(flow, "scores"):
+        raise ValueError(f"{owner}: flow is a {type(flow).__name__}, expected a SemiConditionalFlow")
 
 
 def check_draws(

@@ -18,7 +18,7 @@ from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf.class_probs import ClassProbs, check_class_probs
-from pyro_scnf.models.arguments import check_draws, check_weights
+from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
 from pyro_scnf.models.guard import guard_data_site, guard_label_site
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
@@ -78,6 +78,7 @@ class SemiSupervisedModel(PyroModule):
         labelled_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        check_flow(flow, type(self).__name__)
         labelled_weight = check_number("labelled_weight", labelled_weight, above=0)
         self.flow = flow
         for name, size in (("num_labelled", num_labelled), ("num_unlabelled", num_unlabelled)):
