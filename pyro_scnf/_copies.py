@@ -59,6 +59,8 @@ class PortableModule(nn.Module):
     """
 
     def __getstate__(self) -> dict[str, object]:
-        for parameter in self.parameters():
-            vars(parameter).pop("unconstrained", None)
+        for module in self.modules():  # a loss may not know its parameters yet, and then refuses to list them
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    vars(parameter).pop("unconstrained", None)
         return dict(super().__getstate__())  # type: ignore[call-overload]

@@ -10,9 +10,12 @@ from typing import Any
 
 import lightning.pytorch as lightning
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from helpers import perturb
+from pyro.nn import PyroModule
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, TensorDataset
 from trainee import jitter, make_data, make_model, train
@@ -402,6 +405,43 @@ def test_a_class_without_a_label_is_named():
         warnings.simplefilter("error")
         fit(make_model(data), replace(data, y=torch.full_like(y, -1)), steps=1, progress=False)
         fit(make_model(data), data, steps=1, progress=False)
+
+
+class OwnGuide(PyroModule):
+    """A guide that learns q(y | x) of the unlabelled rows by a network of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 2)
+
+    def forward(self, x, y=None, x_unlabelled=None, **rest):
+        with pyro.plate("unlabelled", len(x_unlabelled)):
+            q = dist.Categorical(logits=self.net(x_unlabelled))
+            pyro.sample("y_unlabelled", q, infer={"enumerate": "parallel"})
+
+
+def test_a_guide_with_parameters_is_trained_and_one_that_hides_them_is_refused(tmp_path):
+    data = make_data()
+    guide = OwnGuide()
+    before = guide.net.weight.detach().clone()
+    options = {"steps": 4, "progress": False}
+    while not fit(
+        make_model(data), data, guide=guide, out=tmp_path, minutes=1e-9, resume=True, **options
+    ).finished:
+        pass
+    assert (guide.net.weight - before).abs().max() > 1e-3
+
+    def hides(x, y=None, x_unlabelled=None, **rest):
+        logits = pyro.param("logits", torch.zeros(2))
+        with pyro.plate("unlabelled", len(x_unlabelled)):
+            q = dist.Categorical(logits=logits)
+            pyro.sample("y_unlabelled", q, infer={"enumerate": "parallel"})
+
+    with pytest.raises(
+        ValueError, match="guide: nothing would train its parameters .*logits, since a function"
+    ):
+        fit(make_model(data), data, guide=hides, **options)
+    assert fit(make_model(data), data, guide=lambda *args, **kwargs: None, **options).finished
 
 
 def test_objects_of_another_kind_are_named():

@@ -102,7 +102,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             **(settings or {}),
         }
         self.settings = {name: plain(value) for name, value in compared.items()}
-        self._done, self._lengthened = 0, False
+        self._done, self._lengthened, self._has_run = 0, False, False
 
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
@@ -129,6 +129,9 @@ class SemiSupervisedTask(lightning.LightningModule):
             if term is None:
                 raise
             raise self._stopped("scoring failed", term) from error  # Pyro refuses NaN and infinity
+        if not self._has_run:
+            self._has_run = True
+            self._check_trained()
         examples = self._examples(x, batch.y, x_unlabelled)
         loss = loss / examples
         if not torch.isfinite(loss):
@@ -152,6 +155,17 @@ class SemiSupervisedTask(lightning.LightningModule):
         for rows in batches:
             if rows is not None and is_finite(rows):
                 self.model.flow.check_data(rows, "x after augment", type(self).__name__)
+
+    def _check_trained(self) -> None:
+        """Raise if the loss has parameters that the optimiser lacks. A guide that is a function can bring some."""
+        own = {id(parameter) for parameter in self.parameters()}
+        objective = self.objective[0].named_parameters()
+        others = [name for name, p in objective if id(p) not in own and p.requires_grad]
+        if others:
+            raise ValueError(
+                f"guide: nothing would train its parameters {', '.join(others[:3])}, since a function has "
+                "them in Pyro's parameter store; make the guide a PyroModule that holds them"
+            )
 
     def _examples(self, x: Tensor | None, y: Tensor | None, x_unlabelled: Tensor | None) -> int:
         """How many examples the loss counts: those of the data set if it is scaled up, else of the batch."""
@@ -224,7 +238,9 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- optimiser -----------------------------------------------------------------------------
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimisation
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [
+            p for p in self.parameters() if p.requires_grad
+        ]  # of the model, and of a guide with its own
         if not trained:
             raise ValueError("model: no parameter has requires_grad=True, so there is nothing to train")
         optimizer = make_optimizer(
@@ -243,16 +259,16 @@ class SemiSupervisedTask(lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         if not torch.isfinite(norm):
-            names = [name for name, gradient in gradients.items() if not is_finite(gradient)]
+            names = [n.removeprefix("model.") for n, g in gradients.items() if not is_finite(g)]
             raise RuntimeError(
                 f"training stopped at step {self.global_step}: the loss is finite, but not the gradient of "
                 f"{', '.join(names[:3]) or 'all parameters together'}; lower learning_rate"
             )
         if gradient_clip_val is not None:
-            parameters = [p for p in self.model.parameters() if p.grad is not None]
+            parameters = [p for p in self.parameters() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         self.log("grad_norm", norm)
 
