@@ -22,7 +22,7 @@ from trainee import jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import Augment, ImageAugment, SemiSupervisedData
-from pyro_scnf.training import SemiSupervisedTask, StepBatches, fit
+from pyro_scnf.training import Optimisation, SemiSupervisedTask, StepBatches, fit
 
 
 def trainer(**options: Any) -> lightning.Trainer:
@@ -424,11 +424,12 @@ def test_a_guide_with_parameters_is_trained_and_one_that_hides_them_is_refused(t
     data = make_data()
     guide = OwnGuide()
     before = guide.net.weight.detach().clone()
-    options = {"steps": 4, "progress": False}
-    while not fit(
-        make_model(data), data, guide=guide, out=tmp_path, minutes=1e-9, resume=True, **options
-    ).finished:
-        pass
+    constant = Optimisation(schedule="constant", ema_decay=None)
+    options = {"steps": 4, "progress": False, "optimisation": constant}
+    finished = False
+    while not finished:
+        pieces = {"out": tmp_path, "minutes": 1e-9, "resume": True}
+        finished = fit(make_model(data), data, guide=guide, **pieces, **options).finished
     assert (guide.net.weight - before).abs().max() > 1e-3
 
     def hides(x, y=None, x_unlabelled=None, **rest):
@@ -437,9 +438,7 @@ def test_a_guide_with_parameters_is_trained_and_one_that_hides_them_is_refused(t
             q = dist.Categorical(logits=logits)
             pyro.sample("y_unlabelled", q, infer={"enumerate": "parallel"})
 
-    with pytest.raises(
-        ValueError, match="guide: nothing would train its parameters .*logits, since a function"
-    ):
+    with pytest.raises(ValueError, match=r"nothing would train its parameters .*logits, since a"):
         fit(make_model(data), data, guide=hides, **options)
     assert fit(make_model(data), data, guide=lambda *args, **kwargs: None, **options).finished
 

@@ -157,7 +157,7 @@ class SemiSupervisedTask(lightning.LightningModule):
                 self.model.flow.check_data(rows, "x after augment", type(self).__name__)
 
     def _check_trained(self) -> None:
-        """Raise if the loss has parameters that the optimiser lacks. A guide that is a function can bring some."""
+        """Raise if the loss has parameters that the optimiser lacks, as those of a function may be."""
         own = {id(parameter) for parameter in self.parameters()}
         objective = self.objective[0].named_parameters()
         others = [name for name, p in objective if id(p) not in own and p.requires_grad]
