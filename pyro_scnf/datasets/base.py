@@ -36,6 +36,11 @@ class SemiSupervisedData:
       row without a label holds -1 or a gap (NaN, ``None``, ``pandas.NA``).
     * Rows are matched by their place, not by an index.
 
+    >>> rows, labels = [[0.1, 2.0], [0.3, 1.0], [0.2, 4.0]], [0, None, 1]
+    >>> data = SemiSupervisedData(rows, labels, rows[:1], labels[:1], num_classes=2)
+    >>> data.x.dtype, data.y
+    (torch.float32, tensor([ 0, -1,  1]))
+
     :ivar Tensor x: training data ``(N, *event_shape)``, the labelled rows included.
     :ivar Tensor y: labels of ``x``, ``(N,)``, -1 where hidden.
     :ivar Tensor x_test: test data.

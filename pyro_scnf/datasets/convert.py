@@ -204,7 +204,7 @@ def _warn_of_rounding(x: Tensor, value: np.ndarray, names: Sequence[object] | No
         return
     exact = value.astype(np.float64)
     lost = np.abs(exact - x.double().numpy()).max(0)
-    coarse = np.flatnonzero((lost > COARSE * exact.std(0)) & (lost > 0))
+    coarse = np.flatnonzero((lost > COARSE * exact.std(0)) & (np.ptp(exact, 0) > 0))
     if len(coarse):
         warn(
             f"{given} loses digits in {_column(coarse[:1].tolist(), names)}: {x.dtype} holds values around "
