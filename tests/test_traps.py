@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import toy_flow
+from helpers import image_flow, toy_flow
 from pyro import poutine
 from pyro.infer import (
     SVGD,
@@ -123,6 +123,32 @@ def test_labelled_weight_in_a_partly_labelled_batch(x):
     model = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64), labelled_weight=2.0)
     with pytest.raises(ValueError, match="labelled_weight needs the labelled rows in a batch of their own"):
         scnf.elbo(model)(x, torch.tensor([0, -1, 2, -1]))
+
+
+def stepping(model):
+    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    return SVI(model, scnf.exact_guide, Adam({"lr": 1e-2}), elbo)
+
+
+def test_svi_of_a_model_whose_names_the_store_has_already(model, x):
+    """``SVI`` would train the parameters of the earlier model, and the new one would stay as it is."""
+    again = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64))
+    before = [p.detach().clone() for p in model.parameters()]
+    stepping(model).step(x)
+    assert not all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    with pytest.raises(RuntimeError, match=r"store holds another tensor for flow\..*pyro\.clear_param_store"):
+        stepping(again).step(x)
+    assert scnf.elbo(again)(x).item() == pytest.approx(-again.log_prob(x).sum().item(), rel=1e-12)
+    pyro.clear_param_store()
+    before = [p.detach().clone() for p in again.parameters()]
+    stepping(again).step(x)
+    assert not all(torch.equal(p, q) for p, q in zip(again.parameters(), before, strict=True))
+
+
+def test_svi_of_parameters_that_the_store_copies():
+    model = scnf.SemiSupervisedModel(image_flow("gmm")).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="store holds another tensor for flow"):
+        stepping(model).step(torch.randn(4, 1, 4, 4))
 
 
 # -- what must not raise ------------------------------------------------------------------------------

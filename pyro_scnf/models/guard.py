@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import cast
 
+import pyro
 import pyro.distributions as dist
 from pyro import poutine
 from pyro.infer.reparam import TransformReparam
 from pyro.infer.traceenum_elbo import BackwardSampleMessenger
 from pyro.infer.util import is_validation_enabled
+from pyro.params.param_store import param_with_module_name
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -23,14 +25,23 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_scnf.distributions import ConcatDistribution
 
-__all__ = ["check_sites", "guard_data_site", "guard_label_site", "guarded", "plate_depth", "trace_depth"]
+__all__ = [
+    "check_sites",
+    "guard_data_site",
+    "guard_label_site",
+    "guard_store",
+    "guarded",
+    "plate_depth",
+    "trace_depth",
+]
 
 NO_JACOBIAN = (
     "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
@@ -106,6 +117,28 @@ def guard_data_site(site: str, fn: object, *, observed: bool) -> None:
             chosen = config.get(site) if isinstance(config, dict) else config(msg)
             if isinstance(chosen, TransformReparam):
                 raise RuntimeError(NO_JACOBIAN.format(site))
+
+
+def guard_store(name: str, module: nn.Module) -> None:
+    """Raise an error if ``SVI`` would train other tensors than those with which ``module`` computes.
+
+    ``SVI`` trains what Pyro's store holds. That is another tensor if an earlier module had this name, if the
+    store was loaded from a file, or if a parameter is not contiguous, which the store copies.
+
+    :param str name: the name of the module in the store.
+    :raises RuntimeError: if so.
+    """
+    if not any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK):
+        return
+    store = dict(pyro.get_param_store().named_parameters())
+    for inner, parameter in module.named_parameters():
+        stored = store.get(param_with_module_name(name, inner), parameter)
+        if stored is not parameter and parameter.requires_grad:
+            raise RuntimeError(
+                f"Pyro's store holds another tensor for {name}.{inner} than the model, and SVI would train "
+                "that one, not the model: call pyro.clear_param_store() before a new model is trained. (The "
+                "store also copies parameters in other memory formats than the contiguous one.)"
+            )
 
 
 def _replays(handler: Messenger) -> bool:

@@ -19,7 +19,7 @@ from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf.class_probs import ClassProbs, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
-from pyro_scnf.models.guard import guard_data_site, guard_label_site
+from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -63,9 +63,11 @@ class SemiSupervisedModel(PyroModule):
     works with ``infer_discrete``, ``Predictive``, ``compute_marginals`` and effect handlers like any other
     Pyro model.
 
-    Pyro would compute a wrong loss without a warning in two cases, in which this model raises
-    ``RuntimeError``: if nothing sums out an unobserved label (plain ``Trace_ELBO`` would draw it from
-    :math:`p(y)`), and if a guide samples an observed label (the loss would be off by the guide's entropy).
+    In these cases Pyro would be wrong without a warning, and this model raises ``RuntimeError``: nothing sums
+    out an unobserved label (``Trace_ELBO`` and others would draw it from :math:`p(y)`); a guide samples an
+    observed label (the loss would be off by the guide's entropy); ``TransformReparam`` is applied to an
+    observed x (it leaves out the log-determinant); Pyro's store holds parameters of an earlier model under the
+    same names (``SVI`` would train those).
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class SemiSupervisedModel(PyroModule):
         fullname = self._pyro_get_fullname(name)
         if self._pyro_context.get(fullname) is not child:
             self._pyro_context.set(fullname, super().__getattr__(name))
+            guard_store(fullname, child)
         return child
 
     # -- the generative process ----------------------------------------------------------------
