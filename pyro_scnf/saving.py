@@ -23,7 +23,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["describe_model", "load", "misfits", "save"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the file's layout."""
 
 _WITHIN = "model."
