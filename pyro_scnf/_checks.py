@@ -21,6 +21,7 @@ from pyro_scnf._shapes import check_event, check_tensor
 __all__ = [
     "LOG_ZERO",
     "UNLABELLED",
+    "check_alike",
     "check_context",
     "check_data",
     "check_finite",
@@ -107,21 +108,34 @@ def check_data(
             f"levels, spread them with pyro_scnf.transforms.dequantize(x, bins), since integers have no "
             f"density; if they are measurements, give {name}.to({dtype})"
         )
-    if like is not None:
-        if torch.promote_types(x.dtype, dtype) != dtype:
-            raise ValueError(
-                f"{owner}: {name} has dtype {x.dtype} and the parameters {dtype}; give {name}.to({dtype}), "
-                f"or convert the model with .to({x.dtype})"
-            )
-        if x.device != like.device:
-            raise ValueError(
-                f"{owner}: {name} is on {x.device} and the parameters on {like.device}; give "
-                f"{name}.to({str(like.device)!r})"
-            )
-        x = x.to(dtype)
+    x = check_alike(x, like, owner, name)
     check_finite(x, name, owner)
     _check_interval(x, support, name, owner)
     return x
+
+
+def check_alike(x: Tensor, like: Tensor | None, owner: str, name: str) -> Tensor:
+    """Raise unless ``x`` has the dtype and the device of ``like``, if that is given. Return ``x``.
+
+    A lower precision than that of ``like`` is converted, because that loses nothing.
+    """
+    if like is None:
+        return x
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{owner}: {name} has dtype {x.dtype}, expected floating numbers; give {name}.to({like.dtype})"
+        )
+    if torch.promote_types(x.dtype, like.dtype) != like.dtype:
+        raise ValueError(
+            f"{owner}: {name} has dtype {x.dtype} and the parameters {like.dtype}; give "
+            f"{name}.to({like.dtype}), or convert the model with .to({x.dtype})"
+        )
+    if x.device != like.device:
+        raise ValueError(
+            f"{owner}: {name} is on {x.device} and the parameters on {like.device}; give "
+            f"{name}.to({str(like.device)!r})"
+        )
+    return x.to(like.dtype)
 
 
 def _check_interval(x: Tensor, support: constraints.Constraint, name: str, owner: str) -> None:

@@ -147,7 +147,8 @@ class GivenLabel(Portable, TransformedDistribution):
             log_prob = self._from_table(value) if self.has_row else None
             if log_prob is None:
                 z, ladj = self.owner.encode_flat(value)
-                log_prob = self.base_dist.log_prob(z) + ladj
+                # Mixtures in half precision score in single precision, unlike the flow and p(y).
+                log_prob = (self.base_dist.log_prob(z) + ladj).to(ladj.dtype)
         return log_prob.expand(batch)
 
     def _from_table(self, x: Tensor) -> Tensor | None:

@@ -312,8 +312,9 @@ def test_what_terms_see_copies(name, clone):
 def test_data_sets_copy(clone):
     data = scnf.datasets.toy("moons", num_train=20, num_test=4)
     twin = clone(data)
-    assert torch.equal(twin.x_unlabelled, data.x_unlabelled)
-    assert torch.equal(twin.y_labelled, data.y_labelled)
+    assert type(twin) is type(data)
+    for name, value in vars(data).items():
+        assert torch.equal(getattr(twin, name), value) if isinstance(value, Tensor) else True, name
 
 
 # -- traces ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
+from pyro_scnf._checks import check_alike
 from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import check_event, check_tensor
@@ -46,10 +47,9 @@ class FlowTransform(_OneShotLadj, Bijection, TransformModule):
         :param z: ``(*batch, *base_shape)``.
         :return: x ``(*batch, *event_shape)`` and :math:`\log|\det \partial x / \partial z|` ``(*batch,)`` in
             nats.
-        :raises ValueError: if ``z`` does not end in ``base_shape``.
+        :raises ValueError: if ``z`` is no tensor of the layer's dtype that ends in ``base_shape``.
         """
-        check_event(z, self.base_shape, "z", type(self).__name__)
-        return self._forward_ladj(z)
+        return self._forward_ladj(self._check_latents(z))
 
     def inverse_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""Data to latent.
@@ -153,8 +153,9 @@ class ConditionalFlowTransform(Bijection):
 
     def call_and_ladj(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowTransform.call_and_ladj`. The batch shapes of ``z`` and ``context`` broadcast."""
-        check_event(z, self.base_shape, "z", type(self).__name__)
-        return self._run(self._forward_ladj, z, "z", self.base_shape, self.event_shape, context)
+        return self._run(
+            self._forward_ladj, self._check_latents(z), "z", self.base_shape, self.event_shape, context
+        )
 
     def inverse_and_ladj(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`FlowTransform.inverse_and_ladj`. The batch shapes of ``x`` and ``context`` broadcast."""
@@ -187,6 +188,7 @@ class ConditionalFlowTransform(Bijection):
     ) -> tuple[Tensor, Tensor]:
         """Check ``context``, apply ``method``, and expand the results to the joint batch."""
         batch = self._joint_batch(value.shape[: value.dim() - len(shape)], name, context)
+        context = check_alike(context, next(self.parameters(), None), type(self).__name__, "context")
         out, ladj = method(value, context)
         # A layer may ignore the context. Its result then lacks the batch dimensions of the context.
         return out.expand(batch + out_shape), ladj.expand(batch)

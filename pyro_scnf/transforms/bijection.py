@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_scnf._checks import check_data, validation_kept
+from pyro_scnf._checks import check_alike, check_data, validation_kept
 from pyro_scnf._copies import PortableModule
-from pyro_scnf._shapes import as_event_shape
+from pyro_scnf._shapes import as_event_shape, check_event
 
 __all__ = ["Bijection"]
 
@@ -99,6 +99,12 @@ class Bijection(PortableModule):
         """
         like = next(self.parameters(), None)
         return check_data(x, self.event_shape, like, self.codomain, owner or type(self).__name__, name)
+
+    def _check_latents(self, z: Tensor) -> Tensor:
+        """Raise unless ``z`` holds latents of this layer. Return them in its dtype."""
+        owner = type(self).__name__
+        check_event(z, self.base_shape, "z", owner)
+        return check_alike(z, next(self.parameters(), None), owner, "z")
 
     def _check_batch(self, x: Tensor) -> Tensor:
         """Raise unless ``x`` also has a batch dimension, and at least one row."""

@@ -24,8 +24,9 @@ class _OneShotLadj(Transform):
 
     :class:`torch.distributions.TransformedDistribution` asks for ``z = t.inv(x)`` and *then* for
     ``t.log_abs_det_jacobian(z, x)``. One pass computes both, so the log-determinant is kept for one request
-    and then dropped. It is also dropped once the result of the pass is gone. PyTorch's ``cache_size=1`` keeps its entry for longer: it can return a stale value
-    after an optimiser step, hold a graph in memory, or send a second backward pass through a freed graph.
+    and then dropped. It is also dropped once the result of the pass is gone. PyTorch's ``cache_size=1`` keeps
+    its entry for longer: it can return a stale value after an optimiser step, hold a graph in memory, or send
+    a second backward pass through a freed graph.
     """
 
     _memo: _Memo | None = None
