@@ -271,6 +271,8 @@ def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
     (tmp_path / "log/version_old").mkdir()
     (tmp_path / "log/version_old/metrics.csv").write_text("of somebody else\n")
     assert analysis.read_log(tmp_path) == curves
+    with pytest.raises(ValueError, match="out is of type int, expected the path of a folder"):
+        analysis.read_log(3)
     with pytest.raises(FileNotFoundError, match="there is no log; train with"):
         analysis.read_log(tmp_path / "elsewhere")
 
@@ -400,6 +402,8 @@ def test_the_first_set_that_has_points_sets_the_axes():
 def test_a_boundary_needs_data_of_its_model():
     x, y = torch.zeros(2, 2), torch.tensor([0, 1])
     plane = analysis.Plane(torch.zeros(2), torch.ones(2), torch.full((4, 4, 2), 0.5), torch.ones(4, 4))
+    with pytest.raises(ValueError, match="data is of type Tensor, expected a SemiSupervisedData"):
+        plots.decision_boundary(plane, x)
     with pytest.raises(ValueError, match="data have 3 classes and plane has 2"):
         plots.decision_boundary(plane, SemiSupervisedData(x, y, x, y, 3))
     with pytest.raises(ValueError, match=r"data\.x has shape \(2, 8\), expected points of the plane"):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import (
@@ -143,8 +144,11 @@ REFUSED_ROWS = {
     "ragged": ([[1.0, 2.0], [1.0]], "x is no table: its rows differ in length"),
     "series": (FRAME["height"], r"x has shape \(4,\), expected a table of rows \(N, D\)"),
     "number": (3.0, r"x has shape \(\), expected a table"),
-    "nothing": (None, "x holds .* expected numbers"),
-    "word": ("data.csv", "x holds .* expected numbers"),
+    "nothing": (None, "x is of type NoneType, expected numbers in a tensor"),
+    "word": ("data.csv", "x is of type str, expected numbers in a tensor"),
+    "mapping": ({"a": [1.0]}, "x is of type dict, expected numbers in a tensor"),
+    "sparse array": (csr_matrix(X.numpy()), r"x is of type csr_matrix, .*give its \.toarray\(\)"),
+    "no columns": (torch.zeros(4, 0), r"x has shape \(4, 0\), expected a table of rows"),
 }
 
 
@@ -240,8 +244,11 @@ REFUSED_LABELS = {
     "one-hot": ({"y": ONE_HOT}, r"y has shape \(4, 2\), expected one label for each row.* y.argmax"),
     "one-hot floats": ({"y": ONE_HOT.float()}, r"y has shape \(4, 2\), expected one label for each row"),
     "one-hot frame": ({"y": pd.DataFrame(ONE_HOT.numpy())}, r"y has shape \(4, 2\)"),
-    "a number": ({"y": 1}, r"y has shape \(\)"),
-    "nothing": ({"y": None}, "y holds"),
+    "ragged": ({"y": [[0], [1, 0], [1], [1]]}, "y is no table: its rows differ in length"),
+    "a number": ({"y": 1}, "y is of type int, expected a label for each row"),
+    "nothing": ({"y": None}, "y is of type NoneType, expected a label for each row"),
+    "a word": ({"y": "label"}, "y is of type str, expected a label for each row"),
+    "numbers in words": ({"y": pd.Series(list("0101"))}, r"y holds '0' .*return_inverse"),
     "hidden": ({"y_test": torch.tensor([0, -1])}, "y_test holds labels -1..0.* row 1 has no label"),
     "gap": ({"y_test": [np.nan, 1.0]}, "y_test .*row 0 has no label"),
     "test out of range": ({"y_test": [0, 2]}, r"y_test holds labels 0\.\.2, expected 0\.\.1"),
@@ -274,6 +281,21 @@ def test_rows_of_a_published_split(form):
     assert keep_labels(y, 3, form([5, 0, 1])).tolist() == [0, 1, -1, -1, -1, 2]
 
 
+def test_other_forms_of_labels_to_keep():
+    y = torch.arange(6) % 3
+    for form in (torch.tensor(3), np.array(3), np.int64(3)):
+        assert torch.equal(keep_labels(y, 3, form), keep_labels(y, 3, 3))
+    for wrong, message in (
+        ([], "labels: no row of class 0, 1, 2 among the 0 given"),
+        ([[0], [1, 2]], "labels is no table"),
+        (["0"], "labels holds '0'"),
+        (torch.tensor(3.0), "labels=3.0: expected a whole number"),
+        ([0.0, 1.0, 2.0], "dtype torch.float64; expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keep_labels(y, 3, wrong)
+
+
 # -- lengths ---------------------------------------------------------------------------------------
 LENGTHS = {
     "y": ({"y": Y[1:]}, "y has 3 labels and x has 4 rows"),
@@ -298,6 +320,8 @@ LENGTHS = {
     "neighbours": ({"neighbours": [[1], [0]]}, r"neighbours has shape \(2, 1\)"),
     "no neighbours": ({"neighbours": torch.zeros(4, 0, dtype=torch.long)}, r"neighbours has shape \(4, 0\)"),
     "floating neighbours": ({"neighbours": torch.zeros(4, 1)}, "neighbours .* dtype torch.float32"),
+    "ragged neighbours": ({"neighbours": [[1], [0, 1], [1], [1]]}, "neighbours is no table"),
+    "words": ({"neighbours": [["a"]] * 4}, "neighbours holds 'a' .*expected row numbers"),
     "neighbours outside": ({"neighbours": np.full((4, 1), 4)}, r"neighbours: expected rows 0\.\.3"),
     "evidence": ({"label_log_prior": np.log(np.full((3, 2), 0.5))}, r"label_log_prior has shape \(3, 2\)"),
     "sums": ({"label_log_prior": np.zeros((4, 2))}, "label_log_prior is not normalised"),

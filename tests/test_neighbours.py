@@ -144,6 +144,10 @@ REFUSED = {
         lambda: nearest_neighbours(torch.zeros(4, 2), 1, lambda x: x / 0),
         r"features\(x\) holds 8 NaN",
     ),
+    "rows to link": (
+        lambda: link_neighbours(torch.zeros(4, 2), 1),
+        "data is of type Tensor, expected a Semi",
+    ),
     "links": (lambda: link_neighbours(toy("moons", num_train=20), 20), "k=20: there are 20 rows"),
     "features of vectors": (
         lambda: pixel_features(torch.zeros(4, 2)),

@@ -17,6 +17,8 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
 
     A line that a killed run left unfinished is skipped.
     """
+    if not isinstance(out, str | Path):
+        raise ValueError(f"out is of type {type(out).__name__}, expected the path of a folder")
     numbered = (
         (part.parent.name.split("_")[1], part) for part in Path(out).glob("log/version_*/metrics.csv")
     )

@@ -44,7 +44,7 @@ def as_rows(value: object, name: str, owner: str, dtype: torch.dtype | None = No
     else:
         value = _numbers(value, given)
         x = _tensor(value, dtype)
-    if x.dim() < 2:
+    if x.dim() < 2 or not x.shape[1:].numel():
         raise ValueError(
             f"{given} has shape {tuple(x.shape)}, expected a table of rows (N, D), or images (N, C, H, W); "
             "one feature has the shape (N, 1), and one row (1, D)"
@@ -64,7 +64,11 @@ def as_row_numbers(value: object, name: str, owner: str) -> Tensor:
     """Numbers of rows as a tensor, integers if they are given as integers."""
     if isinstance(value, Tensor):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {name} is no table: its rows differ in length") from error
+    array = array if array.size else array.astype(np.int64)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{owner}: {name} holds {_example(array)}, expected row numbers")
     return torch.from_numpy(_plain(array.astype(np.int64) if array.dtype.kind == "u" else array))
@@ -118,6 +122,12 @@ def _numbers(value: Any, given: str) -> np.ndarray:
         array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
     except ValueError as error:
         raise ValueError(f"{given} is no table: its rows differ in length") from error
+    if not array.ndim and array.dtype.kind not in "biuf":
+        remedy = "; give its .toarray()" if hasattr(value, "toarray") else ""
+        raise ValueError(
+            f"{given} is of type {type(value).__name__}, expected numbers in a tensor, an array, a data frame "
+            f"or lists{remedy}"
+        )
     return _numbers_of(array, given)
 
 
@@ -125,7 +135,7 @@ def _numbers_of(array: np.ndarray, given: str) -> np.ndarray:
     """An array of numbers. One of objects has to hold numbers; ``None`` and other gaps become NaN."""
     if array.dtype.kind in "biuf":
         return array
-    if array.dtype.kind == "O" and array.ndim:
+    if array.dtype.kind == "O":
         flat = [_number(entry) for entry in array.flat]
         if None not in flat:
             return np.array(flat, dtype=np.float64).reshape(array.shape)
@@ -260,6 +270,8 @@ def _range(lowest: int, num_classes: int | None) -> str:
 
 
 def _label_tensor(value: object, given: str) -> Tensor:
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        raise ValueError(f"{given} is of type {type(value).__name__}, expected a label for each row")
     try:
         array = _numbers(np.asarray(value) if hasattr(value, "cat") else value, given)
     except ValueError as error:

@@ -133,4 +133,6 @@ def link_neighbours(
     :param features: see :func:`nearest_neighbours`.
     :raises ValueError: as :func:`nearest_neighbours` does.
     """
+    if not isinstance(data, SemiSupervisedData):
+        raise ValueError(f"data is of type {type(data).__name__}, expected a SemiSupervisedData")
     return replace(data, neighbours=nearest_neighbours(data.x, k, features))

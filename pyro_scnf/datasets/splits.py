@@ -61,6 +61,8 @@ def keep_labels(
     tensor([-1,  0, -1, -1, -1, -1, -1,  1, -1])
     """
     check_at_least(1, num_classes=num_classes)
+    if isinstance(labels, Tensor | np.ndarray) and not labels.ndim:
+        labels = labels.item()
     check_split(labels, split, seed)
     y = as_labels(y, num_classes, "y", "keep_labels")
     if not isinstance(labels, Integral):

@@ -24,6 +24,9 @@ def decision_boundary(plane: Plane, data: SemiSupervisedData) -> Figure:
     :raises ValueError: for data that are no points of the plane, or that have another number of classes.
     :raises ImportError: without matplotlib.
     """
+    for name, value, kind in (("plane", plane, Plane), ("data", data, SemiSupervisedData)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is of type {type(value).__name__}, expected a {kind.__name__}")
     plane_points(data.x, "data.x", "decision_boundary")
     if plane.probs.shape[-1] != data.num_classes:
         raise ValueError(
