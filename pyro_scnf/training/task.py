@@ -238,9 +238,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- optimiser -----------------------------------------------------------------------------
     def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.optimisation
-        trained = [
-            p for p in self.parameters() if p.requires_grad
-        ]  # of the model, and of a guide with its own
+        trained = [p for p in self.parameters() if p.requires_grad]  # those of the guide included
         if not trained:
             raise ValueError("model: no parameter has requires_grad=True, so there is nothing to train")
         optimizer = make_optimizer(
