@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Self, cast
+from typing import Self
 
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
@@ -41,8 +41,10 @@ def _without_graphs(value: object, copies: dict[int, object]) -> object:
         return value.detach() if value.grad_fn is not None else value
     if isinstance(value, dict):
         return {key: _without_graphs(entry, copies) for key, entry in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)([_without_graphs(entry, copies) for entry in cast("list[object]", value)])
+    if isinstance(value, list):
+        return [_without_graphs(entry, copies) for entry in value]
+    if type(value) is tuple:  # no subclass, such as torch.Size
+        return tuple(_without_graphs(entry, copies) for entry in value)
     if not isinstance(value, Distribution | Transform) or isinstance(value, Portable | nn.Module):
         return value
     if id(value) not in copies:
