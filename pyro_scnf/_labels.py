@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_scnf._checks import LOG_ZERO, validating
 
-__all__ = ["categorical", "check_label_log_prior", "log_certainty"]
+__all__ = ["check_label_log_prior", "log_certainty"]
 
 TOLERANCE = 1e-3, 0.05
 """How far the logarithm of the sum of a row's probabilities may be from 0, in full and in half precision."""
-
-
-def categorical(logits: Tensor) -> dist.Categorical:
-    """The distribution of labels with normalised log-probabilities ``(*batch, K)``."""
-    return dist.Categorical(
-        logits=logits, validate_args=None if logits.numel() and validating(logits) else False
-    )
 
 
 def log_certainty(y: Tensor, num_classes: int, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import in_double
 from pyro_scnf._warn import warn
 
-__all__ = ["ClassProbs", "check_class_probs", "log_class_probs"]
+__all__ = ["ClassProbs", "categorical", "check_class_probs", "log_class_probs"]
 
 
 class ClassProbs(PortableModule):
@@ -154,3 +154,9 @@ def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -
             "(for unnormalised logarithms, give logits.softmax(-1))"
         )
     return class_probs.log().log_softmax(-1)
+
+
+def categorical(logits: Tensor) -> dist.Categorical:
+    """The distribution of labels with normalised log-probabilities ``(*batch, K)``."""
+    checked = None if logits.numel() and validating(logits) else False  # PyTorch cannot validate no rows
+    return dist.Categorical(logits=logits, validate_args=checked)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from pyro_scnf import sharing
 from pyro_scnf._checks import UNLABELLED, check_row_labels, checked
 from pyro_scnf._copies import PortableModule
-from pyro_scnf._labels import categorical
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts, State, state_of, stray_sample
-from pyro_scnf.class_probs import ClassProbs, log_class_probs
+from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
 from pyro_scnf.given_label import GivenLabel
 from pyro_scnf.priors import PriorSpec, make_prior

@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf._copies import Portable
-from pyro_scnf._labels import categorical
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
-from pyro_scnf.class_probs import ClassProbs, log_class_probs
+from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import check_expansion
 from pyro_scnf.models.arguments import check_flow
 from pyro_scnf.semi_conditional import SemiConditionalFlow

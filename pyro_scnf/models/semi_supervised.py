@@ -13,11 +13,11 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels
-from pyro_scnf._labels import categorical, check_label_log_prior
+from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.class_probs import ClassProbs, check_class_probs
+from pyro_scnf.class_probs import ClassProbs, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
 from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
