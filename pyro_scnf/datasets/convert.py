@@ -125,8 +125,8 @@ def _numbers(value: Any, given: str) -> np.ndarray:
     if not array.ndim and array.dtype.kind not in "biuf":
         remedy = "; give its .toarray()" if hasattr(value, "toarray") else ""
         raise ValueError(
-            f"{given} is of type {type(value).__name__}, expected numbers in a tensor, an array, a data frame "
-            f"or lists{remedy}"
+            f"{given} is of type {type(value).__name__}, expected numbers in a tensor, an array, a data "
+            f"frame or lists{remedy}"
         )
     return _numbers_of(array, given)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def keep_labels(
     """
     check_at_least(1, num_classes=num_classes)
     if isinstance(labels, Tensor | np.ndarray) and not labels.ndim:
-        labels = labels.item()
+        labels = cast(int, labels.item())  # `check_split` refuses other numbers
     check_split(labels, split, seed)
     y = as_labels(y, num_classes, "y", "keep_labels")
     if not isinstance(labels, Integral):
