@@ -66,8 +66,8 @@ class SemiSupervisedModel(PyroModule):
     In these cases Pyro would be wrong without a warning, and this model raises ``RuntimeError``: nothing sums
     out an unobserved label (``Trace_ELBO`` and others would draw it from :math:`p(y)`); a guide samples an
     observed label (the loss would be off by the guide's entropy); ``TransformReparam`` is applied to an
-    observed x (it leaves out the log-determinant); Pyro's store holds parameters of an earlier model under the
-    same names (``SVI`` would train those).
+    observed x (it leaves out the log-determinant); Pyro's store holds parameters of an earlier model under
+    the same names (``SVI`` would train those).
     """
 
     def __init__(
