@@ -13,10 +13,9 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
-from torch._C import _functorch as functorch  # PyTorch has no public way to recognise its wrapped tensors
 from torch.distributions import Distribution, constraints
 
-from pyro_scnf._shapes import check_event, check_tensor
+from pyro_scnf._shapes import check_event, check_tensor, is_wrapped
 
 __all__ = [
     "LOG_ZERO",
@@ -50,7 +49,7 @@ def validating(*values: Tensor) -> bool:
     """
     if not Distribution._validate_args or _CHECKED.get() or torch.compiler.is_compiling():
         return False
-    return not any(functorch.is_functorch_wrapped_tensor(value) or value.is_meta for value in values)
+    return not any(is_wrapped(value) or value.is_meta for value in values)
 
 
 _CHECKED: ContextVar[bool] = ContextVar("checked", default=False)

@@ -10,6 +10,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch as functorch  # PyTorch has no public way to recognise its wrapped tensors
 
 from pyro_scnf._numbers import LARGEST_WHOLE
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_event",
     "check_tensor",
     "in_double",
+    "is_wrapped",
     "no_autocast",
     "over_batch",
     "reference_tensor",
@@ -82,6 +84,11 @@ def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Ten
     batch = x.shape[: x.dim() - event_dim]
     out = fn(x.reshape((batch.numel(),) + x.shape[x.dim() - event_dim :]))
     return out.reshape(batch + out.shape[1:])
+
+
+def is_wrapped(t: Tensor) -> bool:
+    """Whether ``t`` is inside ``torch.func``, where nobody can read its values."""
+    return functorch.is_functorch_wrapped_tensor(t)
 
 
 def at_least_single(t: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_whole, check_word
-from pyro_scnf._shapes import no_autocast, over_batch
+from pyro_scnf._shapes import is_wrapped, no_autocast, over_batch
 from pyro_scnf.transforms.actnorm import center_and_spread
 
 __all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
@@ -252,7 +252,9 @@ class _Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.contiguous(memory_format=torch.channels_last))
+        if not is_wrapped(x):  # torch.func does not know this layout
+            x = x.contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
 
 
 class _ReflectConv2d(_Conv2d):
