@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pyro.distributions as dist
 import torch
@@ -17,7 +17,18 @@ from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_scale, check_temperature, check_word, refuse_unused
 from pyro_scnf._shapes import as_sizes, in_double
 
-__all__ = ["BaseNormal", "ConcatDistribution"]
+__all__ = ["BaseNormal", "ConcatDistribution", "Transformed"]
+
+if TYPE_CHECKING:
+    # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
+    class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
+        """``pyro.distributions.TransformedDistribution``."""
+
+        def log_prob(self, value: Tensor) -> Tensor: ...
+        def sample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
+        def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
+else:
+    TransformedDistribution = dist.TransformedDistribution
 
 
 def check_expansion(distribution: torch.distributions.Distribution, batch_shape: Sequence[int]) -> None:
@@ -48,6 +59,19 @@ def check_base_scale(
     if scale == "unit" and number != 1:
         refuse_unused(f"{names[0]}='unit' fixes the scale at 1", **{names[1]: init_scale})
     return number
+
+
+class Transformed(Portable, TransformedDistribution):
+    """``TransformedDistribution`` that can be copied at any time, and whose ``expand`` checks the shape.
+
+    A transform with a batch of its own would widen an expansion that is too narrow.
+    """
+
+    def expand(self, batch_shape: Sequence[int], _instance: Transformed | None = None) -> Transformed:
+        check_expansion(self, batch_shape)
+        new = self._get_checked_instance(Transformed, _instance)
+        expanded: Transformed = super().expand(batch_shape, _instance=new)
+        return expanded
 
 
 class BaseNormal(PortableModule):

@@ -5,34 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf import sharing
-from pyro_scnf._copies import Portable
 from pyro_scnf._shapes import check_event, in_double
 from pyro_scnf._state import State
-from pyro_scnf.distributions import ConcatDistribution, check_expansion
+from pyro_scnf.distributions import ConcatDistribution, Transformed, check_expansion
 from pyro_scnf.transforms import FlowTransform
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["GivenLabel", "scored_in_double"]
-
-if TYPE_CHECKING:
-    # Pyro creates this class while it is imported, so type checkers and editors cannot find it there.
-    class TransformedDistribution(torch.distributions.TransformedDistribution, TorchDistributionMixin):
-        """``pyro.distributions.TransformedDistribution``."""
-
-        def log_prob(self, value: Tensor) -> Tensor: ...
-        def sample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
-        def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor: ...
-else:
-    TransformedDistribution = dist.TransformedDistribution
 
 
 _IN_DOUBLE: ContextVar[bool] = ContextVar("in_double", default=False)
@@ -105,7 +91,7 @@ class _Decoder(_OneShotLadj):
         return self.owner.transform.inverse_shape(shape)
 
 
-class GivenLabel(Portable, TransformedDistribution):
+class GivenLabel(Transformed):
     r""":math:`p(x \mid y)`, the distribution that :meth:`SemiConditionalFlow.condition` returns.
 
     It takes part in :func:`~pyro_scnf.share_encoding`, also after the model that made it has returned.

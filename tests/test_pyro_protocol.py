@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import CONDITIONAL_TRANSFORMS, TRANSFORMS
+from cases import CONDITIONAL_TRANSFORMS, PRIORS, TRANSFORMS
 from helpers import perturb
 from pyro.distributions.conditional import (
     ConditionalComposeTransformModule,
@@ -27,6 +27,7 @@ from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.nn.module import PyroModule, to_pyro_module_
 from torch import Tensor, nn
 
+import pyro_scnf as scnf
 from pyro_scnf import transforms as T
 from pyro_scnf.testing import Case
 
@@ -392,3 +393,31 @@ class TestUnconditional:
         other.load_state_dict(chain.state_dict())
         z = case.latents((3,))
         close(other(z), chain(z))
+
+
+# -- expand ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("case", PRIORS.values(), ids=PRIORS)
+def test_expand_takes_possible_shapes_and_refuses_others(case):
+    prior = case.member(torch.float32)
+    flow = scnf.SemiConditionalFlow(T.ActNorm(case.event_shape), prior)
+    k, y = case.num_classes, torch.arange(3) % case.num_classes
+    weights = torch.full((3, k), 1 / k)
+    for given in (
+        flow.condition(y),
+        flow.condition(weights),
+        flow.condition(y).mask(torch.ones(3, dtype=torch.bool)),
+        flow.base(y),
+        prior.condition(y),
+        scnf.LabelMarginal(flow, weights),
+    ):
+        event = given.event_shape
+        wide = given.expand((2, 3))
+        assert wide.batch_shape == (2, 3)
+        x = wide.sample()
+        assert x.shape == (2, 3, *event)
+        assert wide.log_prob(x).shape == (2, 3)
+        close(wide.log_prob(x), given.log_prob(x), 1e-5)
+        assert wide.expand((4, 2, 3)).sample((5,)).shape == (5, 4, 2, 3, *event)
+        for shape in ((5,), (), (3, 2), (3, 1)):
+            with pytest.raises((ValueError, RuntimeError)):
+                given.expand(shape)

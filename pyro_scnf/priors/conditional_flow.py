@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pyro.distributions.conditional import ConditionalTransformedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_finite
 from pyro_scnf._numbers import check_at_least, refuse_unused
 from pyro_scnf._shapes import check_event, in_double
-from pyro_scnf.distributions import BaseNormal, check_base_scale
+from pyro_scnf.distributions import BaseNormal, Transformed, check_base_scale
 from pyro_scnf.flows import glow
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.priors.base import ClassConditionalPrior
@@ -28,9 +27,8 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     r"""A conditional flow :math:`z_f = h_\phi^{-1}(\epsilon; y)` of noise
     :math:`\epsilon \sim \mathcal N(0, \operatorname{diag}(\sigma^2))`.
 
-    ``condition(y)`` embeds the label and conditions a ``ConditionalTransformedDistribution`` on the
-    embedding. By default :math:`h_\phi` is a conditional :func:`~pyro_scnf.flows.glow` on the
-    flattened :math:`z_f`.
+    ``condition(y)`` embeds the label and conditions the flow on the embedding. By default :math:`h_\phi` is
+    a conditional :func:`~pyro_scnf.flows.glow` on the flattened :math:`z_f`.
 
     :param event_shape: shape of :math:`z_f`.
     :param int num_classes: number of labels K. With ``context_dim`` there are no labels, and it stays 1.
@@ -135,7 +133,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         context = self.context(y)
         base = self.base(context.shape[:-1], temperature)
-        return ConditionalTransformedDistribution(base, [self.flow]).condition(context)
+        return Transformed(base, [self.flow.condition(context)])
 
     def initialize(self, z_f: Tensor, y: Tensor) -> None:
         """Set the actnorms from a batch of latents ``(B, *event_shape)`` with labels ``(B,)``.
