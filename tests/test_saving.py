@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from types import ModuleType
 
 import numpy as np
@@ -220,6 +221,11 @@ def test_files_that_are_no_models(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
         scnf.load(path)
+    loc = torch.load(BytesIO(whole), weights_only=True)["state_dict"]["flow.prior.loc"]
+    at = whole.index(loc.numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])  # PyTorch would read it
+    with pytest.raises(ValueError, match=r"model.pt: it is damaged.*checksum"):
+        scnf.load(path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"model.pt: it is damaged"):
         scnf.load(path)
@@ -297,7 +303,7 @@ def test_files_of_other_versions_or_models(tmp_path):
     path = tmp_path / "model.pt"
     scnf.save(small_model(), path)
     change(path, format=99)
-    with pytest.raises(ValueError, match="it has format 99, this version reads format 2"):
+    with pytest.raises(ValueError, match="it has format 99, this version reads format 3"):
         scnf.load(path)
     scnf.save(small_model(), path)
     change(path, state_dict=small_model("student-t").state_dict())

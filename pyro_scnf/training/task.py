@@ -86,6 +86,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         self.optimisation = Optimisation() if optimisation is None else optimisation
         self.steps, self.seed = steps, seed
         self.augment = as_augment(augment)
+        self._rows = "x" if augment is None else "x after augment"  # for messages
         flow = model.flow
         compared: dict[str, object] = {
             "guide": guide,
@@ -154,7 +155,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         """Raise if the model cannot take rows because of their shape, dtype or support."""
         for rows in batches:
             if rows is not None and is_finite(rows):
-                self.model.flow.check_data(rows, "x after augment", type(self).__name__)
+                self.model.flow.check_data(rows, self._rows, type(self).__name__)
 
     def _check_trained(self) -> None:
         """Raise if the loss has parameters that the optimiser lacks, as those of a function may be."""

@@ -95,7 +95,9 @@ def make_trainer(
     """
     made: list[callbacks.Callback] = [kept]
     if optimisation.ema_decay is not None:
-        made.append(_Average(optimisation.ema_decay, start=min(kept.steps // 10, 100)))
+        # With a longer memory, the average of a short run would hold mostly its first weights.
+        decay = min(optimisation.ema_decay, max(0.0, 1 - 3 / kept.steps))
+        made.append(_Average(decay, start=min(kept.steps // 10, 100)))
     if progress:
         made.append(_Bar(refresh_rate=10))
     return lightning.Trainer(
