@@ -77,6 +77,7 @@ PEERS = ("zuko", "nflows", "normflows")
 GMM = ("toy --data moons --prior gmm", "toy --data circles --prior gmm")
 MNIST_CPU = ("--seeds", "3", "--runs-of", "mnist --preset cpu --precision bf16-mixed")
 MNIST_CUDA = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
+SMALL = ("--only", "wine", "digits 8x8")
 TABLE_2 = ("--table", "2", "--", "--precision", "bf16-mixed", "--compile")
 TABLE_3 = ("--table", "3", "--", "--precision", "bf16-mixed", "--compile")
 
@@ -88,6 +89,7 @@ BENCHMARKS = (
     Benchmark("terms", "cpu", "speed.terms", 2),
     Benchmark("peers", "cpu", "speed.peers", 1, packages=PEERS),
     Benchmark("accuracy", "cpu", "papers.accuracy", 4, resumes=True, smoke=("--runs-of", "toy --data moons")),
+    Benchmark("recommended", "cpu", "accuracy.recommended", 4, resumes=True, smoke=SMALL, mnist=True),
     Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 4, MNIST_CPU, resumes=True, mnist=True),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),

@@ -14,6 +14,7 @@ import pyro
 import pytest
 import torch
 from pyro.infer import SVI, TraceEnum_ELBO
+from torch.nn.utils import parameters_to_vector
 from trainee import EVERY_TERM, grouped, jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
@@ -89,6 +90,16 @@ def test_until_averaging_begins_the_weights_are_those_of_the_step(data):
     assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in runs), strict=True))
 
 
+def test_the_average_of_a_short_run_forgets_its_first_weights(data):
+    """Its decay is that of 30 steps, 1 - 3 / 30, unless a smaller one is asked for."""
+    runs = {decay: build(data) for decay in (0.995, 0.9, 0.5)}
+    for decay, model in runs.items():
+        fit(model, data, optimisation=Optimisation(ema_decay=decay), steps=30, progress=False)
+    weights = {decay: parameters_to_vector(model.parameters()) for decay, model in runs.items()}
+    assert torch.equal(weights[0.995], weights[0.9])
+    assert not torch.equal(weights[0.9], weights[0.5])
+
+
 def test_patience_ends_the_run(data):
     options = grouped(steps=40, validate_every=5, learning_rate=0.0, patience=2, progress=False)
     result = fit(build(data), data, **options)
@@ -152,7 +163,11 @@ def test_options_out_of_range_are_refused(options, message):
         (Optimisation, {"weight_decay": float("inf")}, "weight_decay=inf: expected a finite number"),
         (Optimisation, {"betas": (0.9,)}, r"betas=\(0.9,\): expected two numbers"),
         (Optimisation, {"betas": 0.9}, r"betas=0.9: expected two numbers"),
-        (Optimisation, {"betas": (0.9, 1.0)}, r"betas=1.0: expected a finite number of at least 0 and below 1"),
+        (
+            Optimisation,
+            {"betas": (0.9, 1.0)},
+            r"betas=1.0: expected a finite number of at least 0 and below 1",
+        ),
         (Optimisation, {"warmup": 1.0}, "warmup=1.0: expected a finite number of at least 0 and below 1"),
         (Optimisation, {"learning_rate": "fast"}, "learning_rate='fast': expected a finite number"),
         (Optimisation, {"gradient_clip": float("nan")}, "gradient_clip=nan: expected a finite number above"),

@@ -76,14 +76,14 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def accuracy_table(results: Record) -> list[str]:
     """One row for each run, followed by rows for its baselines, if it has any."""
-    rows: dict[str, Record] = {}
+    rows: list[tuple[str, Record]] = []
     for name, figures in results.items():
-        rows[f"``{name}``"] = figures
+        rows.append((f"``{name}``", figures))
         for baseline, figure in figures.get("baselines_error_pct", {}).items():
-            rows[baseline] = {"test_error_pct": figure}
-    columns = [key for key in FIGURES if any(key in figures for figures in rows.values())]
+            rows.append((baseline, {"test_error_pct": figure}))
+    columns = [key for key in FIGURES if any(key in figures for _, figures in rows)]
     body = []
-    for name, figures in rows.items():
+    for name, figures in rows:
         cells = [spread(figures[k]["runs"], FIGURES[k][1]) if k in figures else "" for k in columns]
         body.append((name, str(len(figures["test_error_pct"]["runs"])), *cells))
     return table(("run", "seeds", *(FIGURES[key][0] for key in columns)), body)

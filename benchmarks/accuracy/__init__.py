@@ -1,0 +1,1 @@
+"""Errors on data sets that no paper of this package reports."""
