@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from helpers import toy_flow
 
 import pyro_scnf as scnf
 from benchmarks import all as runner
+from benchmarks.accuracy import recommended
 from benchmarks.speed import terms
 from benchmarks.tools import timing
 from benchmarks.tools.code_version import code_version
@@ -51,6 +53,25 @@ def test_a_missed_bound_is_an_error(capsys):
     assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.3, 1.2)}) == 1
     assert timing.report_bounds({"a": (float("nan"), 1.2)}) == 1
     assert "MISSED" in capsys.readouterr().out
+
+
+# -- data with few labels ----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "labels"), [("wine", 15), ("breast cancer", 20), ("12 columns, 3 classes of 1 cluster", 100)]
+)
+def test_few_rows_are_labelled_and_no_test_row_is_a_training_row(name, labels):
+    data, again, other = (recommended.SETS[name](seed, None) for seed in (0, 0, 1))
+    assert len(data.labelled[0]) == labels
+    assert data.labelled[1].unique().tolist() == list(range(data.num_classes))
+    assert not (data.x[:, None] == data.x_test).all(-1).any()
+    assert torch.equal(data.x, again.x)
+    assert not torch.equal(data.x, other.x)
+
+
+def test_the_other_methods_see_labelled_rows_alone():
+    data = recommended.SETS["wine"](0, None)
+    hidden = replace(data, x=torch.where(data.y[:, None] < 0, 1e6, data.x))
+    assert recommended.baselines(hidden) == recommended.baselines(data)
 
 
 # -- what the gradients for NUTS compute -------------------------------------------

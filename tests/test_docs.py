@@ -193,6 +193,15 @@ def test_accuracy_is_mean_and_deviation_of_the_runs(page: Callable[[str], str], 
     assert "LabelSpreading (kNN)" in text
 
 
+def test_each_run_is_followed_by_its_own_baselines(page: Callable[[str], str], records: Path) -> None:
+    results = copy_record("recommended_cpu", records)["results"]
+    text = page(".. results:: recommended").replace("\N{NO-BREAK SPACE}", " ")
+    for figures in results.values():
+        values = torch.tensor(figures["baselines_error_pct"]["logistic regression"]["runs"]).double()
+        assert f"{values.mean():.2f} ± {values.std():.2f}" in text
+    assert text.count("logistic regression") == len(results) > 1
+
+
 def test_ratios_are_those_of_the_record(page: Callable[[str], str], records: Path) -> None:
     ratios = copy_record("peers_cpu", records)["times_networks_alone"]
     text = page(".. results:: peers")
