@@ -88,7 +88,7 @@ def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Ten
 
 def is_wrapped(t: Tensor) -> bool:
     """Whether ``t`` is inside ``torch.func``, where nobody can read its values."""
-    return functorch.is_functorch_wrapped_tensor(t)
+    return not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(t)
 
 
 def at_least_single(t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from pyro_scnf._copies import PortableModule
@@ -252,7 +253,8 @@ class _Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_wrapped(x):  # torch.func does not know this layout
+        # Neither torch.func nor vectorised forward mode knows this layout.
+        if not is_wrapped(x) and forward_ad._current_level < 0:
             x = x.contiguous(memory_format=torch.channels_last)
         return super().forward(x)
 
