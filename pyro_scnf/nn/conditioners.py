@@ -15,12 +15,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn import functional as F
 
 from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_whole, check_word
-from pyro_scnf._shapes import is_wrapped, no_autocast, over_batch
+from pyro_scnf._shapes import over_batch
+from pyro_scnf.nn.convolutions import make_conv
 from pyro_scnf.transforms.actnorm import center_and_spread
 
 __all__ = ["MLP", "ChannelNorm", "Conditioner", "ConvNet", "ResidualConvNet", "ResidualMLP"]
@@ -241,44 +240,9 @@ class ResidualConvNet(_ResidualNet):
         kernel_size: int = 3,
     ) -> None:
         def conv(in_size: int, out_size: int) -> nn.Conv2d:
-            return _conv(in_size, out_size, kernel_size)
+            return make_conv(in_size, out_size, kernel_size)
 
         super().__init__(conv, 3, (in_channels, out_channels), width, blocks, norm, context_dim)
-
-
-class _Conv2d(nn.Conv2d):
-    """A convolution that runs channels-last, the fastest layout. Its weight stays in the usual layout.
-
-    Pyro's store holds copies of tensors in other layouts, and ``SVI`` would train the copies.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Neither torch.func nor vectorised forward mode knows this layout.
-        if not is_wrapped(x) and forward_ad._current_level < 0:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
-
-
-class _ReflectConv2d(_Conv2d):
-    """A convolution whose output has the size of its input, thanks to padding by reflection."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size)
-        self.margin = kernel_size // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Pad without autocast. Autocast would pad in float32, which moves twice the memory, and would convert
-        # the values there and back.
-        with no_autocast(x.device.type):
-            x = F.pad(x, (self.margin,) * 4, mode="reflect")
-        return super().forward(x)
-
-
-def _conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
-    if check_whole("kernel_size", kernel_size, 1) % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    kind = _ReflectConv2d if kernel_size > 1 else _Conv2d
-    return kind(in_size, out_size, kernel_size)
 
 
 class MLP(Conditioner):
@@ -343,9 +307,9 @@ class ConvNet(Conditioner):
         _check_sizes(in_channels, out_channels, context_dim)
         check_at_least(1, width=width)
         super().__init__(
-            _conv(in_channels, width, kernel_size),
-            nn.Sequential(nn.ReLU(), _conv(width, width, 1), nn.ReLU()),
-            _conv(width, out_channels, kernel_size),
+            make_conv(in_channels, width, kernel_size),
+            nn.Sequential(nn.ReLU(), make_conv(width, width, 1), nn.ReLU()),
+            make_conv(width, out_channels, kernel_size),
             width,
             3,
             context_dim,
