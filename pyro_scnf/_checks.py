@@ -7,7 +7,7 @@ model's dtype, labels as integers. Anything else raises an error that tells how 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -154,13 +154,22 @@ def _check_interval(x: Tensor, support: constraints.Constraint, name: str, owner
 
 
 # -- labels ----------------------------------------------------------------------------------------
-def check_labels(y: Tensor, num_classes: int, name: str, owner: str, unlabelled: bool = False) -> Tensor:
+def check_labels(
+    y: Tensor,
+    num_classes: int,
+    name: str,
+    owner: str,
+    unlabelled: bool = False,
+    plates: Mapping[int | None, int] | None = None,
+) -> Tensor:
     """Raise unless ``y`` holds integer class labels. Return them as int64.
 
     :param y: labels ``0 .. num_classes - 1`` of any shape; with ``unlabelled``, also -1 for an unknown one.
+    :param plates: see :func:`check_context`.
     """
     check_tensor(y, name, owner)
-    _refuse_one_hot_integers(y, num_classes, name, owner)
+    if not _fits(y.shape, plates):
+        _refuse_one_hot_integers(y, num_classes, name, owner)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(
             f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}; give "
@@ -186,26 +195,38 @@ def check_row_labels(y: Tensor, rows: int, num_classes: int, owner: str, name: s
     return y
 
 
-def check_context(y: Tensor, num_classes: int, owner: str) -> Tensor:
+def check_context(
+    y: Tensor, num_classes: int, owner: str, plates: Mapping[int | None, int] | None = None
+) -> Tensor:
     """Raise unless ``y`` holds labels or class weights. Return labels as int64 and weights unchanged.
 
     :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)``.
+    :param plates: the sizes of the plates around, by dimension, ``None`` outside of a Pyro program. They tell
+        labels of all cells of two plates from one-hot rows, and one row of weights from a label for each row.
     """
     check_tensor(y, "y", owner)
     if not y.is_floating_point():
-        return check_labels(y, num_classes, "y", owner)
+        return check_labels(y, num_classes, "y", owner, plates=plates)
     if y.dim() == 0 or y.shape[-1] != num_classes:
         raise ValueError(
             f"{owner}: y is a floating tensor of shape {tuple(y.shape)}; expected integer labels (y.long()), "
             f"or one-hot or relaxed class weights of shape (*batch, {num_classes})"
         )
     check_simplex(y, "y", owner)
-    if y.dim() == 1 and num_classes > 1 and validating(y) and bool(((y == 0) | (y == 1)).all()):
+    ambiguous = y.dim() == 1 and num_classes > 1 and (plates is None or plates.get(-1) == num_classes)
+    if ambiguous and validating(y) and bool(((y == 0) | (y == 1)).all()):
         raise ValueError(
             f"{owner}: y={y.tolist()} may be {num_classes} labels or the one-hot weights of one row; give "
             "labels as y.long(), and weights as y[None]"
         )
     return y
+
+
+def _fits(shape: torch.Size, plates: Mapping[int | None, int] | None) -> bool:
+    """Whether each dimension of ``shape`` is a plate of that size."""
+    if not plates:
+        return False
+    return all(size == 1 or plates.get(dim) == size for dim, size in enumerate(shape, -len(shape)))
 
 
 def _refuse_one_hot_integers(y: Tensor, num_classes: int, name: str, owner: str) -> None:

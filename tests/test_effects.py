@@ -342,6 +342,12 @@ class TestLabelMarginal:
         with pytest.raises(ValueError, match=r"a batch of \(6,\) does not expand"):
             marginal.expand([5])
 
+    def test_drawn_labels_that_look_like_one_hot_rows(self, model):
+        """Of draws ``(2, 3)`` of three labels, one in 81 does."""
+        marginal = scnf.LabelMarginal(model.flow)
+        for _ in range(600):
+            assert marginal.sample((2, 3)).shape == (2, 3, 2)
+
     def test_no_rows(self, model, x):
         marginal = scnf.LabelMarginal(model.flow, model.class_probs)
         assert marginal.log_prob(x[:0]).shape == (0,)
@@ -372,6 +378,50 @@ class TestLabelMarginal:
     def test_weights_of_other_kinds(self, model, probs):
         with pytest.raises(ValueError, match="class_probs"):
             scnf.LabelMarginal(model.flow, probs)
+
+
+# -- forms of labels -----------------------------------------------------------------------
+def test_labels_of_two_plates_may_look_like_one_hot_rows(model):
+    """Plates tell what is a label, so that a program does not fail by chance."""
+
+    def cells(y):
+        with pyro.plate("b", 2, dim=-2), pyro.plate("a", 3, dim=-1):
+            return pyro.sample("x", model.flow.condition(y))
+
+    hot = torch.tensor([[0, 1, 0], [0, 0, 1]])
+    assert cells(hot).shape == (2, 3, 2)
+
+    def rows(y):
+        with pyro.plate("a", 3, dim=-1):
+            return pyro.sample("x", model.flow.condition(y))
+
+    for wrong in (torch.eye(3).long(), torch.eye(3).long()[:2]):
+        with pytest.raises(ValueError, match="one-hot rows of integers"):
+            rows(wrong)
+
+
+def test_one_row_of_one_hot_weights_in_a_program(model, x):
+    """Without a plate of K rows, K numbers are the weights of one row."""
+
+    def single(x):
+        y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3, dtype=F64) / 3))
+        return pyro.sample("x", model.flow.condition(y), obs=x)
+
+    found = poutine.trace(single).get_trace(x[0])
+    found.compute_log_prob()
+    label = found.nodes["y"]["value"].argmax()
+    assert relative(found.nodes["x"]["log_prob"], model.flow.class_log_prob(x[0])[label]) < 1e-12
+    exact = scnf.elbo(config_enumerate(single))(x[0])
+    assert relative(-exact, model.flow.log_prob(x[0])) < 1e-10
+
+    def shared(x):
+        y = pyro.sample("y", dist.OneHotCategorical(torch.ones(3, dtype=F64) / 3))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("x", model.flow.condition(y), obs=x)
+
+    assert poutine.trace(shared).get_trace(x).log_prob_sum().isfinite()
+    with pytest.raises(ValueError, match=r"may be 3 labels or the one-hot weights of one row"):
+        shared(x[:3])
 
 
 # -- handlers -------------------------------------------------------------------------------

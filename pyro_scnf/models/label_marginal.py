@@ -101,14 +101,15 @@ class LabelMarginal(Portable, dist.TorchDistribution):
 
         :param generator: source of randomness; PyTorch's global one by default.
         """
-        shape = torch.Size(sample_shape)
-        logits = self.log_class_probs
+        logits, batch = self.log_class_probs, torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad(), drawing_from(generator, logits.device):
-            if (shape + self.batch_shape).numel():
-                y = categorical(logits).sample(shape)
+            if batch.numel():
+                y = categorical(logits).sample(torch.Size(sample_shape))
             else:  # PyTorch cannot draw no labels
-                y = torch.zeros(shape + self.batch_shape, dtype=torch.int64, device=logits.device)
-            return self.flow.sample(y)
+                y = torch.zeros(batch, dtype=torch.int64, device=logits.device)
+            # In rows, because labels of several dimensions may look like one-hot rows of integers.
+            x = self.flow.sample(y.flatten())
+            return x.reshape(batch + self.event_shape)
 
     def _check_batch(self, value: Tensor) -> torch.Size:
         """The batch shape of a result for ``value``."""

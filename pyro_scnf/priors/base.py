@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from pyro.distributions.conditional import ConditionalDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor
 
 from pyro_scnf._checks import check_context, check_row_labels
@@ -85,7 +86,8 @@ class ClassConditionalPrior(PortableModule):
 
     def _check(self, y: Tensor) -> Tensor:
         """Raise unless ``y`` holds labels or class weights, as :meth:`condition` takes them."""
-        return check_context(y, self.num_classes, f"{type(self).__name__}.condition")
+        plates = {frame.dim: frame.size for frame in get_plates()} if am_i_wrapped() else None
+        return check_context(y, self.num_classes, f"{type(self).__name__}.condition", plates)
 
     def _check_rows(self, z_f: Tensor, y: Tensor) -> Tensor:
         """Raise unless ``y`` holds a label or -1 for each row of ``z_f``. Return it as int64."""
