@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import CONDITIONAL_TRANSFORMS, PRIORS, TRANSFORMS
-from helpers import counting, image_flow, toy_flow
+from helpers import counting, image_flow, relative, toy_flow
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiscreteParallel, AutoGuideList, AutoNormal
@@ -20,6 +20,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
 from torch import nn
+from torch.func import functional_call
 
 import pyro_scnf as scnf
 
@@ -678,3 +679,18 @@ def test_a_random_parameter_inside_of_a_call_of_its_module(x):
     assert value.item() == pytest.approx((-fixed.log_prob(x).sum() - prior).item(), rel=1e-12)
     with pytest.raises(RuntimeError, match=r"'flow\.prior\.loc' is neither observed nor in the guide"):
         scnf.elbo(model)(x)
+
+
+def test_a_call_with_other_parameters(x):
+    """They stand in for one call, so nothing is missing from an optimiser."""
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64))
+    loss = scnf.elbo(model)
+    values = {name: p.detach().clone().requires_grad_() for name, p in loss.named_parameters()}
+    found = functional_call(loss, values, (x,))
+    expected = loss(x)
+    assert relative(found, expected) < 1e-12
+    ours = torch.autograd.grad(found, list(values.values()), allow_unused=True)
+    theirs = torch.autograd.grad(expected, list(loss.parameters()), allow_unused=True)
+    assert [g is None for g in ours] == [g is None for g in theirs]
+    assert all(relative(a, b) < 1e-10 for a, b in zip(ours, theirs, strict=True) if a is not None)
+    assert all(p is not v for p in loss.parameters() for v in values.values())

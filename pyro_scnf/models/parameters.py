@@ -103,6 +103,8 @@ class SiteParameters(nn.Module):
         """Take up ``parameter``, if it is new. Return whether a reading has missed it."""
         if id(parameter) not in self.seen:
             held = _held(self.owners)
+            if id(parameter) in held and not isinstance(parameter, nn.Parameter):
+                return False  # torch.func.functional_call has put it there for this call
             self.seen.update(held)
             if id(parameter) not in held:
                 parameter._is_param = True  # type: ignore[attr-defined]  # PyTorch then takes it for one
