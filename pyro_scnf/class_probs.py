@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf._checks import check_labels, validating
-from pyro_scnf._copies import PortableModule
+from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import in_double
 from pyro_scnf._warn import warn
 
-__all__ = ["ClassProbs", "categorical", "check_class_probs", "log_class_probs"]
+__all__ = ["Categorical", "ClassProbs", "categorical", "check_class_probs", "log_class_probs"]
+
+
+class Categorical(Portable, dist.Categorical):
+    """Pyro's ``Categorical``, which can be copied at any time."""
 
 
 class ClassProbs(PortableModule):
@@ -79,9 +83,9 @@ class ClassProbs(PortableModule):
         r""":math:`\log p(y)`, normalised, ``(K,)``, in nats."""
         return self.logits.log_softmax(-1)
 
-    def forward(self) -> dist.Categorical:
+    def forward(self) -> Categorical:
         """The ``Categorical`` distribution of one label."""
-        return dist.Categorical(logits=self.logits)
+        return Categorical(logits=self.logits)
 
 
 def check_class_probs(probs: object, num_classes: int, name: str) -> None:
@@ -156,7 +160,7 @@ def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -
     return class_probs.log().log_softmax(-1)
 
 
-def categorical(logits: Tensor) -> dist.Categorical:
+def categorical(logits: Tensor) -> Categorical:
     """The distribution of labels with normalised log-probabilities ``(*batch, K)``."""
     checked = None if logits.numel() and validating(logits) else False  # PyTorch cannot validate no rows
-    return dist.Categorical(logits=logits, validate_args=checked)
+    return Categorical(logits=logits, validate_args=checked)

@@ -74,6 +74,10 @@ class Transformed(Portable, TransformedDistribution):
         return expanded
 
 
+class Independent(Portable, dist.Independent):
+    """``Independent`` that can be copied at any time."""
+
+
 class BaseNormal(PortableModule):
     r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 
@@ -106,7 +110,7 @@ class BaseNormal(PortableModule):
 
     def forward(
         self, batch_shape: Sequence[int] = (), temperature: float = 1.0, *, double: bool = False
-    ) -> dist.Independent:
+    ) -> Independent:
         """The distribution with the batch shape ``batch_shape`` and its scale multiplied by ``temperature``.
 
         :param bool double: whether to score in double precision, whatever that of the module.
@@ -115,7 +119,7 @@ class BaseNormal(PortableModule):
         scale = F.softplus(self.raw_scale) if self.raw_scale is not None else torch.ones_like(self.zero)
         zero, scale = (in_double(self.zero), in_double(scale)) if double else (self.zero, scale)
         normal = dist.Normal(zero, scale * check_temperature(temperature), validate_args=False)
-        return normal.expand(torch.Size(batch_shape) + self.event_shape).to_event(len(self.event_shape))
+        return Independent(normal.expand(torch.Size(batch_shape) + self.event_shape), len(self.event_shape))
 
 
 class ConcatDistribution(Portable, dist.TorchDistribution):

@@ -180,10 +180,8 @@ class TestDistributions:
 @pytest.mark.parametrize("case", PRIORS.values(), ids=PRIORS)
 @deep
 def test_distributions_of_every_prior(case, clone):
-    """PyTorch copies its own distributions only without graphs. Those of a flow it copies in any case."""
     prior, y = case.member(torch.float32), torch.arange(3) % case.num_classes
-    with torch.no_grad():
-        given = prior.condition(y)
+    given = prior.condition(y)
     before = use(given)
     close(use(clone(given)), before)
     flow = scnf.SemiConditionalFlow(scnf.transforms.ActNorm(case.event_shape), prior)
@@ -322,7 +320,7 @@ def test_data_sets_copy(clone):
 @pytest.mark.parametrize("name", ["pickle", "save", "copy"])
 @modes
 def test_traces_of_functions(prior, name, mode):
-    """(Pyro's own site of a label with a graph does not deep-copy. Nor does a trace with log-densities.)"""
+    """(A trace with log-densities does not deep-copy, because these are tensors with a graph.)"""
     flow = toy_flow(prior)
     svi_step(flow)
     with mode():
@@ -342,6 +340,30 @@ def test_traces_of_models(name):
         trace = pyro.poutine.trace(pyro.poutine.block(model, hide_types=["param"])).get_trace(X, Y)
     twin = CLONES[name](trace)
     close(twin.nodes["x"]["fn"].log_prob(X), trace.nodes["x"]["fn"].log_prob(X))
+
+
+@pytest.mark.parametrize("labels", [Y, torch.tensor([0, -1, 2, -1, 0]), None], ids=["all", "some", "none"])
+def test_deepcopies_of_traces_with_graphs(labels):
+    """Of learnable class probabilities, which are distributions with a graph."""
+    model = scnf.SemiSupervisedModel(toy_flow("gmm"), "learnable")
+    for program in (model, scnf.EMGuide(model)):
+        trace = pyro.poutine.trace(program).get_trace(X, labels)
+        twin = copy.deepcopy(trace)
+        for name, node in twin.nodes.items():
+            if node["type"] == "sample":
+                close(node["fn"].log_prob(node["value"]), trace.nodes[name]["fn"].log_prob(node["value"]))
+
+
+@deep
+def test_distributions_of_labels(clone):
+    model = scnf.SemiSupervisedModel(toy_flow("gmm"), "learnable")
+    marginal = scnf.LabelMarginal(model.flow, model.class_probs)
+    for labels in (model.class_probs(), model.posterior(X), model.flow.posterior(X), marginal.posterior(X)):
+        assert labels.logits.requires_grad
+        twin = clone(labels)
+        close(twin.logits, labels.logits)
+        close(twin.expand((2, *labels.batch_shape)).probs[0], labels.probs)
+        assert type(twin) is type(labels)
 
 
 # -- moving ------------------------------------------------------------------------------------------

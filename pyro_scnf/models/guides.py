@@ -17,6 +17,7 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._copies import PortableModule
 from pyro_scnf._labels import log_certainty
 from pyro_scnf._numbers import check_number, check_temperature
+from pyro_scnf.class_probs import Categorical
 from pyro_scnf.models.plates import data_plate, weigh
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.sharing import current
@@ -162,7 +163,7 @@ class EMGuide(PortableModule):
                 pyro.sample(site, dist.Delta(logits.argmax(-1), logits.new_zeros(len(x))))
             else:
                 infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
-                pyro.sample(site, dist.Categorical(logits=logits, validate_args=False), infer=infer)
+                pyro.sample(site, Categorical(logits=logits, validate_args=False), infer=infer)
 
     def _log_posterior(self, x: Tensor, evidence: Tensor | None) -> Tensor:
         r"""Normalised :math:`\log q`, ``(B, K)``, without gradient.

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
+from pyro_scnf.class_probs import Categorical
 from pyro_scnf.distributions import check_expansion
 
 __all__ = ["PartlyKnown", "data_plate", "training_term", "weigh"]
@@ -36,7 +37,7 @@ def weigh(handlers: ExitStack, weights: Tensor | None) -> None:
         handlers.enter_context(poutine.scale(scale=torch.where(keep, weights, torch.ones_like(weights))))
 
 
-class PartlyKnown(dist.Categorical):
+class PartlyKnown(Categorical):
     """A label that is known in some rows. Sampling returns the known labels and draws the others.
 
     Scores are those of the ``Categorical`` in all rows. Enumeration does not sample, so the model needs a

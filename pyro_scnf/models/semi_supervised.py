@@ -17,7 +17,7 @@ from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.class_probs import ClassProbs, categorical, check_class_probs
+from pyro_scnf.class_probs import Categorical, ClassProbs, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
 from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
@@ -180,7 +180,7 @@ class SemiSupervisedModel(PyroModule):
         labelled = known is not None and bool(known.all())
         site = f"y{suffix}"
         guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
-        prior = self.class_probs() if evidence is None else dist.Categorical(logits=evidence)
+        prior = self.class_probs() if evidence is None else Categorical(logits=evidence)
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
             weigh(scales, weights)
             if labelled:

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
+from pyro_scnf._copies import Portable
 from pyro_scnf._numbers import (
     check_at_least,
     check_flag,
@@ -22,6 +23,7 @@ from pyro_scnf._numbers import (
 )
 from pyro_scnf._shapes import as_event_shape, at_least_single, in_double
 from pyro_scnf._warn import warn
+from pyro_scnf.distributions import Independent, Transformed
 from pyro_scnf.priors.base import ClassConditionalPrior
 
 __all__ = ["GaussianMixturePrior", "StudentTMixturePrior"]
@@ -208,7 +210,7 @@ class GaussianMixturePrior(_LocationScalePrior):
             log_scale = self._event(self._pick(cast(self.log_scale), y, 0))
         else:
             log_scale = self._pick(cast(self.log_scale), y, event_dim)
-        return dist.Normal(loc, temperature * log_scale.exp()).to_event(event_dim)
+        return Independent(dist.Normal(loc, temperature * log_scale.exp()), event_dim)
 
     def _full(self, y: Tensor, loc: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
         off_diagonal = self._pick(cast(self.off_diagonal), y, 2).tril(-1)
@@ -216,13 +218,17 @@ class GaussianMixturePrior(_LocationScalePrior):
         scale_tril = temperature * (off_diagonal + torch.diag_embed(diagonal))
         # PyTorch cannot validate a batch of no rows.
         validate = None if loc.numel() else False
-        flat = dist.MultivariateNormal(
+        flat = _MultivariateNormal(
             loc.flatten(-len(self.event_shape)), scale_tril=scale_tril, validate_args=validate
         )
         if len(self.event_shape) == 1:
             return flat
         reshape = torch.distributions.ReshapeTransform(flat.event_shape, self.event_shape)
-        return dist.TransformedDistribution(flat, [reshape])
+        return Transformed(flat, [reshape])
+
+
+class _MultivariateNormal(Portable, dist.MultivariateNormal):
+    """``MultivariateNormal`` that can be copied at any time."""
 
 
 LARGEST_DF = 1e8
@@ -300,4 +306,4 @@ class StudentTMixturePrior(_LocationScalePrior):
         event_dim = len(self.event_shape)
         loc = self._pick(cast(self.loc), y, event_dim)
         scale = temperature * self._pick(cast(self.log_scale), y, event_dim).exp()
-        return _StudentT(2.0 + cast(self.raw_df).exp(), loc, scale).to_event(event_dim)
+        return Independent(_StudentT(2.0 + cast(self.raw_df).exp(), loc, scale), event_dim)
