@@ -292,6 +292,9 @@ class CopiesAreTheSame(Tails):
 class CopiesByPickle(Tails):
     """A pickle does not take the weak references that Pyro puts on parameters."""
 
+    def __getstate__(self):
+        return dict(vars(self))
+
     def __deepcopy__(self, memo):
         return pickle.loads(pickle.dumps(self))
 

@@ -186,7 +186,8 @@ NO_OPTIONS = {
     terms.Scored,  # what the losses hand to terms
     terms.Step,
     terms.active,  # the losses check `progress`
-    distributions.ConcatDistribution,  # its options are those of every distribution of PyTorch
+    distributions.ConcatDistribution,  # their options are those of every distribution of PyTorch
+    distributions.Transformed,
 }
 
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import is_wrapped, no_autocast
 
-__all__ = ["ChannelsLastConv2d", "ReflectConv2d", "make_conv"]
+__all__ = ["make_conv"]
 
 
-class ChannelsLastConv2d(nn.Conv2d):
+class _ChannelsLast(nn.Conv2d):
     """A convolution that runs channels-last, the fastest layout. Its weight stays in the usual layout.
 
     Pyro's store holds copies of tensors in other layouts, and ``SVI`` would train the copies.
@@ -26,7 +26,7 @@ class ChannelsLastConv2d(nn.Conv2d):
         return super().forward(x)
 
 
-class ReflectConv2d(ChannelsLastConv2d):
+class _Reflect(_ChannelsLast):
     """A convolution whose output has the size of its input, thanks to padding by reflection."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -48,5 +48,5 @@ def make_conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
     """
     if check_whole("kernel_size", kernel_size, 1) % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
-    kind = ReflectConv2d if kernel_size > 1 else ChannelsLastConv2d
+    kind = _Reflect if kernel_size > 1 else _ChannelsLast
     return kind(in_size, out_size, kernel_size)
