@@ -60,7 +60,7 @@ COLUMNS = {
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_column_without_density_is_named_and_training_stays_sane(name):
     x = with_column(COLUMNS[name]())
-    with pytest.warns(UserWarning, match=r"x .*feature 3\b.*has no bound"):
+    with pytest.warns(UserWarning, match=r"^initialize: x .*feature 3\b.*has no bound"):
         model(4).initialize(x)
     values = curve(x)
     assert values.isfinite().all()
@@ -148,3 +148,14 @@ def test_dead_units_of_a_network_are_not_amplified():
     scales = [norm.log_scale for norm in net.modules() if hasattr(norm, "log_scale")]
     assert scales
     assert all((scale > -10).all() for scale in scales)
+
+
+def test_a_table_in_a_small_unit_is_no_rounding_noise():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(3).initialize(1e-9 * table())
+
+
+def test_grades_are_not_taken_for_copies_alone():
+    with pytest.warns(UserWarning, match=r"initialize: x has 200 rows, .*Keep one .* copies.*Dequantise"):
+        model(2).initialize(torch.randint(1, 6, (ROWS, 2)).float())

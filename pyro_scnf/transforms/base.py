@@ -74,7 +74,7 @@ class FlowTransform(_OneShotLadj, Bijection, TransformModule):
             changed then.
         """
         x = self._check_batch(x)
-        warn_of_degenerate(x, len(self.event_shape), f"{type(self).__name__}.initialize")
+        warn_of_degenerate(x, len(self.event_shape))
         return self._initialize(x)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -13,7 +13,7 @@ from pyro_scnf._warn import warn
 __all__ = ["channel_statistics", "smallest_spread", "warn_of_degenerate"]
 
 SMALLEST_SPREAD = 1e-6
-"""A standard deviation below this is taken for rounding noise."""
+"""A standard deviation below this is taken for rounding noise, unless all are small, as in a small unit."""
 
 MOST_FEATURES = 500
 """With more features, looking for linear relations would take too long."""
@@ -38,7 +38,7 @@ def smallest_spread(mean: Tensor) -> Tensor:
     return 4 * torch.finfo(mean.dtype).eps * mean.abs()
 
 
-def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
+def warn_of_degenerate(x: Tensor, event_dim: int) -> None:
     """Warn of channels of ``x`` ``(*batch, *event)`` that no density fits, and name them.
 
     These are channels without spread. In vectors, they are also features with two values alone, or one value
@@ -49,12 +49,12 @@ def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
         return
     kind = "feature" if event_dim == 1 else "channel"
     mean, std = channel_statistics(x, event_dim)
-    flat = std <= smallest_spread(mean).clamp(min=SMALLEST_SPREAD)
+    flat = std <= torch.maximum(smallest_spread(mean), SMALLEST_SPREAD * std.max().clamp(max=1))
     if flat.any():
         numbers = flat.nonzero()[:, 0].tolist()
         first = numbers[0]
         warn(
-            f"{owner}: x is constant, or nearly so, in {_named(kind, numbers)} ({kind} {first} has mean "
+            f"initialize: x is constant, or nearly so, in {_named(kind, numbers)} ({kind} {first} has mean "
             f"{float(mean[first]):.4g} and standard deviation {float(std[first]):.4g}). A density of such "
             "values has no bound. Leave them out of x, or use a smaller unit"
         )
@@ -66,22 +66,23 @@ def warn_of_degenerate(x: Tensor, event_dim: int, owner: str) -> None:
     repeated = [i for i in range(rows.shape[1]) if not flat[i] and _repeats(rows[:, i])]
     if repeated:
         warn(
-            f"{owner}: x has two values, or one in at least half of its rows, in {_named(kind, repeated)}. A "
-            "density of such values has no bound. Dequantise them "
+            "initialize: x has two values, or one in at least half of its rows, in "
+            f"{_named(kind, repeated)}. A density of such values has no bound. Dequantise them "
             "(pyro_scnf.transforms.dequantize), or leave them out of x"
         )
     bound = _dependent(rows[:, ~flat]) if len(rows) > rows.shape[1] else []
     if bound:
         numbers = (~flat).nonzero()[:, 0][bound].tolist()
         warn(
-            f"{owner}: x has linear relations between {_named(kind, numbers)}: some follow from the others. "
-            "A density of such values has no bound. Leave those out of x"
+            f"initialize: x has linear relations between {_named(kind, numbers)}: some follow from the "
+            "others. A density of such values has no bound. Leave those out of x"
         )
     distinct = len(rows.unique(dim=0))
     if 2 * distinct <= len(rows) and len(repeated) + int(flat.sum()) < rows.shape[1]:
         warn(
-            f"{owner}: x has {len(rows)} rows, of which only {distinct} differ. A density of repeated "
-            "rows has no bound. Keep one of each"
+            f"initialize: x has {len(rows)} rows, of which only {distinct} differ. A density of repeated "
+            "rows has no bound. Keep one of each if they are copies. Dequantise them if they are grades or "
+            "counts (pyro_scnf.transforms.dequantize)"
         )
 
 
