@@ -104,7 +104,7 @@ def check_data(
     if not x.is_floating_point():
         raise ValueError(
             f"{owner}: {name} has dtype {x.dtype}, expected floating numbers. If these are counts or grey "
-            f"levels, spread them with pyro_scnf.transforms.dequantize(x, bins), since integers have no "
+            f"levels, spread them with pyro_scnf.transforms.dequantize({name}, bins), since integers have no "
             f"density; if they are measurements, give {name}.to({dtype})"
         )
     x = check_alike(x, like, owner, name)
@@ -168,13 +168,13 @@ def check_labels(
     :param plates: see :func:`check_context`.
     """
     check_tensor(y, name, owner)
-    if not _fits(y.shape, plates):
-        _refuse_one_hot_integers(y, num_classes, name, owner)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(
             f"{owner}: {name} has dtype {y.dtype}, expected integer class labels 0..{num_classes - 1}; give "
             f"labels as {name}.long(), and one-hot rows as {name}.long().argmax(-1)"
         )
+    if not _fits(y.shape, plates):
+        _refuse_one_hot_integers(y, num_classes, name, owner)
     lowest = UNLABELLED if unlabelled else 0
     if validating(y) and y.numel():
         low, high = int(y.min()), int(y.max())
@@ -239,7 +239,7 @@ def _refuse_one_hot_integers(y: Tensor, num_classes: int, name: str, owner: str)
     if validating(y) and bool(((y == 1).sum(-1) == 1).all() & ((y == 0) | (y == 1)).all()):
         raise ValueError(
             f"{owner}: {name} has shape {tuple(y.shape)} and holds one-hot rows of integers, which are no "
-            f"labels; give labels as {name}.long().argmax(-1), or class weights as floating numbers"
+            f"labels; give labels as {name}.argmax(-1)"
         )
 
 

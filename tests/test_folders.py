@@ -64,10 +64,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "guide": ({"guide": "none"}, "guide='none'"),
     "guide fails": ({"guide": guide_fails}, "an error of the user's"),
     "augment fails": ({"augment": fails}, "an error of the user's"),
-    "augment of another shape": ({"augment": lambda x: x[:, :1]}, r"x after augment has shape \(10, 1\)"),
+    "augment of another shape": ({"augment": lambda x: x[:, :1]}, r"augment\(x\) has shape \(10, 1\)"),
     "augment of another dtype": (
         {"augment": lambda x: x.double()},
-        "x after augment has dtype torch.float64",
+        r"augment\(x\) has dtype torch.float64",
     ),
     "augment of another kind": (
         {"augment": lambda x: x.numpy()},

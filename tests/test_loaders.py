@@ -364,13 +364,13 @@ def image_model():
         (images, None, "fit: data.x has dtype torch.uint8, expected floating numbers.*dequantize"),
         (lambda: images(torch.float32), None, r"fit: data.x holds \d+ values outside \["),
         (lambda: images(torch.float64), None, "fit: data.x has dtype torch.float64"),
-        (images, lambda x: x.roll(1, -1), "fit: data.x after augment has dtype torch.uint8"),
-        (images, lambda x: (x / 256).double(), "fit: data.x after augment has dtype torch.float64"),
+        (images, lambda x: x.roll(1, -1), r"fit: augment\(data.x\) has dtype torch.uint8"),
+        (images, lambda x: (x / 256).double(), r"fit: augment\(data.x\) has dtype torch.float64"),
         # A function of x changes training rows alone, so it cannot dequantise those for validation.
         (
             lambda: images().hold_out(9),
             lambda x: x / 256,
-            "fit: data.x_val after augment has dtype torch.uint8",
+            r"fit: augment\(data.x_val\) has dtype torch.uint8",
         ),
     ],
 )

@@ -161,4 +161,4 @@ def _check_scored(
             raise
         with noise(0, device):
             changed = change(rows[:2].to(device))
-        model.flow.check_data(changed, f"{name} after augment", "fit")
+        model.flow.check_data(changed, f"augment({name})", "fit")

@@ -86,7 +86,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         self.optimisation = Optimisation() if optimisation is None else optimisation
         self.steps, self.seed = steps, seed
         self.augment = as_augment(augment)
-        self._rows = "x" if augment is None else "x after augment"  # for messages
+        self._rows = "x" if augment is None else "augment(x)"  # for messages
         flow = model.flow
         compared: dict[str, object] = {
             "guide": guide,
