@@ -123,6 +123,7 @@ def gap(frame, row, column, value):
 FRAME = pd.DataFrame(X.double().numpy(), columns=["height", "weight"])
 REFUSED_ROWS = {
     "words": (FRAME.assign(weight=["a", "b", "c", "d"]), r"x, column 'weight', holds 'a' \(a str\)"),
+    "days": (FRAME.assign(weight=pd.Timestamp("2020-01-01")), "x, column 'weight', .* numbers of days"),
     "categories": (FRAME.assign(weight=pd.Categorical(list("abcd"))), "x, column 'weight', holds 'a'"),
     "dates": (FRAME.assign(weight=pd.date_range("2020", periods=4)), "x, column 'weight', holds"),
     "NaN": (
@@ -312,7 +313,11 @@ LENGTHS = {
         {"x_test": X[:2].double()},
         r"x_test has dtype torch.float64 and x has .* x_test.to\(torch.float32\)",
     ),
-    "bytes": ({"x_val": X.byte()}, "x_val has dtype torch.uint8 and x has torch.float32"),
+    "bytes": ({"x_val": X.byte()}, r"x_val has dtype torch.uint8 and x .* such as x_val.to\(torch.float32\)"),
+    "fractions": (
+        {"x": X.long(), "x_test": X[:2].long(), "x_val": X},
+        r"x_val has dtype torch.float32 and x has torch.int64; .* such as x.to\(torch.float32\) of",
+    ),
     "device": (
         {"y": torch.zeros(4, dtype=torch.long, device="meta")},
         r"y is on meta and x on cpu; give y.to\('cpu'\)",
@@ -361,6 +366,15 @@ def test_no_rows():
     examples, labels = data.test_examples()
     assert (len(examples), len(labels)) == (0, 0)
     assert len(made(X[:0], Y[:0]).x) == 0
+
+
+def test_the_number_of_classes_may_be_a_tensor_or_an_array_of_one_number():
+    for number in (Y.max() + 1, np.array(2)):
+        assert made(num_classes=number).num_classes == 2
+    with pytest.raises(ValueError, match=r"num_classes=2.0: expected a whole number"):
+        made(num_classes=torch.tensor(2.0))
+    with pytest.raises(ValueError, match="num_classes=True: expected a whole number"):
+        made(num_classes=torch.tensor(True))
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "2"])

@@ -355,11 +355,33 @@ def test_what_is_recommended_for_images(scale, dtype, bins):
     assert model.posterior(preset.augment.prepare(data.x_test[:3])).probs.shape == (3, 10)
 
 
-@pytest.mark.parametrize("shape", [(1,), (1, 7, 8), (3, 4)])
-def test_data_for_which_nothing_is_recommended(shape):
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((1,), "needs two"),
+        ((1, 7, 8), "pad images"),
+        ((8, 8), r"x\[:, None\]"),
+        ((8, 8, 3), r"channels come last.*x.transpose\(0, 3, 1, 2\)"),
+    ],
+)
+def test_data_for_which_nothing_is_recommended(shape, remedy):
     x, y = torch.rand(9, *shape), torch.arange(9) % 3
     data = SemiSupervisedData(x, y, x, y, 3)
-    with pytest.raises(ValueError, match=r"x has rows of shape .* expected two or more columns, or images"):
+    message = r"x has rows of shape .* expected two or more columns, or images.*" + remedy
+    with pytest.raises(ValueError, match=message):
         recommended(data)
     with pytest.raises(ValueError, match="y has no labelled row"):
         recommended(table(labelled=0))
+
+
+def test_integer_images_that_are_no_grey_levels_are_refused_by_name():
+    x, y = torch.randint(0, 4000, (9, 1, 8, 8)), torch.arange(9) % 3
+    with pytest.raises(ValueError, match=r"^data: x has dtype torch.int64 and values from .* x.float\(\)"):
+        recommended(SemiSupervisedData(x, y, x, y, 3))
+
+
+def test_a_model_of_data_in_double_precision_is_refused_by_the_name_of_the_data():
+    data = table()
+    double = replace(data, x=data.x.double(), x_test=data.x_test.double())
+    with pytest.raises(ValueError, match=r"^make_model: data.x has dtype torch.float64 .* data.x.to\("):
+        recommended(double).make_model(double)

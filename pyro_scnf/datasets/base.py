@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._labels import check_label_log_prior
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_whole
 from pyro_scnf.datasets.convert import (
     as_floats,
     as_labels,
@@ -71,8 +72,10 @@ class SemiSupervisedData:
     label_log_prior: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(1, num_classes=self.num_classes)
-        self._set("num_classes", int(self.num_classes))
+        classes: object = self.num_classes
+        if isinstance(classes, Tensor | np.ndarray) and not classes.ndim:
+            classes = classes.item()  # such as y.max() + 1
+        self._set("num_classes", check_whole("num_classes", classes, 1))
         for name in ("x_test", "x_val"):
             _check_columns(column_names(self.x), column_names(getattr(self, name)), name)
         self._convert("x", "y", unlabelled=True)
@@ -104,9 +107,15 @@ class SemiSupervisedData:
                 f"{tuple(self.x.shape[1:])}; expected the same"
             )
         if x.dtype != self.x.dtype:
+            # Fractions must not become integers.
+            floating = self.x.is_floating_point()
+            both = self.x.dtype if floating else torch.promote_types(x.dtype, self.x.dtype)
+            convert = " and ".join(
+                f"{n}.to({both})" for n, v in (("x", self.x), (rows, x)) if v.dtype != both
+            )
             raise ValueError(
                 f"{OWNER}: {rows} has dtype {x.dtype} and x has {self.x.dtype}; expected the same, and "
-                f"values on the same scale, such as {rows}.to({self.x.dtype})"
+                f"values on the same scale, such as {convert} of tensors"
             )
         if truth is None and labels == "y_val":
             return

@@ -139,10 +139,10 @@ def _numbers_of(array: np.ndarray, given: str) -> np.ndarray:
         flat = [_number(entry) for entry in array.flat]
         if None not in flat:
             return np.array(flat, dtype=np.float64).reshape(array.shape)
-    raise ValueError(
-        f"{given} holds {_example(array)}, expected numbers; turn words into numbers "
-        "(pandas.get_dummies), or leave them out"
-    )
+    remedy = "turn words into numbers (pandas.get_dummies)"
+    if array.dtype.kind in "mM":
+        remedy = "turn times into numbers of days or seconds"
+    raise ValueError(f"{given} holds {_example(array)}, expected numbers; {remedy}, or leave them out")
 
 
 def _number(entry: object) -> float | None:

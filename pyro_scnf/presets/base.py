@@ -161,7 +161,8 @@ class Preset:
             labelled_weight=options.labelled_weight,
         )
         rows = self._rows_to_initialize(data)
-        model.initialize(self.augment.prepare(data.x[rows]), data.y[rows])
+        x = model.flow.check_data(self.augment.prepare(data.x[rows]), "data.x", "make_model")
+        model.initialize(x, data.y[rows])
         return model
 
     def _rows_to_initialize(self, data: SemiSupervisedData) -> Tensor:

@@ -62,9 +62,17 @@ def recommended(data: SemiSupervisedData) -> Preset:
         return _for_table(data)
     if data.x.dim() == 4 and not any(size % 2 for size in data.x.shape[2:]):
         return _for_images(data)
+    shape = tuple(data.x.shape[1:])
+    remedy = "pad images of an odd size by a row or column"
+    if len(shape) == 1:
+        remedy = "the flow couples columns, so it needs two"
+    elif len(shape) == 2:
+        remedy = "give grey images (H, W) a channel: x[:, None]"
+    elif len(shape) == 3 and shape[2] in (1, 3):
+        remedy = "if the channels come last, bring them to the front: x.transpose(0, 3, 1, 2) of an array"
     raise ValueError(
-        f"data: x has rows of shape {tuple(data.x.shape[1:])}, expected two or more columns, or images "
-        "(C, H, W) of even height and width; pad images of an odd size by a row or column"
+        f"data: x has rows of shape {shape}, expected two or more columns, or images (C, H, W) of even "
+        f"height and width; {remedy}"
     )
 
 
@@ -198,6 +206,11 @@ def _for_images(data: SemiSupervisedData) -> Preset:
     levels = 2 if height % 4 == width % 4 == 0 else 1
     small = height * width <= SMALL
     bins = _grey_levels(data)
+    if bins is None and not data.x.is_floating_point():
+        raise ValueError(
+            f"data: x has dtype {data.x.dtype} and values from {int(data.x.min())} to {int(data.x.max())}, "
+            "expected grey levels from 0 to 255, not all 0, or floating numbers; give x.float() of a tensor"
+        )
     spread = float(data.x.double().std()) / (bins or 1)
     candidates: dict[str, Features] = {"pixels": as_they_are, "pixels averaged over squares": pixel_features}
     preset = Preset(
