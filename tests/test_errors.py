@@ -185,6 +185,7 @@ FLOW_ERRORS = {
     "coupling": ({"coupling": "triple"}, "coupling='triple'"),
     "levels": ({"levels": 0}, "levels=0"),
     "steps": ({"steps": 0}, "steps=0"),
+    "half a step": ({"steps": 2.0}, r"steps=2.0: expected a whole number of at least 1"),
     "scale": ({"scale": "exp"}, "scale='exp'"),
     "conv": ({"conv": "qr"}, "^conv='qr': expected 'lu' or 'plain'"),
     "logit": ({"logit": 1.5}, "^logit=1.5: expected a finite number of at least 0"),

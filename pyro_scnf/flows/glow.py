@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -84,7 +84,7 @@ def glow(
     check_word("conv", conv, ("lu", "plain"))
     levels = _default_levels(shape) if levels is None else check_whole("levels", levels, 1)
     _check_levels(shape, levels)
-    each = [steps] * levels if isinstance(steps, Integral) else for_each_level("steps", steps, levels)
+    each: list[Any] = [steps] * levels if isinstance(steps, Real) else for_each_level("steps", steps, levels)
     each = [check_whole("steps", number, 1) for number in each]
     one_net = net is None or isinstance(net, str | Mapping) or callable(net)
     nets: list[Any] = [net] * levels if one_net else for_each_level("net", net, levels)
