@@ -28,10 +28,14 @@ def drawing_from(generator: torch.Generator | None, device: torch.device | str =
     """Let what draws from the global generators draw from ``generator`` instead.
 
     With ``None`` it draws from the global generators.
+
+    :raises ValueError: if ``generator`` is something else.
     """
     if generator is None:
         yield
         return
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator is a {type(generator).__name__}, expected a torch.Generator")
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
     with seeded(int(seed), device):
         yield

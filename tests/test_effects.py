@@ -195,8 +195,9 @@ class TestGenerators:
         for call in (model, scnf.EMGuide(model), scnf.elbo(model)):
             with pytest.raises(ValueError, match="generator is for draws of x, and x is given"):
                 call(x, generator=generator)
-        with pytest.raises(ValueError, match=r"generator is a int, expected a torch.Generator"):
-            model(n=3, generator=0)
+        for draw in self.draws(model).values():
+            with pytest.raises(ValueError, match=r"generator is a int, expected a torch.Generator"):
+                draw(0)
 
 
 # -- prediction ---------------------------------------------------------------------------
@@ -398,6 +399,10 @@ def test_labels_of_two_plates_may_look_like_one_hot_rows(model):
     for wrong in (torch.eye(3).long(), torch.eye(3).long()[:2]):
         with pytest.raises(ValueError, match="one-hot rows of integers"):
             rows(wrong)
+    hot = torch.eye(3)[torch.tensor([0, 1, 1, 2])]
+    for wrong in (hot, hot.bool()):  # no integers
+        with pytest.raises(ValueError, match=r"y has dtype torch\.\w+, .* rows as y\.long\(\)\.argmax"):
+            model(torch.zeros(4, 2, dtype=F64), wrong)
 
 
 def test_one_row_of_one_hot_weights_in_a_program(model, x):

@@ -41,13 +41,8 @@ def check_draws(
                 )
     if weights is not None and given["x"] is None:
         raise ValueError(f"{owner}: weights are for rows of data; give x too, or leave them out")
-    if generator is not None:
-        if not isinstance(generator, torch.Generator):
-            raise ValueError(
-                f"{owner}: generator is a {type(generator).__name__}, expected a torch.Generator"
-            )
-        if given["x"] is not None:
-            raise ValueError(f"{owner}: generator is for draws of x, and x is given; leave it out")
+    if generator is not None and given["x"] is not None:
+        raise ValueError(f"{owner}: generator is for draws of x, and x is given; leave it out")
 
 
 def check_weights(weights: Tensor, rows: int, like: Tensor, owner: str) -> Tensor:
