@@ -13,7 +13,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_scnf import sharing
-from pyro_scnf._checks import UNLABELLED, check_row_labels, checked
+from pyro_scnf._checks import UNLABELLED, check_alike, check_row_labels, checked
 from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
@@ -136,7 +136,8 @@ class SemiConditionalFlow(PortableModule):
             raise ValueError(
                 f"{stray_sample(self)} is a PyroSample, and is read outside of a call of its PyroModule, "
                 "where each use draws it anew and it becomes no site. Write the model as the forward of a "
-                "PyroModule that holds the flow, and read the parameter there, before the plate of the data"
+                "PyroModule, all of whose members are PyroModules (to_pyro_module_(flow)), and read the "
+                "parameter there, before the plate of the data"
             )
 
     def sample(
@@ -214,7 +215,9 @@ class SemiConditionalFlow(PortableModule):
         :return: x ``(*batch, *event_shape)``.
         :raises ValueError: for a wrong shape, or another word.
         """
-        batch = check_event(z_f, self.latent_shape, "z_f", f"{type(self).__name__}.decode")
+        owner, like = f"{type(self).__name__}.decode", reference_tensor(self)
+        batch = check_event(z_f, self.latent_shape, "z_f", owner)
+        z_f = check_alike(z_f, like, owner, "z_f")
         if isinstance(z_aux, str):
             if z_aux not in ("zero", "sample"):
                 raise ValueError(f"z_aux={z_aux!r}: expected a tensor, 'zero' or 'sample'")
@@ -223,7 +226,8 @@ class SemiConditionalFlow(PortableModule):
             else:
                 with drawing_from(generator, z_f.device):
                     z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
-        check_event(z_aux, torch.Size((self.transform.aux_dim,)), "z_aux", f"{type(self).__name__}.decode")
+        check_event(z_aux, torch.Size((self.transform.aux_dim,)), "z_aux", owner)
+        z_aux = check_alike(z_aux, like, owner, "z_aux")
         flat = torch.cat([z_aux, z_f.reshape(batch + (self.transform.latent_dim,))], -1)
         return self.transform.call_and_ladj(flat)[0]
 

@@ -219,6 +219,16 @@ def test_encode_and_decode(latent_dim):
     assert torch.equal(torch.cat([z_aux, z_f.flatten(2)], -1), flat)
 
 
+def test_latents_of_another_precision_are_named():
+    flow = image_flow("gmm")
+    z_aux, z_f, _ = flow.encode(torch.randn(2, *flow.event_shape))
+    assert torch.equal(flow.decode(z_f.half(), z_aux), flow.decode(z_f.half().float(), z_aux))
+    for latents in ({"z_f": z_f.double()}, {"z_f": z_f, "z_aux": z_aux.double()}):
+        name = list(latents)[-1]
+        with pytest.raises(ValueError, match=rf"decode: {name} has dtype torch.float64 .*{name}\.to\("):
+            flow.decode(**latents)
+
+
 def test_decode_without_the_auxiliary_part():
     flow = image_flow("gmm", dtype=F64)
     z_f = flow.prior.condition(torch.tensor([0, 1])).sample()
