@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import image_flow, toy_flow
 from pyro import poutine
+from pyro.contrib.autoname import scope
 from pyro.infer import (
     SVGD,
     SVI,
@@ -143,6 +144,28 @@ def test_svi_of_a_model_whose_names_the_store_has_already(model, x):
     before = [p.detach().clone() for p in again.parameters()]
     stepping(again).step(x)
     assert not all(torch.equal(p, q) for p, q in zip(again.parameters(), before, strict=True))
+
+
+def test_two_models_in_one_program_are_trained_if_they_are_named(x):
+    models = {"a": scnf.SemiSupervisedModel(toy_flow("gmm")), "b": scnf.SemiSupervisedModel(toy_flow("gmm"))}
+
+    def unnamed(x):
+        for name, model in models.items():
+            with scope(prefix=name):
+                model(x)
+
+    def named(x):
+        for name, model in models.items():
+            pyro.module(name, model)
+        unnamed(x)
+
+    with pytest.raises(RuntimeError, match=r"call pyro\.module\('name', model\) for each of them first"):
+        stepping(unnamed).step(x.float())
+    pyro.clear_param_store()
+    before = {name: model.flow.prior.loc.detach().clone() for name, model in models.items()}
+    expected = -sum(model.log_prob(x.float()).sum().item() for model in models.values())
+    assert stepping(named).step(x.float()) == pytest.approx(expected, rel=1e-5)
+    assert all((model.flow.prior.loc - before[name]).abs().max() > 1e-3 for name, model in models.items())
 
 
 def test_svi_of_parameters_that_the_store_copies():

@@ -128,17 +128,26 @@ def guard_store(name: str, module: nn.Module) -> None:
     :param str name: the name of the module in the store.
     :raises RuntimeError: if so.
     """
-    if not any(isinstance(m, TraceMessenger) and m.param_only for m in _PYRO_STACK):
+    tracers = [m for m in _PYRO_STACK if isinstance(m, TraceMessenger) and m.param_only]
+    if not tracers:
         return
     store = dict(pyro.get_param_store().named_parameters())
     for inner, parameter in module.named_parameters():
         stored = store.get(param_with_module_name(name, inner), parameter)
-        if stored is not parameter and parameter.requires_grad:
+        if stored is not parameter and parameter.requires_grad and not _trained(parameter, tracers):
             raise RuntimeError(
                 f"Pyro's store holds another tensor for {name}.{inner} than the model, and SVI would train "
-                "that one, not the model: call pyro.clear_param_store() before a new model is trained. (The "
-                "store also copies parameters in other memory formats than the contiguous one.)"
+                "that one, not the model: call pyro.clear_param_store() before a new model is trained. If a "
+                "program runs two models, call pyro.module('name', model) for each of them first. (The store "
+                "also copies parameters in other memory formats than the contiguous one.)"
             )
+
+
+def _trained(parameter: Tensor, tracers: list[TraceMessenger]) -> bool:
+    """Whether the program has named a parameter before, by a ``pyro.module`` of its own."""
+    nodes = (node for tracer in tracers for node in tracer.trace.nodes.values())
+    values = (node["value"] for node in nodes if node["type"] == "param")
+    return any(value is not None and value.unconstrained() is parameter for value in values)
 
 
 def _replays(handler: Messenger) -> bool:
