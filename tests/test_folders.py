@@ -357,7 +357,7 @@ def test_ctrl_c_says_what_is_kept_and_the_run_goes_on(tmp_path):
     _, said = process.communicate(timeout=60)
     step = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert f"KeyboardInterrupt: training was interrupted: {tmp_path}/last.ckpt keeps step {step}; " in said
-    assert "go on with resume=True" in said
+    assert "go on with resume=True (in the examples, --resume)" in said
     assert process.returncode == -signal.SIGINT
     assert not (tmp_path / LOCK).exists()
     options = {"validated": True, "steps": 100000, "schedule": "constant", "minutes": 1e-9}

@@ -104,7 +104,10 @@ class Checkpoints(callbacks.Checkpoint):
         if not named:
             return "nothing is kept, because no folder was given as `out`"
         if self.saved_step is not None:
-            return f"{self.folder / LAST} keeps step {self.saved_step}; go on with resume=True"
+            return (
+                f"{self.folder / LAST} keeps step {self.saved_step}; go on with resume=True (in the "
+                "examples, --resume)"
+            )
         if (self.folder / LAST).exists():
             return f"no step was taken, and {self.folder / LAST} is still that of the earlier run"
         return (
