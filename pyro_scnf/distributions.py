@@ -68,6 +68,10 @@ class Transformed(Portable, TransformedDistribution):
     """
 
     def expand(self, batch_shape: Sequence[int], _instance: Transformed | None = None) -> Transformed:
+        """The same distribution with the batch shape ``batch_shape``.
+
+        :raises ValueError: if its batch cannot be expanded to that shape.
+        """
         check_expansion(self, batch_shape)
         new = self._get_checked_instance(Transformed, _instance)
         expanded: Transformed = super().expand(batch_shape, _instance=new)
