@@ -87,6 +87,18 @@ def test_a_constant_channel_of_images():
     assert flow.inverse_and_ladj(x)[0].isfinite().all()
 
 
+def test_few_rows_repeat_values_by_chance():
+    """Half of the first measurements of petals agree, to the tenth of a centimetre to which they were taken."""
+    x = torch.tensor([1.4, 1.4, 1.3, 1.5, 1.4, 1.7, 1.4, 1.5, 1.4, 1.5, 1.5, 1.6])[:, None] + torch.zeros(
+        12, 2
+    )
+    x[:, 1] = torch.randn(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(2).initialize(x[:8])
+        model(2).initialize(x)
+
+
 def test_copies_of_few_rows():
     with pytest.warns(UserWarning, match="200 rows, of which only 5 differ"):
         model(3).initialize(table()[:5].repeat(40, 1))

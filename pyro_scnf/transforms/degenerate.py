@@ -21,8 +21,8 @@ MOST_FEATURES = 500
 NO_VARIANCE = 1e-12
 """The variance of a combination of standardised features that rounding alone can have."""
 
-FEWEST_ROWS = 8
-"""With fewer rows, repeated values say little."""
+FEWEST_ROWS = 20
+"""With fewer rows, values may repeat by chance."""
 
 
 def channel_statistics(x: Tensor, event_dim: int) -> tuple[Tensor, Tensor]:
