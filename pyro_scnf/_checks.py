@@ -8,13 +8,14 @@ model's dtype, labels as integers. Anything else raises an error that tells how 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_scnf._during import during
 from pyro_scnf._shapes import check_event, check_tensor, is_wrapped
 
 __all__ = [
@@ -55,14 +56,9 @@ def validating(*values: Tensor) -> bool:
 _CHECKED: ContextVar[bool] = ContextVar("checked", default=False)
 
 
-@contextmanager
-def checked() -> Iterator[None]:
+def checked() -> AbstractContextManager[None]:
     """A block whose data have been checked already, so that reading them a second time is of no use."""
-    token = _CHECKED.set(True)
-    try:
-        yield
-    finally:
-        _CHECKED.reset(token)
+    return during(_CHECKED, True)
 
 
 @contextmanager

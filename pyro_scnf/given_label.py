@@ -2,8 +2,8 @@ r"""The distribution :math:`p(x \mid y)` of a semi-conditional flow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf import sharing
+from pyro_scnf._during import during
 from pyro_scnf._shapes import check_event, in_double
 from pyro_scnf._state import State
 from pyro_scnf.distributions import ConcatDistribution, Transformed, check_expansion
@@ -24,17 +25,12 @@ __all__ = ["GivenLabel", "scored_in_double"]
 _IN_DOUBLE: ContextVar[bool] = ContextVar("in_double", default=False)
 
 
-@contextmanager
-def scored_in_double() -> Iterator[None]:
+def scored_in_double() -> AbstractContextManager[None]:
     """A block in which log-probabilities out of class tables are sums in double precision.
 
     In float32, the sum of what labels share and of what tells them apart rounds the latter.
     """
-    token = _IN_DOUBLE.set(True)
-    try:
-        yield
-    finally:
-        _IN_DOUBLE.reset(token)
+    return during(_IN_DOUBLE, True)
 
 
 def _sum(rows: Tensor, common: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from pyro_scnf._during import during
 from pyro_scnf._state import Contents, Parts, State, contents_of, state_with_data
 
 __all__ = ["share_encoding"]
@@ -206,11 +207,8 @@ def inside(block: Block | None) -> Iterator[None]:
     if block is None or block.closed or _BLOCK.get() is not None:
         yield
         return
-    token = _BLOCK.set(block)
-    try:
+    with during(_BLOCK, block):
         yield
-    finally:
-        _BLOCK.reset(token)
 
 
 def current() -> Block | None:

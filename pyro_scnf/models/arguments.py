@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import validating
+from pyro_scnf._checks import check_alike, validating
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import check_tensor
 
@@ -51,18 +51,11 @@ def check_weights(weights: Tensor, rows: int, like: Tensor, owner: str) -> Tenso
     :raises ValueError: unless there is a finite weight of at least 0 for each row.
     """
     check_tensor(weights, "weights", owner)
-    if torch.promote_types(weights.dtype, like.dtype) != like.dtype:
-        raise ValueError(
-            f"{owner}: weights has dtype {weights.dtype} and the model {like.dtype}; give "
-            f"weights.to({like.dtype})"
-        )
-    if weights.device != like.device:
-        raise ValueError(
-            f"{owner}: weights is on {weights.device} and the model on {like.device}; give "
-            f"weights.to({str(like.device)!r})"
-        )
+    if not (weights.is_floating_point() or weights.is_complex()):
+        weights = weights.to(like.dtype)
+    weights = check_alike(weights, like, owner, "weights")
     if validating(weights) and not ((weights >= 0) & torch.isfinite(weights)).all():
         raise ValueError(f"{owner}: weights has negative or infinite entries, expected 0 or more")
     if weights.shape != (rows,):
         raise ValueError(f"{owner}: weights has shape {tuple(weights.shape)}, expected ({rows},)")
-    return weights.to(like.dtype)
+    return weights

@@ -31,6 +31,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_site_shape
 from torch import Tensor, nn
 
+from pyro_scnf._during import during
 from pyro_scnf.distributions import ConcatDistribution
 
 __all__ = [
@@ -178,11 +179,8 @@ def guarded(model: Callable[..., object]) -> Callable[..., object]:
 
     @functools.wraps(model, updated=())
     def run(*args: object, **kwargs: object) -> object:
-        token = _START.set(len(_PYRO_STACK))
-        try:
+        with during(_START, len(_PYRO_STACK)):
             return model(*args, **kwargs)
-        finally:
-            _START.reset(token)
 
     return run
 

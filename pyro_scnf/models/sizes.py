@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._during import during
 
 __all__ = ["Sizes", "without_sizes"]
 
 _COUNT: ContextVar[bool] = ContextVar("pyro_scnf_sizes_count", default=True)
 
 
-@contextmanager
-def without_sizes() -> Iterator[None]:
+def without_sizes() -> AbstractContextManager[None]:
     """Within this block sizes are not looked at, because its result is that of single rows."""
-    token = _COUNT.set(False)
-    try:
-        yield
-    finally:
-        _COUNT.reset(token)
+    return during(_COUNT, False)
 
 
 @dataclass(frozen=True)
