@@ -36,7 +36,7 @@ def test_error_likelihood_and_calibration_by_hand():
         for b in bins.unique()
     ]
     assert found["test_ece"] == pytest.approx(sum(gaps).item(), abs=1e-5)
-    assert found.keys() == {"test_error_pct", "test_nll", "test_ece"}
+    assert found.keys() == {"test_error_pct", "test_nll", "test_label_nll", "test_ece", "test_brier"}
 
 
 def test_a_model_of_one_class_is_always_right():

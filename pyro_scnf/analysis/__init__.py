@@ -3,9 +3,30 @@
 :mod:`pyro_scnf.plots` draws them.
 """
 
+from pyro_scnf.analysis.calibration import Calibration, Reliability, calibration, fit_temperature, reliability
 from pyro_scnf.analysis.curves import read_log
 from pyro_scnf.analysis.evaluate import evaluate
+from pyro_scnf.analysis.label_probs import label_log_probs
+from pyro_scnf.analysis.latent_plane import LatentPlane, latent_plane
 from pyro_scnf.analysis.latents import SwapsLabels, reconstruct, swap_labels
 from pyro_scnf.analysis.plane import Plane, evaluate_plane
+from pyro_scnf.analysis.separation import boundary_distance
 
-__all__ = ["Plane", "SwapsLabels", "evaluate", "evaluate_plane", "read_log", "reconstruct", "swap_labels"]
+__all__ = [
+    "Calibration",
+    "LatentPlane",
+    "Plane",
+    "Reliability",
+    "SwapsLabels",
+    "boundary_distance",
+    "calibration",
+    "evaluate",
+    "evaluate_plane",
+    "fit_temperature",
+    "label_log_probs",
+    "latent_plane",
+    "read_log",
+    "reconstruct",
+    "reliability",
+    "swap_labels",
+]

@@ -13,12 +13,12 @@ from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 
-__all__ = ["Plane", "evaluate_plane"]
+__all__ = ["Plane", "corners_around", "evaluate_plane", "grid"]
 
 
 @dataclass(frozen=True)
 class Plane:
-    """A model's density and label posterior on a rectangle of the plane.
+    """A density and its label posterior on a rectangle of the plane.
 
     :ivar Tensor low: lower left corner ``(2,)``.
     :ivar Tensor high: upper right corner ``(2,)``.
@@ -30,6 +30,23 @@ class Plane:
     high: Tensor
     probs: Tensor
     density: Tensor
+
+    @property
+    def joint(self) -> Tensor:
+        """:math:`p(x, y)`, ``(H, W, K)``."""
+        return self.density[..., None] * self.probs
+
+    @property
+    def lead(self) -> Tensor:
+        """How much more probable each label is than the most probable other one, ``(H, W, K)``.
+
+        It is 0 on the decision boundary of a class, positive inside and negative outside. With one class it
+        is 1 everywhere.
+        """
+        if self.probs.shape[-1] == 1:
+            return torch.ones_like(self.probs)
+        first, second = self.probs.topk(2, -1).values.unbind(-1)
+        return self.probs - torch.where(self.probs < first[..., None], first[..., None], second[..., None])
 
 
 @torch.no_grad()
@@ -52,14 +69,25 @@ def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, 
         raise ValueError(
             f"evaluate_plane: x has shape {tuple(x.shape)}, expected (N, 2) with at least one row"
         )
+    low, high = corners_around(x, margin)
+    low, high = _inside(model.flow.transform.codomain, low, high)
+    cells = grid(low, high, points, reference_tensor(model))
+    probs, density = model.posterior(cells).probs, model.log_prob(cells).exp()
+    return Plane(low.cpu(), high.cpu(), probs.cpu(), density.cpu())
+
+
+def corners_around(x: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """The corners of the rectangle that reaches ``margin`` beyond the points ``x`` ``(N, 2)``."""
     low, high = x.amin(0) - margin, x.amax(0) + margin
     if bool((low >= high).any()):
         raise ValueError(f"margin={margin}: leaves no area around x, expected more")
-    low, high = _inside(model.flow.transform.codomain, low, high)
-    axes = [torch.linspace(low[i].item(), high[i].item(), points, dtype=torch.float64) for i in range(2)]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).to(reference_tensor(model))
-    probs, density = model.posterior(grid).probs, model.log_prob(grid).exp()
-    return Plane(low.cpu(), high.cpu(), probs.cpu(), density.cpu())
+    return low, high
+
+
+def grid(low: Tensor, high: Tensor, points: int, like: Tensor) -> Tensor:
+    """Points of a rectangle ``(points, points, 2)`` in the dtype of ``like``. Rows go upwards."""
+    axes = [torch.linspace(low[i].item(), high[i].item(), int(points), dtype=torch.float64) for i in range(2)]
+    return torch.stack(torch.meshgrid(*axes, indexing="xy"), -1).to(like)
 
 
 def _inside(support: constraints.Constraint, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,15 @@ nothing is shown or kept open. Save the figure with ``figure.savefig(path)``.
 from pyro_scnf.plots.boundary import decision_boundary
 from pyro_scnf.plots.curves import learning_curves
 from pyro_scnf.plots.grid import image_grid
+from pyro_scnf.plots.latent_plane import latent_plane
 from pyro_scnf.plots.points import labelled_points
+from pyro_scnf.plots.reliability import reliability_diagram
 
-__all__ = ["decision_boundary", "image_grid", "labelled_points", "learning_curves"]
+__all__ = [
+    "decision_boundary",
+    "image_grid",
+    "labelled_points",
+    "latent_plane",
+    "learning_curves",
+    "reliability_diagram",
+]

@@ -9,13 +9,24 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
+from pyro_scnf.analysis import Plane
+from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.convert import as_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["class_colours", "drawable", "new_figure", "plane_points"]
+__all__ = [
+    "check_classes",
+    "check_kinds",
+    "class_colours",
+    "draw_rows",
+    "drawable",
+    "extent_of",
+    "new_figure",
+    "plane_points",
+]
 
 
 def new_figure(panels: int, size: tuple[float, float], *, shared: bool = False) -> tuple[Figure, list[Axes]]:
@@ -46,6 +57,43 @@ def plane_points(x: object, name: str, owner: str) -> Tensor:
             f"{owner}: {name} has shape {tuple(points.shape)}, expected points of the plane (N, 2)"
         )
     return points
+
+
+def check_kinds(**given: tuple[object, type]) -> None:
+    """Raise for the first of the named values that is not of the type beside it."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is of type {type(value).__name__}, expected a {kind.__name__}")
+
+
+def check_classes(plane: Plane, data: SemiSupervisedData, owner: str) -> None:
+    """Raise unless ``data`` are points of the plane, of as many classes as ``plane``."""
+    plane_points(data.x, "data.x", owner)
+    if plane.probs.shape[-1] != data.num_classes:
+        raise ValueError(
+            f"{owner}: data have {data.num_classes} classes and plane has {plane.probs.shape[-1]}; "
+            "expected the data of the model that was evaluated"
+        )
+
+
+def extent_of(plane: Plane) -> tuple[float, float, float, float]:
+    """The ends of ``plane``: left, right, bottom, top."""
+    return plane.low[0].item(), plane.high[0].item(), plane.low[1].item(), plane.high[1].item()
+
+
+def draw_rows(panel: Axes, x: Tensor, y: Tensor, colours: np.ndarray, marker: str = "o") -> None:
+    """Draw points: unlabelled ones small and grey, labelled ones large and in the colour of their class.
+
+    :param x: points ``(N, 2)``.
+    :param y: their labels ``(N,)``, -1 where unknown.
+    :param colours: ``(K, 3)``.
+    :param marker: the shape of labelled points.
+    """
+    points, labels = drawable(x), y.cpu().numpy()
+    known, others = points[labels >= 0], points[labels < 0]
+    panel.scatter(others[:, 0], others[:, 1], s=3, c="0.45", linewidths=0, label="unlabelled")
+    face = colours[labels[labels >= 0]]
+    panel.scatter(known[:, 0], known[:, 1], s=70, c=face, edgecolors="k", marker=marker, label="labelled")
 
 
 def class_colours(num_classes: int) -> Tensor:

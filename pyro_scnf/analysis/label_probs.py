@@ -1,0 +1,152 @@
+"""Label probabilities of rows of data, from one or several dequantisations, at any temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import check_row_labels
+from pyro_scnf._numbers import check_at_least, check_scale, check_word
+from pyro_scnf._shapes import check_event, in_double, reference_tensor
+from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.transforms import dequantize
+
+__all__ = ["Average", "LabelScores", "Scoring", "check_known_labels", "check_rows", "label_log_probs"]
+
+Average = Literal["density", "posterior"]
+"""What several dequantisations of a row are averaged by."""
+
+
+@torch.no_grad()
+def label_log_probs(
+    model: SemiSupervisedModel,
+    x: Tensor,
+    *,
+    temperature: float = 1.0,
+    bins: int | None = None,
+    draws: int = 1,
+    average: Average = "density",
+    batch_size: int = 1000,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Log-probabilities of the labels of many rows, :math:`\log p_T(y \mid x)`.
+
+    .. math:: p_T(y \mid x) \propto p(y)\, p(x \mid y)^{1/T}
+
+    The temperature T divides the log-likelihood and leaves the class probabilities :math:`p(y)` as they are.
+    Above 1 it makes the model less sure. If :math:`p(y)` is uniform, no temperature changes which label is
+    the most probable one. Otherwise it may: the higher T is, the more :math:`p(y)` decides.
+
+    In a Gaussian mixture with one covariance for all classes, T multiplies that covariance. It is then the
+    square of the ``temperature`` of :meth:`SemiConditionalFlow.condition
+    <pyro_scnf.SemiConditionalFlow.condition>`, which multiplies standard deviations.
+
+    :param x: data ``(N, *event_shape)``; with ``bins``, integers ``0 .. bins - 1``.
+    :param float temperature: T, from :func:`fit_temperature` for example. At 1 it is the model's posterior.
+    :param bins: number of grey levels of integer data. They are dequantised ``draws`` times.
+    :param int draws: number of dequantisations. The temperature divides the logarithm of their average.
+    :param average: how to classify with several draws. ``"density"`` averages :math:`p(x, y)`, and so
+        estimates the likelihood of the discrete datum. ``"posterior"`` averages :math:`p(y \mid x)`. With
+        few draws of many pixels, the most likely draw alone decides the mean density.
+    :param int batch_size: rows scored at a time.
+    :param generator: source of the noise of dequantisation, on the device of ``model``; PyTorch's global one
+        by default.
+    :return: ``(N, K)`` in nats, in double precision, on the CPU.
+    :raises ValueError: for an unknown ``average``; for a ``temperature`` that is not positive; for numbers
+        below 1; for several draws, or a ``generator``, without ``bins``; for data that the flow or
+        :func:`~pyro_scnf.transforms.dequantize` refuses.
+
+    Reference: Guo et al., *On Calibration of Modern Neural Networks*, 2017; Izmailov et al., 2020,
+    section 6.1.
+    """
+    temperature = check_scale("temperature", temperature)
+    scoring = Scoring(bins, draws, average, batch_size, generator)
+    check_rows(model, x, "label_log_probs")
+    return scoring.of(model, x, "label_log_probs").at(temperature)
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    r"""Scores of N rows under every label, in double precision, on the CPU.
+
+    :ivar Tensor log_likelihood: :math:`\log p(x \mid y = k)` less what all labels share, ``(N, K)``. It is 0
+        for a class of probability 0.
+    :ivar Tensor log_class_probs: :math:`\log p(y)`, ``(K,)``.
+    :ivar Tensor log_density: :math:`\log p(x)`, ``(N,)``, averaged over the draws.
+    """
+
+    log_likelihood: Tensor
+    log_class_probs: Tensor
+    log_density: Tensor
+
+    def at(self, temperature: float) -> Tensor:
+        r""":math:`\log p_T(y \mid x)` ``(N, K)``, see :func:`label_log_probs`."""
+        return (self.log_likelihood / temperature + self.log_class_probs).log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How rows are scored, with the options of :func:`label_log_probs`. It checks them."""
+
+    bins: int | None
+    draws: int
+    average: Average
+    batch_size: int
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        bins, draws = self.bins, self.draws
+        check_word("average", self.average, ("density", "posterior"))
+        check_at_least(1, draws=draws, batch_size=self.batch_size)
+        if bins is None and draws > 1:
+            raise ValueError(f"draws={draws}: without bins nothing is drawn; give bins, or draws=1")
+        if bins is None and self.generator is not None:
+            raise ValueError("generator: without bins nothing is drawn; give bins, or no generator")
+        if bins is not None:
+            check_at_least(1, bins=bins)
+
+    def of(self, model: SemiSupervisedModel, x: Tensor, owner: str) -> LabelScores:
+        """Score the rows of ``x``, which :func:`check_rows` has checked."""
+        flow, device = model.flow, reference_tensor(model).device
+        log_class_probs = in_double(model.class_probs.log_probs)
+        scored: list[tuple[Tensor, Tensor]] = []  # log-posterior (rows, K) and log p(x) (rows,) of each batch
+        for rows in x.split(int(self.batch_size)):
+            rows = rows.to(device)
+            inputs = [rows]
+            if self.bins is not None:
+                inputs = [dequantize(rows, self.bins, self.generator) for _ in range(self.draws)]
+            scores = [flow.scores(flow.check_data(r, "x", owner))[0] for r in inputs]
+            joint = torch.stack([in_double(table) for table, _ in scores]) + log_class_probs
+            common = torch.stack([in_double(common) for _, common in scores])  # (draws, rows)
+            if self.average == "density":
+                # What all labels share weighs the draws, and cancels between labels.
+                log_probs = (joint + (common - common.amax(0))[..., None]).logsumexp(0).log_softmax(-1)
+            else:
+                log_probs = joint.log_softmax(-1).logsumexp(0) - math.log(self.draws)
+            scored.append((log_probs.cpu(), (common + joint.logsumexp(-1)).mean(0).cpu()))
+        log_posterior, log_density = map(torch.cat, zip(*scored, strict=True))
+        log_class_probs = log_class_probs.cpu()
+        possible = log_class_probs > -math.inf  # elsewhere the difference would be NaN
+        log_likelihood = torch.where(possible, log_posterior - log_class_probs, 0.0)
+        return LabelScores(log_likelihood.double(), log_class_probs.double(), log_density.double())
+
+
+def check_rows(model: SemiSupervisedModel, x: Tensor, owner: str) -> None:
+    """Raise unless ``x`` has the shape ``(N, *event_shape)`` of rows of ``model``."""
+    event_shape = model.flow.event_shape
+    if len(check_event(x, event_shape, "x", owner)) != 1:
+        raise ValueError(
+            f"{owner}: x has shape {tuple(x.shape)}, expected (N, {', '.join(map(str, event_shape))})"
+        )
+
+
+def check_known_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tensor:
+    """Raise unless ``y`` holds the label of every row, and there is one. Return it as int64 on the CPU."""
+    y = check_row_labels(y, rows, num_classes, owner).cpu()
+    if not len(y) or bool((y < 0).any()):
+        raise ValueError(f"{owner}: y: expected at least one row, and the label of every row")
+    return y
