@@ -3,8 +3,9 @@
 scikit-learn makes the toys and ships the digits (extra ``datasets``); torchvision reads the images.
 """
 
-from pyro_scnf.datasets.augment import Augment, ImageAugment, Jitter, RandomShift, random_shift
+from pyro_scnf.datasets.augment import Augment, FeatureDropout, Jitter
 from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.image_augment import ImageAugment, RandomShift, random_affine, random_shift
 from pyro_scnf.datasets.images import IMAGES, ImageSet, enlarged_digits, images
 from pyro_scnf.datasets.neighbours import (
     deskew,
@@ -13,7 +14,7 @@ from pyro_scnf.datasets.neighbours import (
     pixel_features,
     upright_features,
 )
-from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class
+from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class, thin_classes
 from pyro_scnf.datasets.toys import TOYS, digits, toy
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SPLITS",
     "TOYS",
     "Augment",
+    "FeatureDropout",
     "ImageAugment",
     "ImageSet",
     "Jitter",
@@ -35,7 +37,9 @@ __all__ = [
     "link_neighbours",
     "nearest_neighbours",
     "pixel_features",
+    "random_affine",
     "random_shift",
+    "thin_classes",
     "toy",
     "upright_features",
 ]

@@ -17,7 +17,15 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_at_least, check_flag, check_whole, check_word
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import Rows, check_split, keep_labels
+from pyro_scnf.datasets.splits import (
+    Numbers,
+    Shares,
+    as_classes,
+    as_shares,
+    check_split,
+    keep_labels,
+    thin_classes,
+)
 
 __all__ = ["IMAGES", "ImageSet", "enlarged_digits", "images"]
 
@@ -80,8 +88,10 @@ def images(
     name: str,
     root: str | Path,
     *,
-    labels: int | Rows = 100,
+    labels: int | Numbers = 100,
     split: str = "balanced",
+    classes: Numbers | None = None,
+    shares: Shares | None = None,
     seed: int = 0,
     num_val: int = 0,
     download: bool = False,
@@ -99,12 +109,15 @@ def images(
     :param str split: how labels are chosen, one of :data:`SPLITS`: ``"balanced"`` as in Kingma et al.
         (2014), ``"stratified"`` as in Atanov et al. (2019), who keep 100 of MNIST's 60,000; see
         :func:`keep_labels`.
+    :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
+    :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By
+        default all stay. Row indices in ``labels`` then count the images that stay.
     :param int seed: seed of the choice of labels and of held-out rows. The global generator plays no part.
     :param int num_val: unlabelled rows to hold out with :meth:`~SemiSupervisedData.hold_out`, with their
         true labels as ``y_val``. It does not change which labels are kept.
     :param bool download: fetch missing files, and unpack files that are still packed.
-    :raises ValueError: for an unknown name, for labels that :func:`keep_labels` refuses, or if ``num_val``
-        is not below the number of unlabelled rows.
+    :raises ValueError: for an unknown name, for labels that :func:`keep_labels` refuses, for shares that
+        :func:`thin_classes` refuses, or if ``num_val`` is not below the number of unlabelled rows.
     :raises ValueError: if files hold another number of labels than of images, images of another shape, or
         labels out of range. The message names them.
     :raises FileNotFoundError: if files are missing or damaged, or cannot be fetched.
@@ -118,13 +131,21 @@ def images(
         raise ValueError(f"root={root!r}: expected the path of a folder")
     check_at_least(0, num_val=num_val)
     check_flag(download=download)
-    check_split(labels, split, seed)
+    keep = _Choice(labels, split, classes, shares, seed, num_val)
+    keep.check(IMAGES[name].num_classes)
     train, test = _read(name, Path(root).expanduser().absolute(), download)
-    return _partly_labelled(train, test, IMAGES[name].num_classes, labels, split, seed, num_val)
+    return keep.of(train, test, IMAGES[name].num_classes)
 
 
 def enlarged_digits(
-    *, labels: int = 100, split: str = "balanced", num_test: int = 360, num_val: int = 0, seed: int = 0
+    *,
+    labels: int = 100,
+    split: str = "balanced",
+    classes: Numbers | None = None,
+    shares: Shares | None = None,
+    num_test: int = 360,
+    num_val: int = 0,
+    seed: int = 0,
 ) -> SemiSupervisedData:
     """:func:`~pyro_scnf.datasets.digits` enlarged to 28×28 pixels of 256 grey levels, in uint8.
 
@@ -132,40 +153,57 @@ def enlarged_digits(
 
     :param int labels: how many labels to keep, see :func:`keep_labels`.
     :param str split: how labels are chosen, one of :data:`SPLITS`.
+    :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
+    :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By
+        default all stay.
     :param int num_test: test images.
     :param int num_val: unlabelled rows to hold out, with their true labels as ``y_val``.
     :param int seed: seed of the split, of the choice of labels and of held-out rows.
-    :raises ValueError: for labels that :func:`keep_labels` refuses, if ``num_val`` is not below the number of
-        unlabelled rows, or if ``num_test`` leaves no training images.
+    :raises ValueError: for labels that :func:`keep_labels` refuses, for shares that :func:`thin_classes`
+        refuses, if ``num_val`` is not below the number of unlabelled rows, or if ``num_test`` leaves no
+        training images.
     """
     check_at_least(0, num_val=num_val)
-    check_split(labels, split, seed)
+    keep = _Choice(labels, split, classes, shares, seed, num_val)
+    keep.check(10)
     bunch = require("sklearn.datasets", "datasets").load_digits()
     x = F.interpolate(torch.from_numpy(bunch.images[:, None]), (28, 28), mode="bilinear")
     x, y = (x * 255 / 16).round().to(torch.uint8), torch.from_numpy(bunch.target)
     num_test = check_whole("num_test", num_test, 0, len(x) - 1)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(int(seed)))
     train, test = order[num_test:], order[:num_test]
-    return _partly_labelled((x[train], y[train]), (x[test], y[test]), 10, labels, split, seed, num_val)
+    return keep.of((x[train], y[train]), (x[test], y[test]), 10)
 
 
-def _partly_labelled(
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    num_classes: int,
-    labels: int | Rows,
-    split: str,
-    seed: int,
-    num_val: int,
-) -> SemiSupervisedData:
-    """Hide all but some training labels, and hold ``num_val`` rows out."""
-    x, truth = train
-    shown = keep_labels(truth, num_classes, labels, split, seed)
-    data = SemiSupervisedData(x, shown, *test, num_classes)
-    hidden = int((data.y == UNLABELLED).sum())
-    if num_val and num_val >= hidden:
-        raise ValueError(f"num_val={num_val}: expected less than the {hidden} unlabelled rows")
-    return data.hold_out(num_val, seed, truth) if num_val else data
+@dataclass(frozen=True)
+class _Choice:
+    """Which training rows stay, which labels are kept, and how many rows are held out."""
+
+    labels: int | Numbers
+    split: str
+    classes: Numbers | None
+    shares: Shares | None
+    seed: int
+    num_val: int
+
+    def check(self, num_classes: int) -> None:
+        """Raise for what cannot be, before files are read."""
+        check_split(self.labels, self.split, self.seed)
+        as_classes(self.classes, num_classes)
+        if self.shares is not None:
+            as_shares(self.shares, num_classes)
+
+    def of(
+        self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
+    ) -> SemiSupervisedData:
+        """Thin the training rows, hide all but some of their labels, and hold rows out."""
+        x, truth = train if self.shares is None else thin_classes(*train, self.shares, self.seed)
+        shown = keep_labels(truth, num_classes, self.labels, self.split, self.seed, classes=self.classes)
+        data = SemiSupervisedData(x, shown, *test, num_classes)
+        hidden = int((data.y == UNLABELLED).sum())
+        if self.num_val and self.num_val >= hidden:
+            raise ValueError(f"num_val={self.num_val}: expected less than the {hidden} unlabelled rows")
+        return data.hold_out(self.num_val, self.seed, truth) if self.num_val else data
 
 
 def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:
