@@ -143,6 +143,16 @@ def test_constant_and_warm_up():
     assert rates("cosine", 8, warmup=0.5)[4:6] == pytest.approx([0.5, half])
 
 
+def test_two_drops():
+    """The schedule of FlowGMM on synthetic data: a tenth from half of the run on, a hundredth from 80 %."""
+    expected = [1e-4] * 10 + [1e-5] * 6 + [1e-6] * 4
+    assert rates("two-drops", 20, learning_rate=1e-4) == pytest.approx(expected)
+    rise = [0.5 * s / 5 for s in range(1, 5)]
+    assert rates("two-drops", 14, warmup=4 / 14) == pytest.approx(
+        [*rise, *[0.5] * 5, *[0.05] * 3, *[0.005] * 2]
+    )
+
+
 def test_one_cycle_rises_to_the_rate_and_falls():
     used = rates("one-cycle", 100)
     assert used.index(max(used)) == 9  # the rise takes a tenth of the steps

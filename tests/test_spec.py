@@ -76,7 +76,7 @@ def test_networks_by_name(name):
     net = make_net(f"{name}:{'hidden=(6,)' if name == 'mlp' else 'width=6'}", shape, 2, 4, context_dim=3)
     x = torch.randn(5, 2, *shape[1:])
     assert net(x, torch.randn(5, 3)).shape == (5, 4, *shape[1:])
-    assert next(p for p in net.parameters() if p.dim() > 1).shape[0] == 6
+    assert next(p for p in net.parameters() if p.dim() in (2, 4)).shape[0] == 6
 
 
 def test_a_network_of_ones_own():
@@ -87,7 +87,7 @@ def test_a_network_of_ones_own():
 
 
 def test_convolutions_of_one_pixel_have_a_kernel_of_one():
-    for name in ("conv", "residual-conv"):
+    for name in ("conv", "residual-conv", "skip-conv"):
         net = make_net(f"{name}:width=6", torch.Size((4, 1, 3)), 2, 4)
         assert net(torch.randn(5, 2, 1, 3)).shape == (5, 4, 1, 3)
 
@@ -96,8 +96,12 @@ def test_convolutions_of_one_pixel_have_a_kernel_of_one():
     ("spec", "shape", "message"),
     [
         ("conv", VECTOR, "net='conv': events are vectors, expected 'mlp' or 'residual-mlp'"),
-        ("mlp", IMAGE, "net='mlp': events are images, expected 'conv' or 'residual-conv'"),
-        ("mlp:depth=3", VECTOR, "net='mlp:depth=3': no option 'depth', expected one of hidden, activation$"),
+        ("mlp", IMAGE, "net='mlp': events are images, expected 'conv' or 'residual-conv' or 'skip-conv'"),
+        (
+            "mlp:depth=3",
+            VECTOR,
+            "net='mlp:depth=3': no option 'depth', expected one of hidden, activation, dropout$",
+        ),
         (
             "mlp:activation=sine",
             VECTOR,

@@ -268,6 +268,8 @@ def test_double_coupling_changes_both_halves_the_second_given_the_first():
         (snn.ConvNet(2, 6, 5, CONTEXT), (2, 3, 4)),
         (snn.ResidualConvNet(2, 6, 5, 2, "final", CONTEXT), (2, 3, 4)),
         (snn.ResidualConvNet(2, 6, 5, 1, "none", CONTEXT, kernel_size=1), (2, 1, 1)),
+        (snn.SkipConvNet(2, 6, 5, 2, CONTEXT), (2, 3, 4)),
+        (snn.SkipConvNet(2, 6, 5, 0, CONTEXT, kernel_size=1), (2, 1, 1)),
     ],
 )
 class TestConditioners:
@@ -294,19 +296,23 @@ class TestConditioners:
     def test_the_context_is_as_if_concatenated(self, net, shape):
         """``first(x) + V c`` is a first layer on ``x`` with ``c`` appended as constant channels."""
         x, c = torch.randn(3, *shape), torch.randn(3, CONTEXT)
-        wide = torch.cat([x, c.reshape(c.shape + (1,) * (x.dim() - 2)).expand(-1, -1, *shape[1:])], 1)
+        first = net.first
+        if isinstance(net, snn.SkipConvNet):  # the context joins the input of the convolution
+            *before, first = net.first
+            seen = nn.Sequential(*before)(x)
+        else:
+            seen = x
+        wide = torch.cat([seen, c.reshape(c.shape + (1,) * (x.dim() - 2)).expand(-1, -1, *shape[1:])], 1)
         if x.dim() == 2:
-            joint = nn.functional.linear(
-                wide, torch.cat([net.first.weight, net.context.weight], 1), net.first.bias
-            )
+            joint = nn.functional.linear(wide, torch.cat([first.weight, net.context.weight], 1), first.bias)
         else:
             # A constant channel stays constant when padded by reflection, so its whole weight may sit in the
             # centre of the kernel.
-            side = net.first.kernel_size[0]
+            side = first.kernel_size[0]
             kernel = torch.zeros(net.context.weight.shape + (side, side))
             kernel[:, :, side // 2, side // 2] = net.context.weight.detach()
             pad = nn.functional.pad(wide, (side // 2,) * 4, mode="reflect")
-            joint = nn.functional.conv2d(pad, torch.cat([net.first.weight, kernel], 1), net.first.bias)
+            joint = nn.functional.conv2d(pad, torch.cat([first.weight, kernel], 1), first.bias)
         expected = net.last(net.body(joint))
         with torch.no_grad():
             saved = net.last.weight.clone()
@@ -525,7 +531,7 @@ def test_couplings_of_realnvp_alternate():
     masks = [m for m in image.modules() if isinstance(m, T.MaskedAffineCoupling)][::-1]
     assert [int(m.mask[0, 0, 0]) for m in masks] == [0, 1, 0, 0, 1, 0, 1]
     halves = [m for m in image.modules() if isinstance(m, T.AffineCoupling)][::-1]
-    assert [m.flip for m in halves] == [True, False, True]
+    assert [m.flip for m in halves] == [False, True, False]  # the channels that go on change twice
 
 
 def test_flows_take_the_users_own_conditioners():

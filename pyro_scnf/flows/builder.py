@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from pyro_scnf.transforms import (
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import SCALES
 
-__all__ = ["CouplingBuilder", "for_each_level", "halvings", "logit_layers"]
+__all__ = ["CouplingBuilder", "builders_of_levels", "for_each_level", "halvings", "logit_layers"]
 
 
 def for_each_level(name: str, values: object, levels: int) -> list[Any]:
@@ -115,3 +115,20 @@ class CouplingBuilder:
                 event_shape, net, context_dim=self.context_dim, scale=self.scale, invert=invert
             )
         return MaskedAffineCoupling(event_shape, net, scale=self.scale, invert=invert)
+
+
+def builders_of_levels(
+    levels: int,
+    net: NetSpec | Sequence[NetSpec] | None,
+    width: int | None,
+    blocks: int | None,
+    scale: str,
+    context_dim: int,
+) -> list[CouplingBuilder]:
+    """A :class:`CouplingBuilder` for each level, the level nearest the data first.
+
+    :param net: conditioners of all levels, or a list with those of each level.
+    """
+    one = net is None or isinstance(net, str | Mapping) or callable(net)
+    nets: list[Any] = [net] * levels if one else for_each_level("net", net, levels)
+    return [CouplingBuilder(width, blocks, scale, context_dim, spec) for spec in nets]

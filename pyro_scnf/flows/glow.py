@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pyro_scnf._numbers import check_whole, check_word
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder, for_each_level, halvings, logit_layers
+from pyro_scnf.flows.builder import builders_of_levels, for_each_level, halvings, logit_layers
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
     ActNorm,
@@ -86,9 +86,7 @@ def glow(
     _check_levels(shape, levels)
     each: list[Any] = [steps] * levels if isinstance(steps, Real) else for_each_level("steps", steps, levels)
     each = [check_whole("steps", number, 1) for number in each]
-    one_net = net is None or isinstance(net, str | Mapping) or callable(net)
-    nets: list[Any] = [net] * levels if one_net else for_each_level("net", net, levels)
-    builders = [CouplingBuilder(width, blocks, scale, context_dim, spec) for spec in nets]
+    builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = logit_layers(shape, logit)
 

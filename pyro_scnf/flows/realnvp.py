@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder, halvings, logit_layers
+from pyro_scnf.flows.builder import CouplingBuilder, builders_of_levels, halvings, logit_layers
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import Squeeze, compose, kept_channels, multi_scale
 from pyro_scnf.transforms.compose import Layer
@@ -30,13 +31,14 @@ def realnvp(
     logit: float | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
-    net: NetSpec | None = None,
+    net: NetSpec | Sequence[NetSpec] | None = None,
 ) -> Layer:
     r"""Real NVP: alternating couplings, without actnorm or 1×1 convolutions.
 
-    *Vectors*: the couplings change one half of the event and then the other, in turns. *Images*: from data
-    to latent, each level is three checkerboard couplings, a squeeze, three channel couplings and a
-    factor-out. The deepest level is four checkerboard couplings. The latent side is the vector
+    *Vectors*: the couplings change the trailing half of the event and then the leading one, in turns.
+    *Images*: from data to latent, each level is three checkerboard couplings, a squeeze, three channel
+    couplings and a factor-out. The channels that go on change in the first and the third of these channel
+    couplings. The deepest level is four checkerboard couplings. The latent side is the vector
     :math:`[z_{aux}, z_f]`.
 
     :param event_shape: ``(C, H, W)`` or ``(D,)``.
@@ -51,21 +53,32 @@ def realnvp(
         components of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
     :param net: conditioners to use instead of residual networks of ``width`` and ``blocks``: a word, a dict
-        or a function, see :func:`~pyro_scnf.nn.make_net`.
+        or a function, see :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each of the
+        ``levels`` sizes of the image, the full size first. The couplings of channels see half-size images.
     :raises ValueError: for options out of range, ``levels`` with vectors, ``couplings`` with images,
         ``width`` or ``blocks`` beside ``net``, or an image that cannot be halved ``levels - 1`` times.
 
-    Reference: Dinh et al., *Real NVP*, 2017.
+    This is the flow of FlowGMM. Its code keeps the leading channels at a factor-out, and this one the
+    trailing ones. The two are the same flow, of square images turned by half a turn with channels reversed.
+
+    References: Dinh et al., *Real NVP*, 2017; Izmailov et al., *Semi-Supervised Learning with Normalizing
+    Flows*, 2020.
     """
     shape = as_event_shape(event_shape)
-    build = CouplingBuilder(width, blocks, scale, context_dim, net)
-    preprocessing = logit_layers(shape, logit)
     levels = None if levels is None else check_whole("levels", levels, 1)
     couplings = None if couplings is None else check_whole("couplings", couplings, 1)
+    if len(shape) == 1 and levels not in (None, 1):
+        raise ValueError(f"levels={levels}: a vector flow has one scale; give `couplings`")
+    if len(shape) == 3 and levels is None and not halvings(shape):
+        raise ValueError(
+            f"event_shape={tuple(shape)}: the second level halves the image, expected even H and W, or "
+            "levels=1"
+        )
+    levels = levels or (1 if len(shape) == 1 else 2)
+    builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
+    preprocessing = logit_layers(shape, logit)
     if len(shape) == 1:
-        if levels not in (None, 1):
-            raise ValueError(f"levels={levels}: a vector flow has one scale; give `couplings`")
-        layers = [build.split(shape, flip=bool(i % 2)) for i in range(couplings or 8)]
+        layers = [builders[0].split(shape, flip=bool(i % 2)) for i in range(couplings or 8)]
         stages: list[Layer] = [compose(layers[::-1])]
     else:
         if couplings is not None:
@@ -73,30 +86,29 @@ def realnvp(
                 f"couplings={couplings}: only for vectors; images have a fixed pattern for each level, give "
                 "`levels`"
             )
-        if levels is None and not halvings(shape):
-            raise ValueError(
-                f"event_shape={tuple(shape)}: the second level halves the image, expected even H and W, or "
-                "levels=1"
-            )
-        stages = _image_stages(shape, levels or 2, build)
+        stages = _image_stages(shape, builders)
     scales = multi_scale(stages[::-1], latent_dim)
     return compose([scales, *preprocessing]) if preprocessing else scales
 
 
-def _image_stages(shape: torch.Size, levels: int, build: CouplingBuilder) -> list[Layer]:
-    """The stages of an image flow. The one nearest the data comes first."""
-    if halvings(shape) < levels - 1:
+def _image_stages(shape: torch.Size, builders: Sequence[CouplingBuilder]) -> list[Layer]:
+    """The stages of an image flow. The one nearest the data comes first.
+
+    :param builders: makes the couplings of images of each size, the full size first.
+    """
+    if halvings(shape) < len(builders) - 1:
         raise ValueError(
-            f"levels={levels}, event_shape={tuple(shape)}: each level after the first halves the image, and "
-            f"it can be halved {halvings(shape)} times"
+            f"levels={len(builders)}, event_shape={tuple(shape)}: each level after the first halves the "
+            f"image, and it can be halved {halvings(shape)} times"
         )
     stages: list[Layer] = []
-    for _ in range(levels - 1):
-        layers: list[Layer] = [build.checkerboard(shape, invert=bool(i % 2)) for i in range(3)]
+    for full, half in pairwise(builders):
+        layers: list[Layer] = [full.checkerboard(shape, invert=bool(i % 2)) for i in range(3)]
         layers.append(Squeeze(shape, order="channel-major"))
         shape = layers[-1].base_shape
-        layers += [build.split(shape, flip=not i % 2) for i in range(3)]
+        layers += [half.split(shape, flip=bool(i % 2)) for i in range(3)]
         stages.append(compose(layers[::-1]))
         shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
-    stages.append(compose([build.checkerboard(shape, invert=bool(i % 2)) for i in range(4)][::-1]))
+    last = builders[-1]
+    stages.append(compose([last.checkerboard(shape, invert=bool(i % 2)) for i in range(4)][::-1]))
     return stages

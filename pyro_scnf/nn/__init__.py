@@ -1,13 +1,8 @@
 """Networks that parameterise the layers."""
 
-from pyro_scnf.nn.conditioners import (
-    MLP,
-    ChannelNorm,
-    Conditioner,
-    ConvNet,
-    ResidualConvNet,
-    ResidualMLP,
-)
+from pyro_scnf.nn.conditioners import ChannelNorm, Conditioner
+from pyro_scnf.nn.plain import MLP, ConvNet
+from pyro_scnf.nn.residual import ResidualConvNet, ResidualMLP, SkipConvNet
 from pyro_scnf.nn.spec import NETS, NetFactory, NetSpec, make_net
 
 __all__ = [
@@ -20,5 +15,6 @@ __all__ = [
     "NetSpec",
     "ResidualConvNet",
     "ResidualMLP",
+    "SkipConvNet",
     "make_net",
 ]

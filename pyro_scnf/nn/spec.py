@@ -10,7 +10,8 @@ from torch import nn
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import Named, read_spec
-from pyro_scnf.nn.conditioners import MLP, ConvNet, ResidualConvNet, ResidualMLP
+from pyro_scnf.nn.plain import MLP, ConvNet
+from pyro_scnf.nn.residual import ResidualConvNet, ResidualMLP, SkipConvNet
 
 __all__ = ["NETS", "NetFactory", "NetSpec", "make_net"]
 
@@ -25,10 +26,11 @@ NETS: dict[str, NetFactory] = {
     "residual-mlp": ResidualMLP,
     "conv": ConvNet,
     "residual-conv": ResidualConvNet,
+    "skip-conv": SkipConvNet,
 }
-"""Conditioners by name: two for vectors, then two for images."""
+"""Conditioners by name: two for vectors, then three for images."""
 
-_CONVOLUTIONAL = ("conv", "residual-conv")
+_CONVOLUTIONAL = ("conv", "residual-conv", "skip-conv")
 
 
 def make_net(
