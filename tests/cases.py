@@ -42,6 +42,10 @@ def residual_conv_net(
     return snn.ResidualConvNet(inputs, outputs, WIDTH, 1, norm, context_dim)
 
 
+def skip_conv_net(inputs: int, outputs: int, context_dim: int = 0) -> snn.Conditioner:
+    return snn.SkipConvNet(inputs, outputs, WIDTH, 1, context_dim)
+
+
 # -- shapes used throughout ------------------------------------------------------------------------
 VECTOR = (4,)
 ODD = (5,)
@@ -115,6 +119,9 @@ TRANSFORMS: dict[str, Case] = {
         IMAGE,
     ),
     "coupling-image-clamp": Case(lambda: T.AffineCoupling(IMAGE, conv_net(1, 2), scale="clamp"), IMAGE),
+    "coupling-image-skip": Case(
+        lambda: T.AffineCoupling(IMAGE, skip_conv_net(1, 2), scale="tanh", flip=True), IMAGE
+    ),
     "coupling-image-odd": Case(
         lambda: T.AffineCoupling((3, 2, 2), residual_conv_net(1, 4, norm="none"), scale="tanh", split=1),
         (3, 2, 2),
@@ -130,6 +137,7 @@ TRANSFORMS: dict[str, Case] = {
     "masked-image-invert": Case(
         lambda: T.MaskedAffineCoupling(IMAGE, conv_net(2, 4), scale="tanh", invert=True), IMAGE
     ),
+    "masked-image-skip": Case(lambda: T.MaskedAffineCoupling(IMAGE, skip_conv_net(2, 4)), IMAGE),
     "masked-image-odd-sides": Case(
         lambda: T.MaskedAffineCoupling((1, 3, 5), residual_conv_net(1, 2), scale="clamp"), (1, 3, 5)
     ),
@@ -200,6 +208,17 @@ TRANSFORMS: dict[str, Case] = {
         (16,),
         data="unit",
     ),
+    "realnvp-image-nets": Case(
+        lambda: flows.realnvp(
+            (1, 4, 4),
+            logit=0.05,
+            latent_dim=16,
+            net=["skip-conv:width=5,blocks=1", "skip-conv:width=6,blocks=1"],
+        ),
+        (1, 4, 4),
+        (16,),
+        data="unit",
+    ),
     "atanov2019-small": Case(small_atanov2019, (1, 8, 8), (64,), data="unit"),
 }
 """Unconditional transforms."""
@@ -249,6 +268,12 @@ CONDITIONAL_TRANSFORMS: dict[str, Case] = {
     "masked-image": conditional(
         lambda: T.ConditionalMaskedAffineCoupling(
             IMAGE, residual_conv_net(2, 4, CONTEXT, norm="blocks"), context_dim=CONTEXT, scale="clamp"
+        ),
+        IMAGE,
+    ),
+    "masked-image-skip": conditional(
+        lambda: T.ConditionalMaskedAffineCoupling(
+            IMAGE, skip_conv_net(2, 4, CONTEXT), context_dim=CONTEXT, scale="tanh"
         ),
         IMAGE,
     ),

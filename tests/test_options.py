@@ -116,10 +116,11 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "context_dim": 2,
     },
     flows.atanov2019_mnist: {"latent_dim": 98},
-    networks.MLP: {**SIZES, "hidden": (4, 4), "activation": "tanh"},
+    networks.MLP: {**SIZES, "hidden": (4, 4), "activation": "tanh", "dropout": 0.5},
     networks.ResidualMLP: {**SIZES, "width": 4, "blocks": 1, "norm": "none"},
     networks.ConvNet: {**SIZES, "width": 4, "kernel_size": 3},
     networks.ResidualConvNet: {**SIZES, "width": 4, "blocks": 1, "norm": "blocks", "kernel_size": 1},
+    networks.SkipConvNet: {**SIZES, "width": 4, "blocks": 1, "kernel_size": 1},
     networks.ChannelNorm: {"channels": 4, "event_dim": 1},
     networks.Conditioner: {
         "first": nn.Linear(2, 4),
@@ -332,6 +333,8 @@ RANGES: list[tuple[Callable[..., Any], str, list[float]]] = [
     (flows.realnvp, "couplings", [0]),
     (transforms.AffineCoupling, "split", [0, 4]),
     (networks.ConvNet, "kernel_size", [0, 2]),
+    (networks.SkipConvNet, "kernel_size", [0, 2]),
+    (networks.MLP, "dropout", [1]),
     (transforms.kept_channels, "channels", [0, 1]),
 ]
 
@@ -446,8 +449,8 @@ GMM = "covariance, means, separation, scale, learn_means, learn_scales"
             "weight, start, end, until, purity",
         ),
         (lambda: make_terms({"name": Balance, "foo": 1}), "terms=Balance", "weight, start, end, until"),
-        (lambda: flows.glow((2,), net="mlp:foo=1"), "net='mlp:foo=1'", "hidden, activation"),
-        (lambda: flows.realnvp((2,), net={"name": "mlp", "foo": 1}), "net='mlp'", "hidden, activation"),
+        (lambda: flows.glow((2,), net="mlp:foo=1"), "net='mlp:foo=1'", "hidden, activation, dropout"),
+        (lambda: flows.realnvp((2,), net={"name": "mlp", "foo": 1}), "net='mlp'", "hidden, activation, dropout"),
         (lambda: make_prior({"name": Tied, "foo": 1}, (2,), 3), "prior=Tied", "tied, bound"),
     ],
 )
