@@ -21,6 +21,7 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 FOLDERS = {
     "lightning": "training",
     "matplotlib": "plots",
+    "scipy": "analysis",
     "sklearn": "datasets",
     "tensorboard": "training",
     "torchmetrics": "analysis",
