@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from typing import Generic, ParamSpec, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 __all__ = ["Named", "as_plain", "describe", "read_spec", "recorded", "remember"]
 
@@ -28,6 +29,9 @@ SPEC = "_spec"
 
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Words for truth values in an option string, in lower or upper case."""
+
+_TRUTH_VALUES = (bool, "bool", bool | None, "bool | None")
+"""Annotations of options that are truth values."""
 
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -86,7 +90,7 @@ class Named(Generic[T]):
         for option, value in self.options.items():
             if option in free:
                 declared = free[option].annotation
-                if declared in (bool, "bool") and not isinstance(value, bool | np.bool_):
+                if declared in _TRUTH_VALUES and not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{self.label}: {option}={value!r}: expected True or False")
             elif not anything or option in filled or not isinstance(option, str):
                 raise ValueError(f"{self.label}: no option {option!r}, {there_are}")
@@ -190,7 +194,7 @@ def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., 
 def as_plain(value: object) -> object:
     """A copy of ``value`` in numbers, strings, ``None``, lists, tuples and dicts of Python's own types.
 
-    NumPy's numbers become Python's.
+    NumPy's numbers become Python's, and arrays and tensors become nested lists.
 
     :raises TypeError: if it holds anything else.
     """
@@ -199,6 +203,8 @@ def as_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         items = [as_plain(item) for item in value]
         return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, np.ndarray | Tensor):
+        return as_plain(value.tolist())
     if value is None:
         return None
     if isinstance(value, str):

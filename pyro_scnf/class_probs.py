@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import pyro.distributions as dist
 import torch
@@ -11,11 +11,23 @@ from torch import Tensor, nn
 
 from pyro_scnf._checks import check_labels, validating
 from pyro_scnf._copies import Portable, PortableModule
-from pyro_scnf._numbers import check_whole
+from pyro_scnf._numbers import check_number, check_whole, refuse_unused
+from pyro_scnf._processes import averaged_over_processes
 from pyro_scnf._shapes import in_double
 from pyro_scnf._warn import warn
 
-__all__ = ["Categorical", "ClassProbs", "categorical", "check_class_probs", "log_class_probs"]
+__all__ = [
+    "Categorical",
+    "ClassProbs",
+    "ClassProbsWord",
+    "categorical",
+    "check_class_probs",
+    "log_class_probs",
+]
+
+
+ClassProbsWord = Literal["uniform", "learnable", "em"]
+"""How class probabilities are trained, by name."""
 
 
 class Categorical(Portable, dist.Categorical):
@@ -23,31 +35,42 @@ class Categorical(Portable, dist.Categorical):
 
 
 class ClassProbs(PortableModule):
-    """Class probabilities :math:`p(y)`: uniform, given, or learnable.
+    """Class probabilities :math:`p(y)`: uniform, given, or trained.
 
     :param int num_classes: number of labels K.
-    :param probs: ``"uniform"``, ``"learnable"`` (starting uniform), or a tensor ``(K,)`` of class weights:
+    :param probs: ``"uniform"``; ``"learnable"``, parameters that the optimiser trains; ``"em"``, which
+        :meth:`update` sets to the frequencies of the label posteriors; or a tensor ``(K,)`` of class weights:
         probabilities, or counts. Weights are finite, at least 0 and not all 0. They are divided by their sum.
-        A class of weight 0 has the probability 0.
-    :raises ValueError: for another word, a list or an array, weights of the wrong shape or sign, or fewer
-        than one class.
+        A class of weight 0 has the probability 0. Trained ones start uniform.
+    :param float em_decay: what share of the counts of EM one step keeps, 0.99 by default.
+    :raises ValueError: for another word, a list or an array, weights of the wrong shape or sign, fewer than
+        one class, or ``em_decay`` without ``"em"``.
 
     >>> ClassProbs(2, torch.tensor([1.0, 3.0]))().probs
     tensor([0.2500, 0.7500])
     """
 
     logits: Tensor
+    counts: Tensor
 
-    def __init__(self, num_classes: int, probs: Literal["uniform", "learnable"] | Tensor = "uniform") -> None:
+    def __init__(
+        self, num_classes: int, probs: ClassProbsWord | Tensor = "uniform", *, em_decay: float | None = None
+    ) -> None:
         super().__init__()
         self.num_classes = check_whole("num_classes", num_classes, 1)
         check_class_probs(probs, num_classes, "probs")
+        self.fitted_by_em = isinstance(probs, str) and probs == "em"
+        if not self.fitted_by_em:
+            refuse_unused("probs is not 'em'", em_decay=em_decay)
+        self.em_decay = 0.99 if em_decay is None else check_number("em_decay", em_decay, at_least=0, below=1)
         if isinstance(probs, Tensor):
             self.register_buffer("logits", _log_normalised(probs))
         elif probs == "learnable":
             self.logits = nn.Parameter(torch.zeros(num_classes))
         else:
             self.register_buffer("logits", torch.zeros(num_classes))
+        if self.fitted_by_em:
+            self.register_buffer("counts", torch.zeros(num_classes))
 
     @classmethod
     def from_labels(cls, y: Tensor, num_classes: int) -> ClassProbs:
@@ -69,7 +92,7 @@ class ClassProbs(PortableModule):
             shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
             warn(
                 f"{owner}: y holds no label of class {shown}, so its probability is 0 and no row is ever "
-                "given to it. Give one label of each class or more, or use 'uniform' or 'learnable'"
+                "given to it. Give one label of each class or more, or use 'uniform', 'learnable' or 'em'"
             )
         return cls(num_classes, counts)
 
@@ -77,6 +100,37 @@ class ClassProbs(PortableModule):
     def learnable(self) -> bool:
         """Whether the probabilities are parameters."""
         return isinstance(self.logits, nn.Parameter)
+
+    @property
+    def options(self) -> dict[str, str | float]:
+        """The arguments that make class probabilities that are trained in the same way."""
+        if self.fitted_by_em:
+            return {"probs": "em", "em_decay": self.em_decay}
+        return {"probs": "learnable" if self.learnable else "uniform"}
+
+    @torch.no_grad()
+    def accumulate(self, weights: Tensor) -> None:
+        """Add rows to the counts of the E-step. Nothing else changes until :meth:`update`.
+
+        :param weights: weight of each row times its label posterior, ``(B, K)``.
+        """
+        self.counts.add_(averaged_over_processes(in_double(weights).sum(0)))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The M-step: set trained probabilities to the frequencies of the counts so far.
+
+        The counts then forget a share ``1 - em_decay``. A class that loses all rows keeps a probability of a
+        millionth, so that it can win some back. Without ``"em"``, and without counts, nothing changes.
+        """
+        if self.fitted_by_em and bool(self.counts.sum() > 0):
+            self.logits.copy_((self.counts / self.counts.sum()).clamp(min=1e-6).log().log_softmax(-1))
+            self.counts.mul_(self.em_decay)
+
+    def restart(self) -> None:
+        """Forget all counts of the E-step."""
+        if self.fitted_by_em:
+            self.counts.zero_()
 
     @property
     def log_probs(self) -> Tensor:
@@ -93,9 +147,9 @@ def check_class_probs(probs: object, num_classes: int, name: str) -> None:
 
     :param name: what the user calls it.
     """
-    expected = f"expected 'uniform', 'learnable' or a tensor of {num_classes} class weights"
+    expected = f"expected 'uniform', 'learnable', 'em' or a tensor of {num_classes} class weights"
     if isinstance(probs, str):
-        if probs not in ("uniform", "learnable"):
+        if probs not in get_args(ClassProbsWord):
             raise ValueError(f"{name}={probs!r}: {expected}")
         return
     if not isinstance(probs, Tensor):

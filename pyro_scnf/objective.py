@@ -16,6 +16,7 @@ from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.models import EMGuide, SemiSupervisedModel, exact_guide
+from pyro_scnf.models.em import Expected, expected_labels, learns_by_em
 from pyro_scnf.models.guard import check_sites, guarded, plate_depth, trace_depth
 from pyro_scnf.models.parameters import SiteParameters
 from pyro_scnf.models.plates import training_term
@@ -44,6 +45,8 @@ class Objective(PortableModule):
     :ivar dict terms: the training terms by name.
     :ivar dict parts: what the latest call added up, without gradient: ``nll``, the negative ELBO, and each
         term by name with its weight.
+    :ivar expected: the E-step of the latest call, for :func:`~pyro_scnf.models.update_after_step`; ``None``
+        if EM trains nothing of the model.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Objective(PortableModule):
             strict_enumeration_warning=False,
         )
         self.parts: dict[str, Tensor] = {}
+        self.expected: Expected | None = None
         if self.terms:
             _checked(model)
 
@@ -104,6 +108,8 @@ class Objective(PortableModule):
             if self.terms:  # before the model runs, so that it finds the class tables
                 step = score_step(_checked(self.model), self.terms, Arguments.of(args, kwargs), extra)
             traces = self._traces(args, kwargs)
+            # Here, so that it finds the encodings and class tables of the model.
+            self.expected = expected_labels(self.model, *args, **kwargs) if learns_by_em(self.model) else None
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
         # significant bits are too few for a log-likelihood.
         with _leave_autocast():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_scnf._files import read_plain, write_plain
 from pyro_scnf._spec import as_plain, describe
 from pyro_scnf._state import Parts
+from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.flows import FLOWS
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.nn import NETS
@@ -23,7 +24,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["describe_model", "load", "misfits", "save"]
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file's layout."""
 
 _WITHIN = "model."
@@ -37,7 +38,7 @@ class _Description(TypedDict):
     prior: dict[str, object]
     num_classes: int
     aux_scale: Literal["learnable", "unit"]
-    learn_class_probs: bool
+    class_probs: dict[str, Any]
     options: dict[str, Any]
 
 
@@ -72,7 +73,7 @@ def describe_model(model: SemiSupervisedModel) -> dict[str, object]:
         "prior": _described(flow.prior, "flow.prior", "make_prior, by a word, a dict or an import path"),
         "num_classes": flow.num_classes,
         "aux_scale": "unit" if flow.aux is not None and flow.aux.raw_scale is None else "learnable",
-        "learn_class_probs": model.class_probs.learnable,
+        "class_probs": model.class_probs.options,
         "options": model.options,
     }
     return {"format": FORMAT, "model": as_plain(description)}
@@ -217,5 +218,5 @@ def _build(description: _Description) -> SemiSupervisedModel:
         description["num_classes"],
         aux_scale=description["aux_scale"],
     )
-    probs: Literal["learnable", "uniform"] = "learnable" if description["learn_class_probs"] else "uniform"
-    return SemiSupervisedModel(flow, probs, **description["options"])
+    class_probs = ClassProbs(flow.num_classes, **description["class_probs"])
+    return SemiSupervisedModel(flow, class_probs, **description["options"])

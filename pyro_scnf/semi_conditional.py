@@ -290,9 +290,10 @@ class SemiConditionalFlow(PortableModule):
         encoded = [self.encode(x) for x in xs]
         z_aux, z_f, ladj = encoded[0] if len(xs) == 1 else map(torch.cat, zip(*encoded, strict=True))
         shared, table = self.prior.class_scores(z_f)
-        return table, ladj + shared + self._aux_log_prob(z_aux)
+        return table, ladj + shared + self.aux_log_prob(z_aux)
 
-    def _aux_log_prob(self, z_aux: Tensor) -> Tensor:
+    def aux_log_prob(self, z_aux: Tensor) -> Tensor:
+        r""":math:`\log p(z_{aux})`, ``(*batch,)``, in nats. It is 0 if the flow factors nothing out."""
         if self.aux is None or not z_aux.numel():
             return z_aux.new_zeros(z_aux.shape[:-1])
         return self.aux().log_prob(z_aux)

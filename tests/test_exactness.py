@@ -194,7 +194,7 @@ def test_a_class_without_probability_is_never_chosen(problem):
 
 
 def test_learning_the_class_probabilities_finds_the_frequencies():
-    flow = toy_flow("gmm:separation=30.0,learn_means=False", dtype=F64).requires_grad_(False).eval()
+    flow = toy_flow("gmm:separation=30.0,fit_means=fixed", dtype=F64).requires_grad_(False).eval()
     x = flow.sample(torch.tensor([0] * 50 + [1] * 30 + [2] * 20))
     model = scnf.SemiSupervisedModel(flow, "learnable")
     optimiser = torch.optim.Adam(model.class_probs.parameters(), 0.05)

@@ -17,7 +17,19 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trainee import EVERY, EVERY_TERM, PAIRED, STEPS, grouped, jitter, killed, make_data, make_model, train
+from trainee import (
+    BY_EM,
+    EVERY,
+    EVERY_TERM,
+    PAIRED,
+    STEPS,
+    grouped,
+    jitter,
+    killed,
+    make_data,
+    make_model,
+    train,
+)
 
 from pyro_scnf.terms import Agreement, Balance, Classification
 from pyro_scnf.training import AtomicCheckpointIO, FitResult, fit
@@ -69,6 +81,8 @@ MOMENTS = [
     ("in a step", 22, {"steps": 23, "validated": True}),
     ("in a step", 15, {"linked": True, "terms": PAIRED}),
     ("in a step", 15, {"evidence": 0}),
+    ("in a step", 15, {"prior": BY_EM, "class_probs": "em", "validated": True}),
+    ("half written", 2, {"prior": BY_EM, "class_probs": "em", "precision": "bf16-mixed"}),
     ("in a step", 15, {"linked": True, "evidence": 0, "terms": EVERY_TERM}),
     ("in a step", 15, {"linked": True, "evidence": 0, "terms": EVERY_TERM, "guide": "em", "validated": True}),
 ]

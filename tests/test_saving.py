@@ -56,7 +56,7 @@ def test_every_preset(name, tmp_path):
     [
         *scnf.PRIORS,
         "gmm:covariance=full,means=latents",
-        "student-t:df=3.0,learn_df=True",
+        "student-t:df=3.0,fit_df=gradient",
         {"name": "flow", "steps": 1, "net": {"name": "mlp", "hidden": (6,), "activation": "tanh"}},
         {"name": "flow", "steps": 1, "width": 6, "embedding_dim": 2},
     ],
@@ -303,7 +303,7 @@ def test_files_of_other_versions_or_models(tmp_path):
     path = tmp_path / "model.pt"
     scnf.save(small_model(), path)
     change(path, format=99)
-    with pytest.raises(ValueError, match="it has format 99, this version reads format 3"):
+    with pytest.raises(ValueError, match="it has format 99, this version reads format 4"):
         scnf.load(path)
     scnf.save(small_model(), path)
     change(path, state_dict=small_model("student-t").state_dict())

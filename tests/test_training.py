@@ -273,7 +273,7 @@ def test_another_model_is_another_run_and_named(tmp_path):
     fit(make_model(data), data, **options)
     for model, message in (
         (make_model(data, "student-t"), "prior.name 'gmm' -> 'student-t'"),
-        (make_model(data, class_probs="learnable"), "learn_class_probs False -> True"),
+        (make_model(data, class_probs="learnable"), "class_probs.probs .uniform. -> .learnable."),
     ):
         with pytest.raises(ValueError, match=f"another run: {message}"):
             fit(model, data, resume=True, **options)

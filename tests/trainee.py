@@ -66,6 +66,10 @@ EVERY_TERM: tuple[TrainingTerm, ...] = (
 """Terms for data with neighbours and evidence, and with an ``augment``. They need a view at every step."""
 
 
+BY_EM = "gmm:components=2,fit_means=em,fit_scales=em,fit_weights=em,em_decay=0.8"
+"""A mixture that EM trains."""
+
+
 def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:
     torch.manual_seed(0)
     flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=8, blocks=1), prior, 2)
@@ -80,11 +84,13 @@ def train(
     linked: bool = False,
     evidence: int | None = None,
     augment: Callable[[Tensor], Tensor] = jitter,
+    prior: Any = "gmm",
+    class_probs: str = "uniform",
     **options: Any,
 ) -> tuple[dict[str, Tensor], FitResult]:
     """The final weights of a run, and the result of ``fit``."""
     data = make_data(validated, linked, evidence)
-    model = make_model(data)
+    model = make_model(data, prior, class_probs=class_probs)
     options = {"steps": STEPS, "batch_size": 32, "validate_every": EVERY, "progress": False, **options}
     result = fit(model, data, augment=augment, out=out, **grouped(**options))
     return {name: value.clone() for name, value in model.state_dict().items()}, result

@@ -15,7 +15,7 @@ from pyro_scnf._state import Parts
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_of
 
-__all__ = ["Arguments", "ForTerms", "check_needs", "check_used", "score_step"]
+__all__ = ["Arguments", "ForTerms", "Rows", "check_needs", "check_used", "divide", "score_step"]
 
 HINTS: dict[Part, str] = {
     "y": "labels: give x and y",
@@ -64,13 +64,17 @@ class ForTerms:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Rows of one kind: those of ``x`` that ``mask`` picks, or all of them."""
+class Rows:
+    """Rows of one kind: those of ``x`` that ``mask`` picks, or all of them.
+
+    :ivar bool balanced: whether they were chosen by class, so that p(y) says nothing of their labels.
+    """
 
     x: Tensor
     evidence: Tensor | None
     scale: float
     mask: Tensor | None = None
+    balanced: bool = False
 
     def __len__(self) -> int:
         return len(self.x) if self.mask is None else int(self.mask.sum())
@@ -80,7 +84,7 @@ class _Rows:
         """The data of these rows alone."""
         return self.x if self.mask is None else self.x[self.mask]
 
-    def only(self, mask: Tensor) -> _Rows:
+    def only(self, mask: Tensor) -> Rows:
         """Those that ``mask`` picks."""
         evidence = None if self.evidence is None else self.evidence[mask]
         return replace(self, mask=mask, evidence=evidence)
@@ -90,7 +94,9 @@ class _Rows:
         rows = model.score(self.x, scale=self.scale)
         if self.mask is not None:
             rows = replace(rows, common=rows.common[self.mask], given=rows.given[self.mask])
-        return rows if self.evidence is None else replace(rows, log_prior=self.evidence)
+        if self.evidence is not None:
+            return replace(rows, log_prior=self.evidence)
+        return replace(rows, log_prior=model.uniform_log_probs) if self.balanced else rows
 
 
 def score_step(
@@ -105,13 +111,13 @@ def score_step(
         view that do not go with the terms.
     """
     _check_batch(model, terms, batch, extra)
-    known, labelled, unlabelled = _divide(model, batch)
+    known, labelled, unlabelled = divide(model, batch)
     evidence = None if unlabelled is None else unlabelled.evidence
     view = None
     if extra.view is not None:
         if unlabelled is None:
             raise ValueError("view: it perturbs the unlabelled rows, and there are none")
-        view = _Rows(extra.view, evidence, unlabelled.scale)
+        view = Rows(extra.view, evidence, unlabelled.scale)
         if len(view) != len(unlabelled):
             raise ValueError(
                 f"view: {len(view)} rows, expected one for each of {len(unlabelled)} unlabelled rows"
@@ -121,7 +127,7 @@ def score_step(
                 "view: it holds the unlabelled rows unchanged, expected rows perturbed at random; in fit, "
                 "augment has to change rows"
             )
-    rows: dict[Part, _Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
+    rows: dict[Part, Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
     given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
     current = active(terms, extra.progress)
     check_needs(current, given)
@@ -139,30 +145,32 @@ def score_step(
     )
 
 
-def _divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None, _Rows | None, _Rows | None]:
+def divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None, Rows | None, Rows | None]:
     """The known labels, the labelled rows and the unlabelled rows of a batch."""
     x, u, evidence = batch.x, batch.x_unlabelled, batch.label_log_prior
     y, _ = model.check_batch(x, batch.y, u, batch.weights)
     assert x is not None  # _check_batch raises otherwise
     if u is not None:
         first, second = model.split_evidence(evidence, len(x), len(u))
-        labelled = _Rows(x, first, _scale(model.sizes.of_labelled(len(x)), len(x)))
-        return y, labelled, _Rows(u, second, _scale(model.sizes.of_unlabelled(len(u)), len(u)))
+        scale = _scale(model.sizes.of_labelled(len(x)), len(x))
+        labelled = Rows(x, first, scale, balanced=model.balanced_labels)
+        return y, labelled, Rows(u, second, _scale(model.sizes.of_unlabelled(len(u)), len(u)))
     checked = None if evidence is None else model.check_evidence(evidence, len(x))
-    whole = _Rows(x, checked, _scale(model.sizes.of_batch(len(x), y), len(x)))
+    whole = Rows(x, checked, _scale(model.sizes.of_batch(len(x), y), len(x)))
     known = None if y is None else y != UNLABELLED
     if y is None or known is None or not bool(known.any()):
         return None, None, whole
+    labelled = replace(whole, balanced=model.balanced_labels)
     if bool(known.all()):
-        return y, whole, None
-    return y[known], whole.only(known), whole.only(~known)
+        return y, labelled, None
+    return y[known], labelled.only(known), whole.only(~known)
 
 
 def _scale(size: int | None, rows: int) -> float:
     return 1.0 if size is None else size / rows
 
 
-def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, _Rows]) -> dict[Part, Scored]:
+def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, Rows]) -> dict[Part, Scored]:
     """Score rows with one pass of the flow and one call of the prior. The model's rows share the pass."""
     tables = {id(rows.x): rows.x for rows in wanted.values()}
     all_rows = {id(x): x for x in (batch.x, batch.x_unlabelled) if x is not None} | tables

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 
 from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels
 from pyro_scnf._labels import check_label_log_prior
-from pyro_scnf._numbers import check_at_least, check_number
+from pyro_scnf._numbers import check_at_least, check_flag, check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf.class_probs import Categorical, ClassProbs, categorical, check_class_probs
+from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
 from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
@@ -46,13 +47,15 @@ class SemiSupervisedModel(PyroModule):
     * ``model(n=5)``: nothing is observed, and the model draws five rows. ``model(y=y)`` draws x alone.
 
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
-    :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, a tensor of class weights or a
-        :class:`ClassProbs`.
+    :param class_probs: :math:`p(y)`: ``"uniform"``, ``"learnable"``, ``"em"``, a tensor of class weights or
+        a :class:`ClassProbs`.
     :param int num_labelled: size of the labelled data set. Give it if a batch is only a part of the data
         set: the plate then scales the batch up to that size. A batch in one plate needs the size for each
         kind of row that it has; with both sizes it is scaled up to their sum.
     :param int num_unlabelled: likewise for the unlabelled data set.
     :param float labelled_weight: weight of :math:`\log p(x, y)` of the labelled batch.
+    :param bool balanced_labels: whether the labelled rows were chosen by class, equally many of each. Their
+        labels then are uniform, and tell nothing of :math:`p(y)`, which unlabelled rows alone determine.
     :raises ValueError: for a weight or size out of range, or if ``class_probs`` and ``flow`` have different
         numbers of classes.
 
@@ -73,13 +76,15 @@ class SemiSupervisedModel(PyroModule):
     def __init__(
         self,
         flow: SemiConditionalFlow,
-        class_probs: Literal["uniform", "learnable"] | Tensor | ClassProbs = "uniform",
+        class_probs: ClassProbsWord | Tensor | ClassProbs = "uniform",
         *,
         num_labelled: int | None = None,
         num_unlabelled: int | None = None,
         labelled_weight: float = 1.0,
+        balanced_labels: bool = False,
     ) -> None:
         super().__init__()
+        check_flag(balanced_labels=balanced_labels)
         check_flow(flow, type(self).__name__)
         labelled_weight = check_number("labelled_weight", labelled_weight, above=0)
         self.flow = flow
@@ -95,7 +100,7 @@ class SemiSupervisedModel(PyroModule):
                 f"class_probs: {self.class_probs.num_classes} classes, but the flow has {flow.num_classes}"
             )
         self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
-        self.labelled_weight = labelled_weight
+        self.labelled_weight, self.balanced_labels = labelled_weight, bool(balanced_labels)
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         """Register a child module's parameters with Pyro at its first access in a call of the model.
@@ -181,6 +186,8 @@ class SemiSupervisedModel(PyroModule):
         site = f"y{suffix}"
         guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
         prior = self.class_probs() if evidence is None else Categorical(logits=evidence)
+        if self.balanced_labels and known is not None and evidence is None:
+            prior = Categorical(logits=torch.where(known[:, None], self.uniform_log_probs, prior.logits))
         with data_plate(plate, size, rows, prior.logits.device), ExitStack() as scales:
             weigh(scales, weights)
             if labelled:
@@ -207,6 +214,12 @@ class SemiSupervisedModel(PyroModule):
         zero = self.class_probs.logits.new_zeros(())
         ruled_out = torch.where(known & (label != y), zero + LOG_ZERO, zero)
         pyro.factor(f"{site}_observed", ruled_out, has_rsample=False)
+
+    @property
+    def uniform_log_probs(self) -> Tensor:
+        """The log-probabilities of labels that were chosen by class, ``(K,)``."""
+        logits = self.class_probs.logits
+        return torch.full_like(logits, -math.log(len(logits)), requires_grad=False)
 
     # -- scores under every label --------------------------------------------------------------
     def score(self, x: Tensor, *, label_log_prior: Tensor | None = None, scale: float = 1.0) -> Scored:
@@ -305,12 +318,13 @@ class SemiSupervisedModel(PyroModule):
         return None, self.check_evidence(label_log_prior, unlabelled)
 
     @property
-    def options(self) -> dict[str, float | None]:
-        """The sizes of the data and the labelled weight, by the names of the arguments."""
+    def options(self) -> dict[str, Any]:
+        """The sizes of the data and what is said of labelled rows, by the names of the arguments."""
         return {
             "num_labelled": self.num_labelled,
             "num_unlabelled": self.num_unlabelled,
             "labelled_weight": self.labelled_weight,
+            "balanced_labels": self.balanced_labels,
         }
 
     @property

@@ -12,7 +12,8 @@ from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import read_spec, remember
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.priors.conditional_flow import ConditionalFlowPrior
-from pyro_scnf.priors.mixture import GaussianMixturePrior, StudentTMixturePrior
+from pyro_scnf.priors.mixture import GaussianMixturePrior
+from pyro_scnf.priors.student_t import StudentTMixturePrior
 
 __all__ = ["PRIORS", "PriorSpec", "make_prior"]
 
@@ -20,7 +21,7 @@ PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
     "flow": ConditionalFlowPrior,
     "gmm": GaussianMixturePrior,
     "flowgmm": partial(
-        GaussianMixturePrior, covariance="isotropic", means="random", learn_means=False, learn_scales=False
+        GaussianMixturePrior, covariance="isotropic", means="random", fit_means="fixed", fit_scales="fixed"
     ),
     "student-t": StudentTMixturePrior,
 }

@@ -124,7 +124,7 @@ def plain(value: object) -> object:
         return getattr(value, "__qualname__", type(value).__qualname__)
 
 
-_OF_MODEL = ("guide", "transform", "prior", "learn_class_probs")
+_OF_MODEL = ("guide", "transform", "prior", "class_probs")
 """Settings that say what the model and its guide are."""
 
 

@@ -98,7 +98,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             "augment": augment if augment is None or is_dataclass(augment) else "a function",
             "transform": describe(flow.transform) or type(flow.transform),
             "prior": describe(flow.prior) or type(flow.prior),
-            "learn_class_probs": model.class_probs.learnable,
+            "class_probs": model.class_probs.options,
             **model.options,
             **(settings or {}),
         }
@@ -279,7 +279,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        update_after_step(self.model, self.guide)
+        update_after_step(self.model, self.guide, self.objective[0].expected)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:

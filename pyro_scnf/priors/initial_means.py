@@ -1,0 +1,156 @@
+"""Where the means of a mixture start: at random, in a pattern, at given points, or at labelled latents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._numbers import check_word
+from pyro_scnf._warn import warn
+
+__all__ = ["Means", "MeansWord", "initial_means", "means_of_rows"]
+
+MeansWord = Literal["auto", "random", "antipodal", "circle", "blocks", "latents", "clusters"]
+"""The ways to place means, by name."""
+
+Means = MeansWord | Tensor | Sequence[object]
+"""A word, or the means themselves, ``(K, *event_shape)``."""
+
+BY_LABELS = ("auto", "latents", "clusters")
+"""The words for means that labelled rows set. They are random until then."""
+
+
+def initial_means(means: Means, count: int, event_shape: torch.Size, separation: float) -> Tensor:
+    """Means of ``count`` components, ``(count, *event_shape)``.
+
+    :param means: a word, or ``count`` points as a tensor or nested lists.
+    :param float separation: the scale of random means, the norm of antipodal means and of those on a circle,
+        the height of blocks, and a factor on given means.
+    :raises ValueError: for another word, a pattern that has no room for so many components, or points of
+        another shape or that are not finite.
+    """
+    if not isinstance(means, str):
+        return separation * _given_means(means, torch.Size((count,)) + event_shape)
+    check_word("means", means, get_args(MeansWord))
+    if means in PATTERNS:
+        return separation * PATTERNS[means](count, event_shape)
+    return separation * torch.randn((count, *event_shape))
+
+
+def _given_means(means: Tensor | Sequence[object], shape: torch.Size) -> Tensor:
+    try:
+        given = torch.as_tensor(means, dtype=torch.get_default_dtype()).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"means={means!r}: expected a word, or numbers of shape {tuple(shape)}") from error
+    if given.shape != shape:
+        raise ValueError(f"means has shape {tuple(given.shape)}, expected {tuple(shape)}")
+    if not bool(given.isfinite().all()):
+        raise ValueError("means holds NaN or infinity, expected finite numbers")
+    return given.clone()
+
+
+# -- patterns of unit size -------------------------------------------------------------------------
+def _antipodal(count: int, event_shape: torch.Size) -> Tensor:
+    """Two opposite points in a random direction."""
+    if count != 2:
+        raise ValueError(f"means='antipodal' needs 2 components, got {count}")
+    direction = torch.randn(event_shape)
+    direction = direction / direction.norm()
+    return torch.stack([direction, -direction])
+
+
+def _circle(count: int, event_shape: torch.Size) -> Tensor:
+    """Points at equal distances on a circle in the plane of the first two numbers."""
+    dim = event_shape.numel()
+    if dim < 2:
+        raise ValueError(
+            f"means='circle' needs 2 numbers or more, event_shape={tuple(event_shape)} has {dim}"
+        )
+    angles = 2 * math.pi * torch.arange(count) / count
+    flat = torch.zeros(count, dim)
+    flat[:, 0], flat[:, 1] = angles.cos(), angles.sin()
+    return flat.reshape(count, *event_shape)
+
+
+def _blocks(count: int, event_shape: torch.Size) -> Tensor:
+    """Ones in a block of numbers of its own for each component, and zeros elsewhere."""
+    dim = event_shape.numel()
+    if dim < count:
+        raise ValueError(
+            f"means='blocks' needs a number for each of {count} components, event_shape="
+            f"{tuple(event_shape)} has {dim}"
+        )
+    owner = torch.arange(dim) * count // dim
+    return (owner == torch.arange(count)[:, None]).to(torch.get_default_dtype()).reshape(count, *event_shape)
+
+
+PATTERNS: dict[str, Callable[[int, torch.Size], Tensor]] = {
+    "antipodal": _antipodal,
+    "circle": _circle,
+    "blocks": _blocks,
+}
+
+
+# -- means of rows ---------------------------------------------------------------------------------
+def means_of_rows(
+    means: str, before: Tensor, z_f: Tensor, y: Tensor, separation: float
+) -> tuple[Tensor, Tensor]:
+    """The means of classes at the latents of their rows, and which components these set.
+
+    :param means: one of :data:`BY_LABELS`.
+    :param before: the means so far, ``(K, J, *event_shape)`` for J components of each class.
+    :param z_f: latents ``(B, *event_shape)``.
+    :param y: their labels, -1 where unknown.
+    :return: ``(K, J, *event_shape)`` and ``(K,)``.
+    :raises ValueError: for ``"latents"`` and a class without a labelled row.
+    """
+    classes, components = before.shape[:2]
+    known = [k for k in range(classes) if bool((y == k).any())]
+    missing = [k for k in range(classes) if k not in known]
+    if means == "latents" and missing:
+        raise ValueError(f"means='latents': no labelled example of class {missing} in y")
+    if means == "auto" and known and missing:
+        warn(
+            f"means='auto': y has no labelled row of class {missing}, so their means stay random, while "
+            "those of the other classes start at their labelled latents. Give initialize a labelled row "
+            "of each class; or means='clusters', which starts classes without labels far from the others; or "
+            "means='random', which starts all means alike"
+        )
+    placed, is_set = before.clone(), torch.zeros(classes, dtype=torch.bool, device=before.device)
+    for k in known:
+        placed[k] = separation * _spread_out(z_f[y == k], components)
+        is_set[k] = True
+    unlabelled = z_f[y == UNLABELLED]
+    if means == "clusters" and len(unlabelled):
+        for k in missing:
+            others = placed[is_set].flatten(0, 1) / (separation or 1.0)
+            start = unlabelled.mean(0, keepdim=True) if not len(others) else others
+            placed[k] = separation * _farthest(unlabelled, start, components)
+            is_set[k] = True
+    return placed, is_set
+
+
+def _spread_out(rows: Tensor, count: int) -> Tensor:
+    """``count`` points among ``rows`` ``(B, *event)``: their mean alone, or rows far from one another."""
+    center = rows.mean(0, keepdim=True)
+    return center if count == 1 else _farthest(rows, center, count)
+
+
+def _farthest(rows: Tensor, points: Tensor, count: int) -> Tensor:
+    """``count`` rows, each the farthest from ``points`` and from those that were chosen before it.
+
+    Among many rows the farthest ones are outliers. One row in twenty is therefore passed over.
+    """
+    flat, chosen = rows.flatten(1), points.flatten(1)
+    picked = []
+    for _ in range(count):
+        distance = torch.cdist(flat, chosen).amin(1)
+        nth = distance.argsort()[math.ceil(0.95 * len(flat)) - 1]
+        picked.append(flat[nth])
+        chosen = torch.cat([chosen, flat[nth][None]])
+    return torch.stack(picked).reshape(count, *rows.shape[1:])

@@ -1,0 +1,481 @@
+"""Mixtures and class probabilities that expectation-maximisation trains, against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from helpers import counting, image_flow, perturb, relative, toy_flow
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from sklearn.mixture import GaussianMixture
+
+import pyro_scnf as scnf
+from pyro_scnf.models import expected_labels, update_after_step
+from pyro_scnf.priors import GaussianMixturePrior, StudentTMixturePrior, make_prior
+from pyro_scnf.priors.moments import Moments
+
+F64 = torch.float64
+EM = "fit_means=em,fit_scales=em"
+
+
+def model_of(prior, num_classes=3, **options):
+    return scnf.SemiSupervisedModel(toy_flow(prior, num_classes, F64), **options)
+
+
+def blobs(rows=300, classes=3, seed=0, scale=1.0):
+    """Rows around three points, and their labels, of which one in four is known."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = 4 * torch.tensor([[0.0, 1.0], [1.0, -0.5], [-1.0, -0.5]], dtype=F64)[:classes]
+    y = torch.randint(classes, (rows,), generator=generator)
+    x = centers[y] + scale * torch.randn(rows, 2, generator=generator, dtype=F64)
+    return x, torch.where(torch.rand(rows, generator=generator) < 0.25, y, -1), y
+
+
+# -- sufficient statistics -------------------------------------------------------------------------
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_statistics_in_pieces_are_those_of_all_rows(full, offset):
+    """Also far from 0, where a plain sum of squares in float32 would lose every digit of the scatter."""
+    z, q = offset + torch.randn(60, 3, dtype=F64), torch.rand(60, 4, dtype=F64)
+    moments = Moments(4, 3, full)
+    for rows, weights in zip(z.split(7), q.split(7), strict=True):
+        moments.add(rows, weights)
+    mean = (q.T @ z) / q.sum(0)[:, None]
+    away = z[:, None] - mean
+    scatter = torch.einsum("bp,bpi,bpj->pij", q, away, away)
+    assert relative(moments.count, q.sum(0)) < 1e-6
+    assert (moments.mean - mean).abs().max() <= 1e-6 * max(1.0, offset)
+    found = moments.scatter if full else torch.diag_embed(moments.scatter)
+    expected = scatter if full else torch.diag_embed(scatter.diagonal(dim1=-2, dim2=-1))
+    # Where the means are far from 0, their own rounding in float32 bounds what can be known.
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max() * (1 + offset**2 * 1e-9)
+
+
+def test_scatter_about_other_points_and_forgetting():
+    z, q = torch.randn(50, 2, dtype=F64), torch.rand(50, 3, dtype=F64)
+    moments = Moments(3, 2, False).double()
+    moments.add(z, q)
+    loc = torch.randn(3, 2, dtype=F64)
+    about = torch.einsum("bp,bpd->pd", q, (z[:, None] - loc).square())
+    assert relative(moments.about(loc), about) < 1e-12
+    moments.forget(0.25)
+    assert relative(moments.about(loc), 0.25 * about) < 1e-12
+    more, weights = torch.randn(20, 2, dtype=F64), torch.rand(20, 3, dtype=F64)
+    moments.add(more, weights)
+    together = 0.25 * about + torch.einsum("bp,bpd->pd", weights, (more[:, None] - loc).square())
+    assert relative(moments.about(loc), together) < 1e-12
+    moments.forget(0.0)
+    assert not moments.count.any()
+
+
+# -- exact EM, against other implementations -------------------------------------------------------
+@pytest.mark.parametrize(
+    ("covariance", "theirs"), [("diagonal", "diag"), ("full", "full"), ("isotropic", "spherical")]
+)
+def test_one_iteration_is_that_of_scikit_learn(covariance, theirs):
+    model = model_of(f"gmm:covariance={covariance},{EM}", class_probs="em")
+    x, _, _ = blobs()
+    with torch.no_grad():
+        z = model.flow.encode(x)[1]
+        model.flow.prior.loc.copy_(z[:3])
+    scale = model.flow.prior.log_scale.exp()
+    if covariance == "full":
+        tril = torch.diag_embed(scale) + model.flow.prior.off_diagonal.tril(-1)
+        precisions = torch.linalg.inv(tril @ tril.mT)
+    else:
+        precisions = scale.pow(-2)
+    reference = GaussianMixture(
+        3,
+        covariance_type=theirs,
+        max_iter=1,
+        reg_covar=0.0,
+        means_init=model.flow.prior.loc.numpy(),
+        weights_init=model.class_probs.log_probs.exp().numpy(),
+        precisions_init=precisions.numpy(),
+    )
+    with pytest.warns(UserWarning, match="did not converge"):
+        reference.fit(z.numpy())
+    scnf.models.fit_by_em(model, x, iterations=1)
+    prior = model.flow.prior
+    assert relative(prior.loc, torch.from_numpy(reference.means_)) < 1e-9
+    assert relative(model.class_probs.log_probs.exp(), torch.from_numpy(reference.weights_)) < 1e-9
+    variances = prior.log_scale.exp().square()
+    if covariance == "full":
+        tril = torch.diag_embed(prior.log_scale.exp()) + prior.off_diagonal.tril(-1)
+        variances = tril @ tril.mT
+    assert relative(variances, torch.from_numpy(reference.covariances_)) < 1e-9
+
+
+SPECS = st.sampled_from(
+    [
+        f"gmm:{EM}",
+        f"gmm:covariance=shared,{EM}",
+        f"gmm:covariance=isotropic,{EM}",
+        f"gmm:covariance=full,{EM}",
+        "gmm:fit_means=em,fit_scales=fixed",
+        "gmm:fit_means=fixed,fit_scales=em",
+        "gmm:covariance=full,fit_means=gradient,fit_scales=em",
+        f"gmm:components=2,fit_weights=em,{EM}",
+        f"gmm:components=2,fit_weights=fixed,covariance=shared,{EM}",
+        f"gmm:components=3,fit_weights=em,covariance=full,{EM}",
+        f"student-t:df=3.0,{EM}",
+        "student-t:components=2,fit_weights=em,fit_means=em,fit_scales=fixed",
+    ]
+)
+
+
+@given(
+    spec=SPECS,
+    class_probs=st.sampled_from(["uniform", "em"]),
+    seed=st.integers(0, 99),
+    weight=st.sampled_from([1.0, 3.0]),
+    balanced=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_em_never_decreases_the_likelihood(spec, class_probs, seed, weight, balanced):
+    """The likelihood that it returns is the loss of the model, and no iteration decreases it."""
+    torch.manual_seed(seed)
+    model = model_of(spec, class_probs=class_probs, labelled_weight=weight, balanced_labels=balanced)
+    x, y, _ = blobs(60, seed=seed)
+    known = y >= 0
+
+    def likelihood():
+        with torch.no_grad():
+            return -scnf.elbo(model)(x[known], y[known], x[~known]).item() / len(x)
+
+    before = likelihood()
+    found = scnf.models.fit_by_em(model, x, y, iterations=15, tolerance=0.0, batch_size=17)
+    assert found[0] == pytest.approx(before, rel=1e-9)
+    assert found[-1] == pytest.approx(likelihood(), rel=1e-9)
+    gains = torch.tensor(found).diff()
+    assert gains.min() > -1e-9
+    assert found[-1] > found[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
+@pytest.mark.parametrize("covariance", ["diagonal", "shared", "isotropic", "full"])
+def test_em_and_gradient_reach_the_same_likelihood(covariance):
+    """From the same start, with the same flow, both end within 1e-3 nats per row."""
+    x, y, _ = blobs()
+    ends = {}
+    for fit in ("em", "gradient"):
+        torch.manual_seed(0)
+        class_probs = "em" if fit == "em" else "learnable"
+        model = model_of(
+            f"gmm:covariance={covariance},fit_means={fit},fit_scales={fit}", class_probs=class_probs
+        )
+        with torch.no_grad():
+            z = model.flow.encode(x)[1]
+            for k in range(3):
+                model.flow.prior.loc[k].copy_(z[y == k].mean(0))
+        if fit == "em":
+            ends[fit] = scnf.models.fit_by_em(model, x, y, iterations=300, tolerance=1e-9)[-1]
+            continue
+        model.flow.transform.requires_grad_(False)
+        loss = scnf.elbo(model)
+        free = [p for p in model.parameters() if p.requires_grad]
+        lbfgs = torch.optim.LBFGS(free, max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+        def closure(loss=loss, lbfgs=lbfgs):
+            lbfgs.zero_grad()
+            value = loss(x[y >= 0], y[y >= 0], x[y < 0]) / len(x)
+            value.backward()
+            return value
+
+        lbfgs.step(closure)
+        ends[fit] = -closure().item()
+    assert ends["em"] == pytest.approx(ends["gradient"], abs=1e-3)
+
+
+def test_a_component_of_equal_rows_keeps_a_positive_scale():
+    model = model_of(f"gmm:{EM}")
+    x, y = torch.ones(20, 2, dtype=F64), torch.arange(20) % 2
+    scnf.models.fit_by_em(model, x, y, iterations=3)
+    scales = model.flow.prior.log_scale.exp()
+    assert torch.allclose(scales[:2], torch.full_like(scales[:2], 1e-4))
+    assert torch.isfinite(scales).all()
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_component_without_rows_stays(covariance):
+    model = model_of(f"gmm:covariance={covariance},{EM}")
+    x, y = torch.randn(30, 2, dtype=F64), torch.arange(30) % 2
+    before = model.flow.prior.loc[2].clone(), model.flow.prior.log_scale[2].clone()
+    scnf.models.fit_by_em(model, x, y, iterations=3)
+    assert torch.equal(model.flow.prior.loc[2], before[0])
+    assert torch.equal(model.flow.prior.log_scale[2], before[1])
+
+
+def test_exact_em_changes_nothing_but_its_tables():
+    model = model_of("gmm:fit_means=em", class_probs="uniform")
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scnf.models.fit_by_em(model, *blobs()[:2], iterations=2)
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed <= {"flow.prior.loc", "flow.prior.moments.mean"}
+    assert "flow.prior.loc" in changed
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_exact_em_refuses_what_it_cannot_do():
+    x = torch.randn(5, 2, dtype=F64)
+    with pytest.raises(ValueError, match=r"model: EM trains nothing of it; give the prior fit_means='em'"):
+        scnf.models.fit_by_em(model_of("gmm"), x)
+    model = model_of("gmm:fit_means=em")
+    with pytest.raises(ValueError, match=r"fit_by_em: x has shape \(0, 2\)"):
+        scnf.models.fit_by_em(model, x[:0])
+    with pytest.raises(ValueError, match="iterations=0"):
+        scnf.models.fit_by_em(model, x, iterations=0)
+    with pytest.raises(ValueError, match=r"y has shape \(4,\)"):
+        scnf.models.fit_by_em(model, x, torch.zeros(4, dtype=torch.long))
+
+
+# -- the E-step of a batch -------------------------------------------------------------------------
+def brute_force(model, x, y, evidence=None):
+    with torch.no_grad():
+        joint = model.flow.class_log_prob(x) + (model.class_probs.log_probs if evidence is None else evidence)
+        hard = torch.nn.functional.one_hot(y.clamp(min=0), model.flow.num_classes).double()
+        return torch.where((y >= 0)[:, None], hard, joint.softmax(-1))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("evidence", [False, True])
+def test_the_e_step_of_both_forms_of_a_batch(balanced, evidence):
+    model = model_of("gmm:fit_means=em", class_probs=torch.tensor([1.0, 2.0, 3.0]), balanced_labels=balanced)
+    x, y, _ = blobs(20)
+    known = y >= 0
+    given = torch.randn(20, 3, dtype=F64).log_softmax(-1) if evidence else None
+    q = brute_force(model, x, y, given)
+    one = expected_labels(model, x, y, label_log_prior=given)
+    order = torch.cat([known.nonzero()[:, 0], (~known).nonzero()[:, 0]])
+    assert relative(one.weights, q[order]) < 1e-9
+    assert relative(one.z_f, model.flow.encode(x)[1][order].detach()) < 1e-9
+    two = expected_labels(
+        model, x[known], y[known], x[~known], label_log_prior=None if given is None else given[~known]
+    )
+    assert relative(two.weights, one.weights) < 1e-9
+    assert relative(two.class_weights, q[~known] if balanced else q[order]) < 1e-9
+    assert not two.weights.requires_grad
+    assert not two.z_f.requires_grad
+
+
+def test_the_e_step_weighs_rows_as_the_loss_does():
+    model = model_of(
+        "gmm:fit_means=em", num_labelled=10, num_unlabelled=100, labelled_weight=0.5, class_probs="em"
+    )
+    x, _, y = blobs(9)
+    weights = torch.rand(5, dtype=F64)
+    found = expected_labels(model, x[:4], y[:4], x[4:], weights=weights)
+    q = brute_force(model, x, torch.where(torch.arange(9) < 4, y, -1))
+    scale = torch.cat([torch.full((4,), 0.5 * 10 / 4, dtype=F64), 100 / 5 * weights])
+    assert relative(found.weights, scale[:, None] * q) < 1e-9
+
+
+def test_the_loss_holds_the_e_step_at_no_pass_of_the_flow():
+    flow = image_flow("gmm:fit_means=em")
+    model = scnf.SemiSupervisedModel(flow)
+    loss, x, y = scnf.elbo(model), torch.randn(6, 1, 4, 4), torch.tensor([0, 1, 2])
+    with (
+        counting(flow.transform, "inverse_and_ladj") as passes,
+        counting(flow.prior, "class_scores") as tables,
+    ):
+        loss(x[:3], y, x[3:])
+    assert passes.calls == 1
+    assert tables.calls <= 2
+    assert loss.expected.weights.shape == (6, 3)
+    plain = scnf.elbo(scnf.SemiSupervisedModel(image_flow("gmm")))
+    plain(x[:3], y, x[3:])
+    assert plain.expected is None
+
+
+def test_a_step_updates_the_tables():
+    """The M-step after a step is that of the rows of the batch, if the statistics forget at once."""
+    model = model_of(f"gmm:em_decay=0.0,{EM}", class_probs="em")
+    x, y, _ = blobs(50)
+    loss = scnf.elbo(model)
+    loss(x[y >= 0], y[y >= 0], x[y < 0])
+    q, z = loss.expected.weights, loss.expected.z_f
+    with pytest.raises(ValueError, match="expected: EM trains a part of the model"):
+        update_after_step(model, scnf.exact_guide)
+    before = model.flow.prior.loc.clone()
+    update_after_step(model, scnf.exact_guide, loss.expected)
+    mean = (q.T @ z) / q.sum(0)[:, None]
+    assert relative(model.flow.prior.loc, mean) < 1e-9
+    assert not torch.equal(before, model.flow.prior.loc)
+    away = (z[:, None] - mean).square()
+    assert (
+        relative(
+            model.flow.prior.log_scale.exp().square(), torch.einsum("bk,bkd->kd", q, away) / q.sum(0)[:, None]
+        )
+        < 1e-9
+    )
+    model.class_probs.restart()
+
+
+def test_components_share_the_weight_of_their_class():
+    """EM of a mixture in each class equals EM of one mixture of all components, if no label is known."""
+    torch.manual_seed(0)
+    nested = model_of(f"gmm:components=2,fit_weights=em,{EM}", class_probs="em")
+    flat = model_of(f"gmm:{EM}", num_classes=6, class_probs="em")
+    flat.flow.transform.load_state_dict(nested.flow.transform.state_dict())
+    flat.flow.prior.loc.copy_(nested.flow.prior.loc.reshape(6, 2))
+    flat.flow.prior.log_scale.copy_(nested.flow.prior.log_scale.reshape(6, 2))
+    joint = nested.class_probs.log_probs[:, None] + nested.flow.prior.log_weights.log_softmax(-1)
+    flat.class_probs.logits.copy_(joint.flatten())
+    x = blobs()[0]
+    ours, theirs = (scnf.models.fit_by_em(m, x, iterations=5, tolerance=0.0) for m in (nested, flat))
+    assert relative(torch.tensor(ours), torch.tensor(theirs)) < 1e-9
+    assert relative(nested.flow.prior.loc.reshape(6, 2), flat.flow.prior.loc) < 1e-6
+
+
+# -- class probabilities ---------------------------------------------------------------------------
+def test_class_probabilities_by_em_are_the_frequencies_of_the_counts():
+    probs = scnf.ClassProbs(3, "em", em_decay=0.5)
+    probs.update()
+    assert torch.allclose(probs.log_probs.exp(), torch.full((3,), 1 / 3))  # no counts, no change
+    probs.accumulate(torch.tensor([[1.0, 0.0, 3.0]]))
+    probs.update()
+    assert torch.allclose(probs.log_probs.exp(), torch.tensor([0.25, 0.0, 0.75]), atol=1e-5)
+    assert torch.isfinite(probs.log_probs).all()
+    probs.accumulate(torch.tensor([[0.0, 2.0, 0.0]]))
+    probs.update()  # half of the earlier counts are forgotten
+    assert torch.allclose(probs.log_probs.exp(), torch.tensor([0.125, 0.5, 0.375]), atol=1e-5)
+
+
+def test_labels_chosen_by_class_tell_nothing_of_the_class_probabilities():
+    x, _, y = blobs(12)
+    y = y % 2
+    model = model_of("gmm", num_classes=2, class_probs="learnable", balanced_labels=True)
+    with torch.no_grad():
+        model.class_probs.logits.copy_(torch.tensor([1.0, -1.0]))
+    given = model.flow.class_log_prob(x)
+    own = given.gather(-1, y[:, None])[:, 0]
+    loss = scnf.elbo(model)(x, y)
+    assert loss.item() == pytest.approx((-own + math.log(2)).sum().item(), rel=1e-9)
+    (gradient,) = torch.autograd.grad(loss, model.class_probs.logits, allow_unused=True)
+    assert gradient is None or not gradient.any()
+    both = scnf.elbo(model)(x[:4], y[:4], x[4:])
+    expected = (-own[:4] + math.log(2)).sum() - (given[4:] + model.class_probs.log_probs).logsumexp(-1).sum()
+    assert both.item() == pytest.approx(expected.item(), rel=1e-9)
+    mixed = torch.where(torch.arange(12) < 4, y, -1)
+    assert scnf.elbo(model)(x, mixed).item() == pytest.approx(expected.item(), rel=1e-9)
+    # The classification term sees the labelled rows under the frequencies that they were chosen with.
+    terms = scnf.elbo(model, terms="classification")
+    terms(x[:4], y[:4], x[4:])
+    cross_entropy = -given[:4].log_softmax(-1).gather(-1, y[:4, None]).sum()
+    assert terms.parts["classification"].item() == pytest.approx(cross_entropy.item(), rel=1e-9)
+
+
+def test_labels_chosen_by_class_are_uniform_in_the_trace():
+    model = model_of("gmm", class_probs=torch.tensor([1.0, 2.0, 3.0]), balanced_labels=True)
+    x, _, y = blobs(6)
+    trace = poutine.trace(model).get_trace(x, y)
+    assert torch.allclose(trace.nodes["y"]["fn"].probs, torch.tensor(1 / 3, dtype=F64))
+    drawn = poutine.trace(model).get_trace(n=4).nodes["y"]["fn"].probs  # nothing was chosen
+    assert torch.allclose(drawn, torch.tensor([1.0, 2.0, 3.0], dtype=F64) / 6)
+
+
+# -- initial means ---------------------------------------------------------------------------------
+def test_patterns_of_means():
+    circle = make_prior("gmm:means=circle,separation=3.5", (2,), 4).loc
+    assert torch.allclose(circle, 3.5 * torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]]), atol=1e-6)
+    blocks = make_prior("gmm:means=blocks,separation=2.0", (7,), 3).loc
+    assert torch.equal(blocks.bool().sum(0), torch.ones(7, dtype=torch.long))
+    assert sorted(blocks.bool().sum(1).tolist()) == [2, 2, 3]
+    assert set(blocks.unique().tolist()) == {0.0, 2.0}
+    points = torch.randn(3, 2, 1, 1)
+    given = GaussianMixturePrior((2, 1, 1), 3, means=points, separation=2.0)
+    assert torch.equal(given.loc, 2 * points)
+    assert given.loc.data_ptr() != points.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("means", "shape", "classes", "message"),
+    [
+        ("circle", (1,), 3, "means='circle' needs 2 numbers or more"),
+        ("blocks", (2,), 3, "means='blocks' needs a number for each of 3 components"),
+        ("antipodal", (2,), 3, "means='antipodal' needs 2 components, got 3"),
+        (torch.zeros(2, 2), (2,), 3, r"means has shape \(2, 2\), expected \(3, 2\)"),
+        ([[math.nan, 1.0]], (2,), 1, "means holds NaN or infinity"),
+        ("around", (2,), 3, "means='around'"),
+    ],
+)
+def test_means_that_have_no_room(means, shape, classes, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixturePrior(shape, classes, means=means)
+
+
+def test_means_of_labelled_latents_are_scaled_by_the_separation():
+    z, y = torch.randn(30, 2), torch.arange(30) % 3
+    prior = make_prior("gmm:means=latents,separation=2.5", (2,), 3)
+    prior.initialize(z, y)
+    for k in range(3):
+        assert torch.allclose(prior.loc[k], 2.5 * z[y == k].mean(0))
+
+
+def test_clusters_start_far_from_the_classes_that_have_labels():
+    torch.manual_seed(0)
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+    truth = torch.arange(200) % 4
+    z = centers[truth] + 0.5 * torch.randn(200, 2)
+    y = torch.where(truth < 2, truth, -1)
+    prior = make_prior("gmm:means=clusters", (2,), 4)
+    prior.initialize(z, y)
+    distance = torch.cdist(prior.loc.detach(), centers)
+    assert distance.argmin(1)[:2].tolist() == [0, 1]
+    assert sorted(distance.argmin(1)[2:].tolist()) == [2, 3]
+    assert distance.amin(1).max() < 3
+
+
+def test_components_of_a_class_start_at_rows_of_it_far_from_one_another():
+    torch.manual_seed(0)
+    z = torch.cat([torch.randn(50, 2) - 8, torch.randn(50, 2) + 8])
+    prior = make_prior("gmm:components=2", (2,), 1)
+    prior.initialize(z, torch.zeros(100, dtype=torch.long))
+    assert sorted(prior.loc[0].mean(-1).sign().tolist()) == [-1.0, 1.0]
+
+
+def test_a_mixture_of_one_class_is_a_density():
+    """K = 1 with several components: labels say nothing, and the density is that of the mixture."""
+    model = model_of("gmm:components=3", num_classes=1)
+    x = blobs(20)[0]
+    loss = scnf.elbo(model)(x)
+    prior, (_, z, ladj) = model.flow.prior, model.flow.encode(x)
+    normal = torch.distributions.Normal(prior.loc[0], prior.log_scale[0].exp())
+    scores = normal.log_prob(z[:, None]).sum(-1) + prior.log_weights[0].log_softmax(-1)
+    assert loss.item() == pytest.approx(-(scores.logsumexp(-1) + ladj).sum().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fit_weights": "em"}, "fit_weights='em'"),
+        ({"em_decay": 0.5}, "em_decay=0.5"),
+        ({"fit_means": "em", "em_decay": 1.0}, "em_decay=1.0"),
+        ({"learn_means": True, "fit_means": "em"}, "learn_means=True and fit_means='em'"),
+        ({"fit_scales": "adam"}, "fit_scales='adam'"),
+        ({"components": 0}, "components=0"),
+    ],
+)
+@pytest.mark.parametrize("cls", [GaussianMixturePrior, StudentTMixturePrior])
+def test_options_that_nothing_would_use(cls, options, message):
+    with pytest.raises(ValueError, match=message):
+        cls((2,), 3, **options)
+
+
+def test_svi_steps_with_a_mixture_by_em():
+    """The loop of a user of Pyro's own: a step of SVI, then the E-step, then the update."""
+    model = scnf.SemiSupervisedModel(perturb(toy_flow(f"gmm:{EM}", 3)), class_probs="em")
+    x, y, _ = blobs(40)
+    x, before = x.float(), model.flow.prior.loc.clone()
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    pyro.clear_param_store()
+    svi = pyro.infer.SVI(model, scnf.exact_guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
+    svi.step(x, y)
+    update_after_step(model, scnf.exact_guide, expected_labels(model, x, y))
+    assert not torch.equal(before, model.flow.prior.loc)
