@@ -20,13 +20,25 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pyro_scnf as scnf
-from pyro_scnf import distributions, flows, priors, terms, transforms
+from pyro_scnf import analysis, datasets, distributions, flows, priors, terms, transforms
 from pyro_scnf import nn as networks
 from pyro_scnf.priors import ConditionalFlowPrior, GaussianMixturePrior, make_prior
 from pyro_scnf.terms import Balance, make_terms
 
 NAN, INF = math.nan, math.inf
-PACKAGES = (priors, flows, networks, terms, transforms, distributions)
+PACKAGES = (priors, flows, networks, terms, transforms, distributions, analysis)
+CHANGES_AND_SPLITS = (  # those of the data sets that take no files
+    datasets.FeatureDropout,
+    datasets.ImageAugment,
+    datasets.Jitter,
+    datasets.RandomShift,
+    datasets.random_affine,
+    datasets.random_shift,
+    datasets.keep_labels,
+    datasets.keep_labels_per_class,
+    datasets.thin_classes,
+    datasets.toy,
+)
 VECTOR = {"event_shape": (4,)}
 SMALL = {"event_shape": (4,), "steps": 1, "width": 4, "blocks": 1}
 
@@ -39,11 +51,28 @@ def flow() -> scnf.SemiConditionalFlow:
     return scnf.SemiConditionalFlow(flows.glow((4,), levels=2, steps=1, width=4), "gmm", 3)
 
 
+def plane_model() -> scnf.SemiSupervisedModel:
+    """A model of the plane, whose decision boundaries are lines half way between means."""
+    return scnf.SemiSupervisedModel(
+        scnf.SemiConditionalFlow(flows.glow((2,), steps=1, width=4), "flowgmm", 3)
+    )
+
+
+PLANE = {"model": plane_model(), "x": torch.zeros(1, 2)}
+COUNTS = {  # integer data, which are dequantised
+    "model": PLANE["model"],
+    "x": torch.tensor([[0, 1], [2, 3], [4, 0]]),
+    "bins": 5,
+    "draws": 2,
+    "average": "posterior",
+    "batch_size": 2,
+}
 TRAINING = {"weight": 2.0, "start": 0.5, "end": 1.5, "until": 0.5}
+DISTORTION = {"flip": True, "rotate": 10.0, "zoom": 0.1, "shear": 5.0}
 SIZES = {"in_channels": 2, "out_channels": 4, "context_dim": 3}
 
 VALID: dict[Callable[..., Any], dict[str, Any]] = {
-    scnf.ClassProbs: {"num_classes": 3, "probs": "uniform"},
+    scnf.ClassProbs: {"num_classes": 3, "probs": "em", "em_decay": 0.5},
     scnf.SemiConditionalFlow: {
         "transform": flows.glow((4,), levels=2, steps=1, width=4),
         "prior": "gmm",
@@ -57,6 +86,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "num_labelled": 5,
         "num_unlabelled": 7,
         "labelled_weight": 0.5,
+        "balanced_labels": True,
     },
     scnf.bits_per_dim: {"log_prob": torch.zeros(2), "event_shape": (1, 4, 4), "bins": 16},
     priors.ClassConditionalPrior: {**VECTOR, "num_classes": 3},
@@ -64,22 +94,32 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         **VECTOR,
         "num_classes": 3,
         "covariance": "full",
+        "components": 2,
         "means": "random",
         "separation": 2.0,
         "scale": 0.5,
-        "learn_means": False,
-        "learn_scales": False,
+        "fit_means": "em",
+        "fit_scales": "fixed",
+        "fit_weights": "gradient",
+        "learn_means": None,
+        "learn_scales": None,
+        "em_decay": 0.5,
     },
     priors.StudentTMixturePrior: {
         **VECTOR,
         "num_classes": 3,
         "df": 4.0,
-        "learn_df": True,
+        "fit_df": "gradient",
+        "components": 2,
         "means": "latents",
         "separation": 2.0,
         "scale": 0.5,
-        "learn_means": True,
-        "learn_scales": True,
+        "fit_means": "em",
+        "fit_scales": "fixed",
+        "fit_weights": "gradient",
+        "learn_means": None,
+        "learn_scales": None,
+        "em_decay": 0.5,
     },
     priors.ConditionalFlowPrior: {
         **SMALL,
@@ -180,6 +220,50 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     transforms.dequantize: {"x": torch.tensor([0, 3]), "bins": 4},
     transforms.quantize: {"x": torch.tensor([0.1, 0.9]), "bins": 4},
     distributions.BaseNormal: {**VECTOR, "scale": "learnable", "init_scale": 0.5},
+    datasets.FeatureDropout: {"rate": 0.5, "scale": 0.1, "fill": -1.0, "bins": 17},
+    datasets.ImageAugment: {**DISTORTION, "bins": 17, "shift": 2, "jitter": 0.1, "shift_labelled": 3},
+    datasets.Jitter: {"scale": 0.1, "bins": 17},
+    datasets.RandomShift: {"pixels": 2},
+    datasets.random_affine: {**DISTORTION, "x": torch.zeros(2, 1, 4, 4)},
+    datasets.random_shift: {"x": torch.zeros(2, 1, 4, 4), "pixels": 2},
+    datasets.keep_labels: {
+        "y": torch.arange(12) % 3,
+        "num_classes": 3,
+        "labels": 2,
+        "split": "stratified",
+        "seed": 1,
+        "classes": (0, 2),
+    },
+    datasets.keep_labels_per_class: {"y": torch.arange(12) % 3, "per_class": 2, "seed": 1},
+    datasets.thin_classes: {
+        "x": torch.zeros(12, 2),
+        "y": torch.arange(12) % 3,
+        "shares": (1.0, 0.5, 0.0),
+        "seed": 1,
+    },
+    datasets.toy: {
+        "name": "circles",
+        "num_train": 20,
+        "num_test": 10,
+        "labels_per_class": 2,
+        "noise": 0.05,
+        "factor": 0.4,
+        "shares": (1.0, 0.5),
+        "seed": 1,
+    },
+    analysis.evaluate: {**COUNTS, "y": torch.tensor([0, 1, 2]), "temperature": 2.0},
+    analysis.label_log_probs: {**COUNTS, "temperature": 2.0},
+    analysis.fit_temperature: {**COUNTS, "y": torch.tensor([0, 1, 2])},
+    analysis.reliability: {"log_probs": torch.zeros(2, 1), "y": torch.tensor([0, 0]), "bins": 4},
+    analysis.evaluate_plane: {**PLANE, "points": 3, "margin": 0.5},
+    analysis.latent_plane: {**PLANE, "draws": 4, "points": 3},
+    analysis.boundary_distance: {**PLANE, "batch_size": 2},
+    analysis.swap_labels: {
+        "flow": scnf.SemiConditionalFlow(flows.glow((2,), steps=1, width=4), "flow", 3),
+        "x": torch.zeros(2, 2),
+        "y": torch.tensor([0, 1]),
+        "keep_aux": False,
+    },
 }
 """A valid call of everything public with options, in which each option is given."""
 
@@ -189,6 +273,9 @@ NO_OPTIONS = {
     terms.active,  # the losses check `progress`
     distributions.ConcatDistribution,  # their options are those of every distribution of PyTorch
     distributions.Transformed,
+    analysis.Calibration,  # what fit_temperature returns
+    analysis.read_log,  # a path of any kind
+    analysis.reconstruct,  # its numbers of components may be 0
 }
 
 
@@ -244,12 +331,18 @@ def public() -> dict[Callable[..., Any], list[Option]]:
     """Everything callable that the packages export, with its options."""
     members = [getattr(package, name) for package in PACKAGES for name in package.__all__]
     members += [scnf.ClassProbs, scnf.SemiConditionalFlow, scnf.SemiSupervisedModel, scnf.bits_per_dim]
+    members += CHANGES_AND_SPLITS
     callables = [m for m in members if inspect.isclass(m) or inspect.isfunction(m)]
     return {member: options for member in callables if (options := options_of(member))}
 
 
 PUBLIC = public()
-OPTIONS = [option for options in PUBLIC.values() for option in options if option.owner not in NO_OPTIONS]
+OPTIONS = [
+    option
+    for options in PUBLIC.values()
+    for option in options
+    if option.owner not in NO_OPTIONS and option.name not in {"fill", "classes"}  # they may be 0 or below
+]
 
 
 def test_every_public_constructor_with_options_is_in_the_table():
@@ -431,7 +524,10 @@ def test_strings_dicts_and_keyword_arguments_give_the_same(options):
 
 
 # -- names of options ------------------------------------------------------------------------------
-GMM = "covariance, means, separation, scale, learn_means, learn_scales"
+GMM = (
+    "covariance, components, means, separation, scale, fit_means, fit_scales, fit_weights, learn_means, "
+    "learn_scales, em_decay"
+)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +546,11 @@ GMM = "covariance, means, separation, scale, learn_means, learn_scales"
         ),
         (lambda: make_terms({"name": Balance, "foo": 1}), "terms=Balance", "weight, start, end, until"),
         (lambda: flows.glow((2,), net="mlp:foo=1"), "net='mlp:foo=1'", "hidden, activation, dropout"),
-        (lambda: flows.realnvp((2,), net={"name": "mlp", "foo": 1}), "net='mlp'", "hidden, activation, dropout"),
+        (
+            lambda: flows.realnvp((2,), net={"name": "mlp", "foo": 1}),
+            "net='mlp'",
+            "hidden, activation, dropout",
+        ),
         (lambda: make_prior({"name": Tied, "foo": 1}, (2,), 3), "prior=Tied", "tied, bound"),
     ],
 )
@@ -746,7 +846,7 @@ def test_effective_defaults_are_those_of_the_pages():
         (np.array([0.5, 0.5]), "{} is a ndarray: expected"),
         (3, "{} is a int: expected"),
         (None, "{} is a NoneType: expected"),
-        ("even", "{}='even': expected 'uniform', 'learnable' or a tensor of 2 class weights"),
+        ("even", "{}='even': expected 'uniform', 'learnable', 'em' or a tensor of 2 class weights"),
         (torch.ones(3), r"{} has shape \(3,\), expected \(2,\)"),
         (torch.ones(1, 2), r"{} has shape \(1, 2\), expected \(2,\)"),
         (torch.tensor([NAN, 1.0]), "{}: expected 2 finite, non-negative weights"),

@@ -40,19 +40,22 @@ class MakeFlow(Protocol):
 class ModelOptions:
     """Options of :class:`~pyro_scnf.SemiSupervisedModel` that do not depend on the data.
 
-    :ivar class_probs: ``"uniform"``, ``"learnable"``, or ``"empirical"`` for the frequencies of the labels.
+    :ivar class_probs: ``"uniform"``, ``"learnable"``, ``"em"``, or ``"empirical"`` for the frequencies of the
+        labels.
     :ivar bool scaled: whether batches are scaled up to the sizes of the data set.
     :ivar float labelled_weight: weight of the labelled rows in the likelihood.
+    :ivar bool balanced_labels: whether labelled rows were chosen by class, equally many of each.
     :raises ValueError: for an option out of range.
     """
 
-    class_probs: Literal["uniform", "learnable", "empirical"] = "uniform"
+    class_probs: Literal["uniform", "learnable", "em", "empirical"] = "uniform"
     scaled: bool = False
     labelled_weight: float = 1.0
+    balanced_labels: bool = False
 
     def __post_init__(self) -> None:
-        check_word("class_probs", self.class_probs, ("uniform", "learnable", "empirical"))
-        check_flag(scaled=self.scaled)
+        check_word("class_probs", self.class_probs, ("uniform", "learnable", "em", "empirical"))
+        check_flag(scaled=self.scaled, balanced_labels=self.balanced_labels)
         check_number("labelled_weight", self.labelled_weight, above=0)
 
 
@@ -159,6 +162,7 @@ class Preset:
             num_labelled=len(data.labelled[0]) if options.scaled else None,
             num_unlabelled=(len(data.unlabelled) or None) if options.scaled else None,
             labelled_weight=options.labelled_weight,
+            balanced_labels=options.balanced_labels,
         )
         rows = self._rows_to_initialize(data)
         x = model.flow.check_data(self.augment.prepare(data.x[rows]), "data.x", "make_model")
