@@ -194,7 +194,7 @@ def test_the_presets_of_one_paper_differ_in_h_alone():
 @pytest.mark.parametrize("name", scnf.presets.PRESETS)
 def test_the_options_of_a_preset_reach_its_model(name):
     preset = replace(scnf.presets.PRESETS[name], initial_rows=20)  # enough, and quick
-    data = {"toy": lambda: toy("moons"), "digits": digits}.get(name, enlarged_digits)()
+    data = toy("moons") if "toy" in name else digits() if name == "digits" else enlarged_digits()
     model = preset.make_model(data)
     found = model.options
     assert found["labelled_weight"] == preset.model.labelled_weight
@@ -249,7 +249,7 @@ def test_pairs_that_a_preset_trains_on_must_be_there():
         assert preset.neighbours > 0  # a term of the command line may use pairs
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist-cpu", "mnist-paper"])
+@pytest.mark.parametrize("name", ["digits", "mnist-cpu", "mnist-paper", "flowgmm-mnist-paper"])
 def test_no_latent_components_are_none(name):
     with pytest.raises(ValueError, match="latent_dim=0: expected 1 to"):
         scnf.presets.PRESETS[name].flow("gmm", 10, 0)

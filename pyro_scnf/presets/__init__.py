@@ -3,10 +3,20 @@
 from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.presets.choice import recommended
+from pyro_scnf.presets.izmailov2020 import (
+    FLOWGMM_MNIST_PAPER,
+    FLOWGMM_TOY,
+    FLOWGMM_TOY_PAPER,
+    flowgmm_mnist,
+    flowgmm_table,
+)
 from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
 
 __all__ = [
     "DIGITS",
+    "FLOWGMM_MNIST_PAPER",
+    "FLOWGMM_TOY",
+    "FLOWGMM_TOY_PAPER",
     "MNIST_CPU",
     "MNIST_FAST",
     "MNIST_PAPER",
@@ -15,6 +25,8 @@ __all__ = [
     "TOY",
     "ModelOptions",
     "Preset",
+    "flowgmm_mnist",
+    "flowgmm_table",
     "recommended",
     "scnf_mnist",
 ]
@@ -26,5 +38,8 @@ PRESETS: dict[str, Preset] = {
     "mnist-fast": MNIST_FAST,
     "mnist-paper": MNIST_PAPER,
     "mnist-paper-small-h": MNIST_PAPER_SMALL_H,
+    "flowgmm-toy": FLOWGMM_TOY,
+    "flowgmm-toy-paper": FLOWGMM_TOY_PAPER,
+    "flowgmm-mnist-paper": FLOWGMM_MNIST_PAPER,
 }
 """Presets by name."""
