@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,36 @@ def test_the_model_stays_as_it_is():
     ]
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_results_are_those_of_evaluation_mode():
+    """The networks have dropout, which would change every result in training mode."""
+    net = {"name": "mlp", "hidden": (16, 16), "dropout": 0.5}
+    transform = scnf.flows.realnvp((2,), couplings=2, net=net)
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(transform, "flowgmm", 3))
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.normal_(std=0.5)
+    own_prior = scnf.SemiConditionalFlow(transform, "flow", 3)
+    x, y = torch.randn(60, 2), torch.arange(60) % 3
+    results: dict[str, Callable[[], Any]] = {
+        "evaluate": lambda: analysis.evaluate(model, x, y),
+        "label_log_probs": lambda: analysis.label_log_probs(model, x).tolist(),
+        "fit_temperature": lambda: analysis.fit_temperature(model, x, y),
+        "boundary_distance": lambda: analysis.boundary_distance(model, x).tolist(),
+        "evaluate_plane": lambda: analysis.evaluate_plane(model, x, points=3).density.tolist(),
+        "latent_plane": lambda: analysis.latent_plane(model, x, draws=1, points=3).z.tolist(),
+        "swap_labels": lambda: analysis.swap_labels(own_prior, x, y).tolist(),
+        "reconstruct": lambda: analysis.reconstruct(own_prior, x, (1,)).tolist(),
+    }
+    for name, use in results.items():
+        model.train()
+        found = use()
+        assert model.training, name
+        assert all(module.training for module in transform.modules()), name
+        model.eval()
+        assert found == use(), name
+        assert not any(module.training for module in model.modules()), name
 
 
 def test_rows_that_the_model_separates_are_said():

@@ -1,5 +1,6 @@
 """Results of a trained model as tensors and numbers: errors, likelihoods, data under swapped labels.
 
+All functions use the model in evaluation mode, and leave each part of it in the mode in which it was.
 :mod:`pyro_scnf.plots` draws them.
 """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import check_row_labels
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least, check_scale, check_word
 from pyro_scnf._shapes import check_event, in_double, reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
@@ -119,7 +120,8 @@ class Scoring:
             inputs = [rows]
             if self.bins is not None:
                 inputs = [dequantize(rows, self.bins, self.generator) for _ in range(self.draws)]
-            scores = [flow.scores(flow.check_data(r, "x", owner))[0] for r in inputs]
+            with evaluating(flow):
+                scores = [flow.scores(flow.check_data(r, "x", owner))[0] for r in inputs]
             joint = torch.stack([in_double(table) for table, _ in scores]) + log_class_probs
             common = torch.stack([in_double(common) for _, common in scores])  # (draws, rows)
             if self.average == "density":

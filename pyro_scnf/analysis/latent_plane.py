@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import reference_tensor
@@ -73,13 +74,14 @@ def latent_plane(
     x = flow.check_data(x.to(like.device), "x", "latent_plane")
     if not len(x):
         raise ValueError("latent_plane: x has no rows, expected at least one")
-    z = flow.encode(x)[1]
-    with drawing_from(generator, like.device):
-        drawn_y = model.class_probs().sample((int(draws),))
-        drawn_z = flow.prior.condition(drawn_y).sample()
-    drawn_x = flow.decode(drawn_z.to(like.dtype))
-    low, high = corners_around(torch.cat([z, drawn_z]), MARGIN)
-    table = flow.prior.class_log_prob(grid(low, high, points, like)) + model.class_probs.log_probs
+    with evaluating(model):
+        z = flow.encode(x)[1]
+        with drawing_from(generator, like.device):
+            drawn_y = model.class_probs().sample((int(draws),))
+            drawn_z = flow.prior.condition(drawn_y).sample()
+        drawn_x = flow.decode(drawn_z.to(like.dtype))
+        low, high = corners_around(torch.cat([z, drawn_z]), MARGIN)
+        table = flow.prior.class_log_prob(grid(low, high, points, like)) + model.class_probs.log_probs
     latent = Plane(low.cpu(), high.cpu(), table.softmax(-1).cpu(), table.logsumexp(-1).exp().cpu())
     data = evaluate_plane(model, x, points=points, margin=MARGIN)
     return LatentPlane(data, latent, *(t.cpu() for t in (z, drawn_y, drawn_z, drawn_x)))

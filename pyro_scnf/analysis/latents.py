@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import check_labels
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_flag
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
@@ -55,13 +56,14 @@ def swap_labels(flow: SemiConditionalFlow, x: Tensor, y: Tensor, *, keep_aux: bo
         raise ValueError(
             f"swap_labels: y has shape {tuple(y.shape)}, expected ({len(x)},), a label for each row"
         )
-    z_aux, z_f, _ = flow.encode(x)
-    style = prior.encode(z_f, y)
-    shape = (len(x), flow.num_classes)
-    labels = torch.arange(flow.num_classes, device=x.device).expand(shape)
-    swapped = prior.decode(style[:, None].expand(*shape, *style.shape[1:]), labels)
-    aux = z_aux[:, None].expand(*shape, -1)
-    return torch.cat([x[:, None], flow.decode(swapped, aux if keep_aux else torch.zeros_like(aux))], 1)
+    with evaluating(flow):
+        z_aux, z_f, _ = flow.encode(x)
+        style = prior.encode(z_f, y)
+        shape = (len(x), flow.num_classes)
+        labels = torch.arange(flow.num_classes, device=x.device).expand(shape)
+        swapped = prior.decode(style[:, None].expand(*shape, *style.shape[1:]), labels)
+        aux = z_aux[:, None].expand(*shape, -1)
+        return torch.cat([x[:, None], flow.decode(swapped, aux if keep_aux else torch.zeros_like(aux))], 1)
 
 
 @torch.no_grad()
@@ -81,10 +83,11 @@ def reconstruct(flow: SemiConditionalFlow, x: Tensor, kept: Sequence[int]) -> Te
     wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= total]
     if wrong or not numbers:
         raise ValueError(f"kept={kept!r}: expected whole numbers of components from 0 to {total}")
-    z, _ = flow.encode_flat(_check_rows(flow, x, "reconstruct"))
-    depth = torch.arange(total, 0, -1, device=z.device)  # the deepest component comes last
-    deepest = torch.stack([torch.where(depth <= int(number), z, 0.0) for number in numbers])
-    return flow.transform.call_and_ladj(deepest)[0]
+    with evaluating(flow):
+        z, _ = flow.encode_flat(_check_rows(flow, x, "reconstruct"))
+        depth = torch.arange(total, 0, -1, device=z.device)  # the deepest component comes last
+        deepest = torch.stack([torch.where(depth <= int(number), z, 0.0) for number in numbers])
+        return flow.transform.call_and_ladj(deepest)[0]
 
 
 def _check_rows(flow: SemiConditionalFlow, x: Tensor, owner: str) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_scnf._checks import check_finite
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import LARGEST, check_at_least, check_number
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
@@ -72,7 +73,8 @@ def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, 
     low, high = corners_around(x, margin)
     low, high = _inside(model.flow.transform.codomain, low, high)
     cells = grid(low, high, points, reference_tensor(model))
-    probs, density = model.posterior(cells).probs, model.log_prob(cells).exp()
+    with evaluating(model):
+        probs, density = model.posterior(cells).probs, model.log_prob(cells).exp()
     return Plane(low.cpu(), high.cpu(), probs.cpu(), density.cpu())
 
 

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import in_double, reference_tensor
 from pyro_scnf.analysis.label_probs import check_rows
@@ -47,7 +48,8 @@ def boundary_distance(model: SemiSupervisedModel, x: Tensor, *, batch_size: int 
     found = []
     for rows in x.split(int(batch_size)):
         rows = model.flow.check_data(rows.to(device), "x", "boundary_distance")
-        z = in_double(model.flow.encode(rows)[1]).flatten(1)
+        with evaluating(model.flow):
+            z = in_double(model.flow.encode(rows)[1]).flatten(1)
         # Not by way of a matrix product, which would round the distances of far latents.
         distances = torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist")
         first, second = means[distances.topk(2, largest=False).indices].unbind(1)
