@@ -293,7 +293,7 @@ def test_tiny_amounts_leave_grey_levels_as_they_are():
     batch=st.lists(st.integers(0, 3), max_size=3),
     shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     dtype=st.sampled_from(DTYPES),
-    bins=st.sampled_from([1, 2, 17, 256]),
+    bins=st.sampled_from([1, 2, 16, 256]),
     options=st.fixed_dictionaries(
         {
             "flip": st.booleans(),
@@ -324,8 +324,7 @@ def test_augmented_images_stay_in_the_unit_interval(batch, shape, dtype, bins, o
     assert torch.equal(quantize(augment.prepare(x), bins), x.long())
 
 
-def test_rounding_never_leaves_the_grey_levels():
-    """Weights that add up to slightly more than 1 must not make the highest level one higher."""
+def test_weights_that_add_up_to_slightly_more_than_one_stay_in_the_interval():
     x = torch.full((50, 1, 9, 9), 2**22 - 1)
     found = ImageAugment(2**22, rotate=30)(x)
     assert found.max() < 1

@@ -1,4 +1,4 @@
-"""The data sets: their sizes, splits by seed, hidden labels, image files and augmentation.
+"""The data sets: their sizes, splits by seed, hidden labels, thinned classes and image files.
 
 The tests write image files in the formats of the real ones. The real torchvision classes read them.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,10 +22,12 @@ import torchvision
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
+from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from pyro_scnf import UNLABELLED
+from pyro_scnf.analysis import evaluate
 from pyro_scnf.datasets import (
     IMAGES,
     TOYS,
@@ -32,8 +36,10 @@ from pyro_scnf.datasets import (
     images,
     keep_labels,
     keep_labels_per_class,
+    thin_classes,
     toy,
 )
+from pyro_scnf.presets import TOY
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -222,7 +228,9 @@ def test_stratified_labels_are_as_many_a_class_as_scikit_learn_keeps(sizes, labe
 
 
 def test_of_equal_remainders_the_lower_class_comes_first():
-    assert counts_of(keep_labels(labels_of([10, 10, 10], 0), 3, 5, "stratified"), 3) == [2, 2, 1]
+    y = labels_of([10, 10, 10], 0)
+    assert counts_of(keep_labels(y, 3, 5, "stratified"), 3) == [2, 2, 1]
+    assert counts_of(keep_labels(y, 3, 5, "stratified", classes=[2, 1, 0]), 3) == [2, 2, 1]
 
 
 def test_kept_labels_depend_on_the_seed_alone():
@@ -554,6 +562,308 @@ def test_download_unpacks_what_is_only_packed(root, monkeypatch):
 def test_torchvision_is_imported_only_where_it_is_used():
     code = "import sys, pyro_scnf.datasets; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- classes without labels, and classes that are thinned --------------------------------------
+@given(
+    sizes=st.lists(st.integers(3, 20), min_size=2, max_size=6),
+    counts=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    seed=seeds,
+)
+def test_each_class_may_keep_its_own_number_of_labels(sizes, counts, seed):
+    y, counts = labels_of(sizes, seed), counts[: len(sizes)]
+    kept = keep_labels_per_class(y, counts, seed)
+    known = kept != UNLABELLED
+    assert counts_of(kept, len(sizes)) == counts
+    assert torch.equal(kept[known], y[known])
+    for form in (tuple, np.array, torch.tensor):
+        assert torch.equal(keep_labels_per_class(y, form(counts), seed), kept)
+    same = keep_labels_per_class(y, [2] * len(sizes), seed)
+    assert torch.equal(same, keep_labels_per_class(y, 2, seed))
+
+
+@given(
+    sizes=st.lists(st.integers(10, 40), min_size=2, max_size=6),
+    chosen=st.sets(st.integers(0, 5), min_size=1),
+    per_class=st.integers(1, 8),
+    split=st.sampled_from(["balanced", "stratified"]),
+    seed=seeds,
+)
+def test_chosen_classes_alone_keep_labels(sizes, chosen, per_class, split, seed):
+    """They keep as many as in data of these classes alone."""
+    classes = sorted(k for k in chosen if k < len(sizes))
+    assume(classes)
+    labels = per_class * len(classes)
+    alone = [sizes[k] for k in classes]
+    assume(split == "balanced" or min(labels * size / sum(alone) for size in alone) >= 1)
+    y = labels_of(sizes, seed)
+    kept = keep_labels(y, len(sizes), labels, split, seed, classes=classes[::-1])
+    known = kept != UNLABELLED
+    assert torch.equal(kept[known], y[known])
+    expected = counts_of(keep_labels(labels_of(alone, 0), len(alone), labels, split), len(alone))
+    found = counts_of(kept, len(sizes))
+    assert [found[k] for k in classes] == expected
+    assert sum(found) == labels
+    for form in (tuple, np.array, torch.tensor):
+        assert torch.equal(keep_labels(y, len(sizes), labels, split, seed, classes=form(classes)), kept)
+    every = keep_labels(y, len(sizes), 2 * len(sizes), "balanced", seed, classes=range(len(sizes)))
+    assert torch.equal(every, keep_labels(y, len(sizes), 2 * len(sizes), "balanced", seed))
+
+
+def test_given_rows_may_leave_classes_out_if_that_is_said():
+    rows = [k for k in ONE_EACH if SKEWED[k] != 1]
+    kept = keep_labels(SKEWED, 3, rows, classes=[2, 0])
+    assert (kept != UNLABELLED).nonzero()[:, 0].tolist() == sorted(rows)
+    assert counts_of(kept, 3) == [1, 0, 1]
+
+
+X = torch.arange(50.0)[:, None]
+CLASS_ERRORS = {
+    "counts": (
+        lambda: keep_labels_per_class(SKEWED, [1, 1]),
+        r"per_class has 2 numbers, but the labels are 0\.\.2; expected one for each class",
+    ),
+    "a count": (lambda: keep_labels_per_class(SKEWED, [1, 1, -1]), r"per_class\[2\]=-1: expected at least 0"),
+    "half a label": (
+        lambda: keep_labels_per_class(SKEWED, [1, 0.5, 1]),
+        r"per_class\[1\]=0.5: expected",
+    ),
+    "too many": (
+        lambda: keep_labels_per_class(SKEWED, [5, 0, 2]),
+        r"per_class=\[5, 0, 2\]: class 2 has only 1 examples, expected at least 2",
+    ),
+    "of no class": (
+        lambda: keep_labels_per_class(SKEWED, [1, 1, 1, 4]),
+        "class 3 has only 0 examples, expected at least 4",
+    ),
+    "a word": (lambda: keep_labels_per_class(SKEWED, "all"), "per_class='all': expected a whole number"),
+    "class out of range": (
+        lambda: keep_labels(SKEWED, 3, 2, classes=[0, 3]),
+        r"classes\[1\]=3: expected 0 to 2",
+    ),
+    "class twice": (lambda: keep_labels(SKEWED, 3, 2, classes=[1, 1]), r"classes=\[1, 1\]: expected each cl"),
+    "no class": (lambda: keep_labels(SKEWED, 3, 2, classes=[]), r"classes=\[\]: expected the numbers of one"),
+    "one class": (lambda: keep_labels(SKEWED, 3, 2, classes=1), "classes=1: expected the numbers of one or"),
+    "truth values": (
+        lambda: keep_labels(SKEWED, 3, 2, classes=[True, False]),
+        r"classes\[0\]=True",
+    ),
+    "few for the classes": (
+        lambda: keep_labels(SKEWED, 3, 1, classes=[0, 1]),
+        "labels=1: expected at least one for each of 2 classes",
+    ),
+    "more than they have": (
+        lambda: keep_labels(SKEWED, 3, 22, classes=[1, 2]),
+        r"labels=22: there are only 20 examples of the classes \[1, 2\]",
+    ),
+    "not divisible": (lambda: keep_labels(SKEWED, 3, 3, classes=[0, 1]), "needs a multiple of the 2 classes"),
+    "small share": (
+        lambda: keep_labels(SKEWED, 3, 10, "stratified", classes=[1, 2]),
+        "labels=10: split='stratified' gives none to class 2, which has 1 of 20 examples",
+    ),
+    "absent": (
+        lambda: keep_labels(SKEWED, 3, ONE_EACH[:1], classes=[0, 2]),
+        r"labels: no row of class 2 among the 1 given; expected the classes \[0, 2\]",
+    ),
+    "rows of others": (
+        lambda: keep_labels(SKEWED, 3, ONE_EACH, classes=[0, 2]),
+        r"labels: rows of class 1, expected only \[0, 2\]",
+    ),
+    "how to leave out": (
+        lambda: keep_labels(SKEWED, 3, ONE_EACH[:2]),
+        "name those that .* by classes=",
+    ),
+    "shares": (lambda: thin_classes(X, SKEWED, [1, 1]), r"shares has 2 numbers, but the labels are 0\.\.2"),
+    "one share": (lambda: thin_classes(X, SKEWED, 0.5), "shares=0.5: expected a list of numbers from 0 to 1"),
+    "share": (
+        lambda: thin_classes(X, SKEWED, [1, 1.5, 1]),
+        r"shares\[1\]=1.5: expected a finite",
+    ),
+    "per cent": (
+        lambda: thin_classes(X, SKEWED, [100, 75, 50]),
+        r"shares\[0\]=100: expected a finite",
+    ),
+    "NaN": (lambda: thin_classes(X, SKEWED, [1, 1, float("nan")]), r"shares\[2\]=nan: expected a finite"),
+    "none left of one": (
+        lambda: thin_classes(X, SKEWED, [1, 0.02, 1]),
+        r"shares\[1\]=0.02: none of the 19 rows of class 1 would be left; give 0 to leave the class out",
+    ),
+    "none left": (lambda: thin_classes(X, SKEWED, [0, 0, 0]), r"shares=\[0, 0, 0\]: no row would be left"),
+    "lengths": (lambda: thin_classes(X[1:], SKEWED, [1, 1, 1]), "y has 50 labels and x has 49 rows"),
+    "hidden": (
+        lambda: thin_classes(X, SKEWED.masked_fill(SKEWED == 1, -1), [1, 1, 1]),
+        "thin_classes: y holds labels -1",
+    ),
+    "thinning seed": (lambda: thin_classes(X, SKEWED, [1, 1, 1], seed=-1), "seed=-1: expected at least 0"),
+    "classes of images": (
+        lambda: images("mnist", "nowhere", classes=range(11)),
+        r"classes\[10\]=10: expected 0 to 9",
+    ),
+    "shares of images": (lambda: images("mnist", "nowhere", shares=[1] * 9), "shares has 9 numbers"),
+    "classes of digits": (
+        lambda: enlarged_digits(classes=["a"]),
+        r"classes\[0\]='a': expected a whole",
+    ),
+    "shares of digits": (lambda: digits(shares=[2] * 10), r"shares\[0\]=2: expected a finite number"),
+    "counts of digits": (lambda: digits(labels_per_class=[1] * 9), "labels_per_class has 9 numbers"),
+    "counts of a toy": (
+        lambda: toy("moons", labels_per_class=[5, -1]),
+        r"labels_per_class\[1\]=-1: expected at least 0",
+    ),
+    "shares of a toy": (lambda: toy("moons", shares="half"), "shares='half': expected a list"),
+    "factor of moons": (
+        lambda: toy("moons", factor=0.4),
+        "factor=0.4: it would have no effect, because only circles have a factor",
+    ),
+    "factor": (
+        lambda: toy("circles", factor=1),
+        "factor=1: expected a finite number .* below 1",
+    ),
+    "no factor": (lambda: toy("circles", factor="0.4"), "factor='0.4': expected a finite number"),
+}
+
+
+@pytest.mark.parametrize("case", CLASS_ERRORS)
+def test_classes_that_cannot_be_chosen_or_thinned(case):
+    call, message = CLASS_ERRORS[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@given(
+    sizes=st.lists(st.integers(20, 60), min_size=1, max_size=5),
+    shares=st.lists(st.floats(0.05, 1) | st.sampled_from([0.0, 1.0]), min_size=5, max_size=5),
+    seed=seeds,
+)
+def test_thinned_classes_keep_their_share_of_rows(sizes, shares, seed):
+    y, shares = labels_of(sizes, seed), shares[: len(sizes)]
+    assume(any(shares))
+    x = torch.arange(len(y))[:, None]
+    torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    kept, labels = thin_classes(x, y, shares, seed)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(labels, y[kept[:, 0]])
+    assert (kept[1:] > kept[:-1]).all()  # in their order
+    expected = [round(share * size) for share, size in zip(shares, sizes, strict=True)]
+    assert labels.bincount(minlength=len(sizes)).tolist() == expected
+    fewer = thin_classes(x, y, [share / 2 if share * 20 > 1 else share for share in shares], seed)[0]
+    assert set(fewer[:, 0].tolist()) <= set(kept[:, 0].tolist())
+    whole = thin_classes(x, y, [1.0] * len(sizes), seed)
+    assert torch.equal(whole[0], x)
+
+
+def test_thinned_rows_depend_on_the_seed_and_may_come_from_any_container():
+    x, y = torch.rand(60, 2), torch.arange(60) % 3
+    first, again, other = (thin_classes(x, y, [1, 0.5, 0.25], seed) for seed in (1, 1, 2))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    for form in (Tensor.numpy, Tensor.tolist):
+        rows, labels = thin_classes(form(x), form(y), form(torch.tensor([1, 0.5, 0.25])), 1)
+        assert torch.equal(rows, first[0])
+        assert torch.equal(labels, first[1])
+
+
+def test_data_sets_thin_training_rows_and_choose_labels_then():
+    shares = [1.0] * 3 + [0.75] * 3 + [0.5] * 3 + [0.25]  # as Izmailov et al. (2020) do
+    full, thinned = digits(seed=3), digits(seed=3, shares=shares)
+    assert torch.equal(thinned.x_test, full.x_test)
+    assert torch.equal(thinned.y_test, full.y_test)
+    assert torch.equal(thinned.labelled[1].bincount(), torch.full((10,), 10))
+    sizes = torch.from_numpy(load_digits().target).bincount() - full.y_test.bincount()
+    assert len(thinned.x) == sum(round(share * int(size)) for share, size in zip(shares, sizes, strict=True))
+    enlarged = enlarged_digits(labels=40, classes=range(8), shares=shares, num_val=30, seed=1)
+    assert counts_of(enlarged.y, 10) == [5] * 8 + [0, 0]
+    train = enlarged_digits(labels=1437, split="stratified", seed=1).y
+    left = [round(share * size) for share, size in zip(shares, train.bincount().tolist(), strict=True)]
+    assert len(enlarged.x) + len(enlarged.x_val) == sum(left)
+
+
+def test_images_may_leave_classes_out_and_be_thinned(root):
+    x, y = made("mnist", "train")
+    shares = [1.0] * 5 + [0.5] * 5
+    rows, truth = thin_classes(x, y, shares, 2)
+    data = images("mnist", root, labels=8, classes=[0, 1, 2, 9], shares=shares, seed=2)
+    assert torch.equal(data.x, rows)
+    assert torch.equal(data.y, keep_labels(truth, 10, 8, seed=2, classes=[0, 1, 2, 9]))
+    assert counts_of(data.y, 10) == [2, 2, 2, 0, 0, 0, 0, 0, 0, 2]
+    assert torch.equal(data.x_test, made("mnist", "test")[0])
+    picked = (y == 7).nonzero()[:2, 0]
+    data = images("mnist", root, labels=picked, classes=[7], num_val=20, seed=2)
+    assert counts_of(data.y, 10) == [0] * 7 + [2, 0, 0]
+    whole = dict(zip([image.numpy().tobytes() for image in x], y.tolist(), strict=True))
+    assert data.y_val.tolist() == [whole[image.numpy().tobytes()] for image in data.x_val]
+
+
+def test_toys_may_leave_classes_out_and_be_thinned():
+    data = toy("pinwheel", labels_per_class=[4, 0, 3, 2, 1], seed=1)
+    assert counts_of(data.y, 5) == [4, 0, 3, 2, 1]
+    assert torch.equal(data.x, toy("pinwheel", seed=1).x)
+    thin = toy("moons", shares=[1.0, 0.2], noise=0.0, seed=1)
+    assert len(thin.x) == 500 + 100
+    assert torch.equal(thin.labelled[1].bincount(), torch.tensor([5, 5]))
+    assert torch.equal(thin.x_test, toy("moons", noise=0.0, seed=1).x_test)
+    gone = toy("moons", shares=[1.0, 0.0], seed=1)  # one number counts for the classes that are left
+    assert counts_of(gone.y, 2) == [5, 0]
+    assert len(gone.x) == 500
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.4, np.float64(0.9)])
+def test_the_inner_circle_has_the_radius_given(factor):
+    data = toy("circles", factor=factor, noise=0.0)
+    radii = data.x_test.norm(dim=-1)
+    assert torch.allclose(radii[data.y_test == 0], torch.ones(250))
+    assert torch.allclose(radii[data.y_test == 1], torch.full((250,), float(factor)), atol=1e-6)
+    assert torch.equal(toy("circles").x, toy("circles", factor=0.2).x)
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "factor", "entropy"),
+    [
+        ("moons", 0.1, None, 1.009),
+        ("circles", 0.1, 0.2, 0.804),
+        ("moons", 0.05, None, 0.291),
+        ("circles", 0.05, 0.4, 0.494),
+    ],
+)
+def test_entropies_of_the_page(name, noise, factor, entropy):
+    """The mean of -log p over points of the toy. The density p has a Gaussian at each noiseless point."""
+    options = {} if factor is None else {"factor": factor}
+    clean, noisy = (
+        toy(name, num_train=num, num_test=500, noise=level, seed=5, **options)
+        for num, level in ((500, 0.0), (19500, noise))
+    )
+    curve = torch.cat([clean.x, clean.x_test]).double()
+    x = torch.cat([noisy.x, noisy.x_test]).double()
+    log_p = torch.cat(
+        [
+            (-(torch.cdist(rows, curve) ** 2) / (2 * noise**2)).logsumexp(1)
+            - math.log(len(curve) * 2 * math.pi * noise**2)
+            for rows in x.split(2000)
+        ]
+    )
+    error = log_p.std().item() / math.sqrt(len(x))
+    assert -log_p.mean().item() == pytest.approx(entropy, abs=4 * error)
+    assert error < 0.008
+
+
+@pytest.mark.parametrize("class_probs", ["uniform", "learnable"])
+def test_a_class_without_labels_goes_through_model_training_and_evaluation(class_probs):
+    data = toy("eight_gaussians", labels_per_class=[5] * 7 + [0], num_train=400, num_test=80, noise=0.05)
+    preset = replace(TOY, model=replace(TOY.model, class_probs=class_probs), steps=3, batch_size=64)
+    data = preset.prepare(data)
+    with pytest.warns(UserWarning, match=r"no labelled row of class \[?7"):
+        model = preset.make_model(data, prior="gmm")
+    with pytest.warns(UserWarning, match="fit: data has no labelled row of class 7, only of others"):
+        preset.fit(model, data, progress=False)
+    probs = model.posterior(data.x_test).probs
+    assert probs.shape == (80, 8)
+    assert probs.isfinite().all()
+    assert (model.class_probs().probs > 0).all()  # also that of class 7
+    results = evaluate(model, data.x_test, data.y_test)
+    assert all(math.isfinite(value) for value in results.values())
+    samples = model.flow.sample(torch.full((4,), 7))
+    assert samples.isfinite().all()
 
 
 def test_digits_enlarged_to_the_size_of_mnist():

@@ -205,7 +205,7 @@ class ImageAugment(Augment):
         affine = (self.flip, self.rotate, self.zoom, self.shear)
         if any(affine):
             _check_images(x, "ImageAugment")
-            x = _affine(x, *affine).round().clamp(0, self.bins - 1)
+            x = _affine(x, *affine).round()
         if self.shift:
             _check_images(x, "ImageAugment")
             x = _shift(x, self.shift)
