@@ -28,7 +28,7 @@ from pyro_scnf.sharing import share_encoding
 from pyro_scnf.terms import TERMS, make_terms
 
 if TYPE_CHECKING:
-    from pyro_scnf import analysis, datasets, plots, presets, testing, training
+    from pyro_scnf import analysis, baselines, datasets, plots, presets, testing, training
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,7 @@ __all__ = [
     "SemiConditionalFlow",
     "SemiSupervisedModel",
     "analysis",
+    "baselines",
     "bits_per_dim",
     "datasets",
     "distributions",
@@ -74,6 +75,8 @@ __all__ = [
 
 
 # Import these on first use, because they may need extras.
-_LAZY = dict.fromkeys(("analysis", "datasets", "plots", "presets", "testing", "training"), "")
+_LAZY = dict.fromkeys(
+    ("analysis", "baselines", "datasets", "plots", "presets", "testing", "training"), ""
+)
 
 __getattr__, __dir__ = lazy(__name__, _LAZY, __all__)
