@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pyro_scnf as scnf
-from pyro_scnf import analysis, datasets, distributions, flows, priors, terms, transforms
+from pyro_scnf import analysis, baselines, datasets, distributions, flows, priors, terms, transforms
 from pyro_scnf import nn as networks
 from pyro_scnf.priors import ConditionalFlowPrior, GaussianMixturePrior, make_prior
 from pyro_scnf.terms import Balance, make_terms
 
 NAN, INF = math.nan, math.inf
-PACKAGES = (priors, flows, networks, terms, transforms, distributions, analysis)
+PACKAGES = (priors, flows, networks, terms, transforms, distributions, analysis, baselines)
 CHANGES_AND_SPLITS = (  # those of the data sets that take no files
     datasets.FeatureDropout,
     datasets.ImageAugment,
@@ -220,6 +220,18 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     transforms.dequantize: {"x": torch.tensor([0, 3]), "bins": 4},
     transforms.quantize: {"x": torch.tensor([0.1, 0.9]), "bins": 4},
     distributions.BaseNormal: {**VECTOR, "scale": "learnable", "init_scale": 0.5},
+    baselines.M1: {**VECTOR, "latent_dim": 2, "hidden": (4,)},
+    baselines.M2: {"features": 2, "num_classes": 3, "style_dim": 2, "hidden": (4,), "alpha": 0.1},
+    baselines.M1M2: {
+        **VECTOR,
+        "num_classes": 3,
+        "latent_dim": 2,
+        "style_dim": 2,
+        "hidden": (4,),
+        "style_hidden": (4,),
+        "kl_weight": 0.5,
+        "alpha": 0.1,
+    },
     datasets.FeatureDropout: {"rate": 0.5, "scale": 0.1, "fill": -1.0, "bins": 17},
     datasets.ImageAugment: {**DISTORTION, "bins": 17, "shift": 2, "jitter": 0.1, "shift_labelled": 3},
     datasets.Jitter: {"scale": 0.1, "bins": 17},
