@@ -17,6 +17,7 @@ from pyro_scnf.models import (
     LabelMarginal,
     SemiSupervisedModel,
     exact_guide,
+    fit_by_em,
     make_guide,
 )
 from pyro_scnf.objective import elbo, with_terms
@@ -51,6 +52,7 @@ __all__ = [
     "elbo",
     "enumerate_labels",
     "exact_guide",
+    "fit_by_em",
     "flows",
     "load",
     "make_guide",
