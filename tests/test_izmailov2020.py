@@ -353,6 +353,25 @@ def test_means_of_the_tables():
     assert presets.flowgmm_table(20, labelled_weight=5.0).model.labelled_weight == 5.0
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: presets.flowgmm_mnist(widths=()), r"widths=\(\): expected one to three"),
+        (lambda: presets.flowgmm_mnist(widths=(2, 2, 2, 2)), r"widths=\(2, 2, 2, 2\): expected one to three"),
+        (lambda: presets.flowgmm_mnist(widths=(0, 2)), r"widths=\(0, 2\): expected one to three widths"),
+        (lambda: presets.flowgmm_mnist(blocks=-1), "blocks=-1"),
+        (lambda: presets.flowgmm_mnist(latent_dim=785), "latent_dim=785: expected 1 to 784"),
+        (lambda: presets.flowgmm_table(1), "columns=1"),
+        (lambda: presets.flowgmm_table(3, 0), "num_classes=0"),
+        (lambda: presets.flowgmm_table(3, couplings=0), "couplings=0"),
+        (lambda: presets.flowgmm_table(3, labelled_weight=0), "labelled_weight=0"),
+    ],
+)
+def test_options_that_are_refused(make, message):
+    with pytest.raises(ValueError, match="^" + message):
+        make()
+
+
 def test_the_preset_of_the_images_trains():
     """With small networks, and all latents under the prior."""
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyro_scnf._numbers import check_whole
+from pyro_scnf._shapes import as_sizes
 from pyro_scnf.datasets import ImageAugment, Jitter
 from pyro_scnf.flows import realnvp
 from pyro_scnf.presets.base import ModelOptions, Preset
@@ -115,10 +116,11 @@ so the classification term begins strong. It falls during training, so that the 
 def flowgmm_table(
     columns: int, num_classes: int = 2, *, couplings: int = 10, labelled_weight: float = 1.0
 ) -> Preset:
-    r"""FlowGMM for the rows of a table, with the settings of the released code for UCI data.
+    r"""FlowGMM for the rows of a table, with the flow and the prior of the released code.
 
     The networks have two hidden layers of 256, with dropout of one half between them. The means are fixed: at
-    antipodal points of norm 3.75 for two classes, random for more. Standardise the columns first.
+    antipodal points of norm 3.75 for two classes, random for more. Batches and the length of training are
+    those of the paper for UCI data. Standardise the columns first.
 
     :param int columns: number of columns D.
     :param int num_classes: number of labels K.
@@ -166,12 +168,16 @@ def flowgmm_mnist(
     :class:`~pyro_scnf.nn.SkipConvNet`; that class says how they differ from those of the code.
 
     :param prior: see :func:`~pyro_scnf.priors.make_prior`.
-    :param widths: width of the networks at each size of the image, the full size first.
+    :param widths: width of the networks at each size of the image, the full size first: one to three numbers.
     :param int blocks: residual blocks of the networks.
     :param int latent_dim: number of components of :math:`z_f`, the deepest ones.
     :param int num_classes: number of labels K.
     :raises ValueError: for options out of range.
     """
+    widths = as_sizes(widths, "widths", "one to three widths")
+    if not 1 <= len(widths) <= 3:
+        raise ValueError(f"widths={tuple(widths)}: expected one to three, because 28 pixels halve twice")
+    blocks = check_whole("blocks", blocks, 0)
     flow = realnvp(
         (1, 28, 28),
         levels=len(widths),
