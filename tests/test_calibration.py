@@ -165,6 +165,11 @@ def test_confidence_of_one_belongs_to_the_last_bin():
     assert found.confidence[-1] == pytest.approx(0.975)
 
 
+def test_a_bin_contains_its_lower_end():
+    found = analysis.reliability(torch.full((3, 2), 0.5).log(), torch.tensor([0, 1, 0]), bins=4)
+    assert found.count.tolist() == [0, 0, 3, 0]
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 5, 10])
 def test_the_calibration_error_is_the_mean_distance_in_the_bins(num_classes):
     scores = 2 * torch.randn(300, num_classes, dtype=torch.float64)
@@ -323,8 +328,10 @@ def test_rows_that_the_model_separates_are_said():
     assert found.after["accuracy_pct"] == 100
 
 
-def test_likelihoods_that_mislead_are_said():
-    model, x = double_model(), points(50)
+@pytest.mark.parametrize("strength", [1.0, 0.01])
+def test_likelihoods_that_mislead_are_said(strength):
+    model, x = double_model("flowgmm"), points(50)
+    model.flow.prior.loc.mul_(strength)
     y = analysis.label_log_probs(model, x).argmin(-1)
     with pytest.warns(UserWarning, match=r"up to the highest temperature, 10000, .* no better than p\(y\)"):
         found = analysis.fit_temperature(model, x, y)
@@ -336,7 +343,8 @@ def test_labels_that_are_all_alike_are_said():
     one = scnf.SemiSupervisedModel(toy_flow("gmm", num_classes=1))
     same = scnf.SemiSupervisedModel(toy_flow("flowgmm"))
     same.flow.prior.loc.zero_()
-    for model in (one, same):
+    certain = scnf.SemiSupervisedModel(toy_flow("gmm"), torch.tensor([1.0, 0.0, 0.0]))
+    for model in (one, same, certain):
         with pytest.warns(UserWarning, match="the same likelihood in every row, .* stays 1"):
             found = analysis.fit_temperature(model, torch.randn(9, 2), torch.zeros(9, dtype=torch.long))
         assert found.temperature == 1
