@@ -33,7 +33,7 @@ Batch = tuple[object, ...]
 class M1M2(PortableModule, PyroModule):
     """M1 and M2, trained one after the other: the semi-supervised classifier of the paper.
 
-    M2 sees codes that are scaled to mean 0 and standard deviation 1, and drawn anew in each step. The networks
+    M2 sees codes that are scaled to mean 0 and standard deviation 1, and drawn anew in each step. Networks
     have ReLU activations. Sizes and weights are chosen for trainings of minutes on one CPU core. The paper
     trains much longer, with softplus activations and ``latent_dim=50``, ``style_dim=50``,
     ``hidden=(600, 600)``, ``style_hidden=(500,)``, ``kl_weight=1``, ``alpha=0.1``.
