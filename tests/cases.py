@@ -46,6 +46,10 @@ def skip_conv_net(inputs: int, outputs: int, context_dim: int = 0) -> snn.Condit
     return snn.SkipConvNet(inputs, outputs, WIDTH, 1, context_dim)
 
 
+def pooled_conv_net(inputs: int, outputs: int, context_dim: int = 0) -> snn.Conditioner:
+    return snn.PooledConvNet(inputs, outputs, WIDTH, 1, context_dim)
+
+
 # -- shapes used throughout ------------------------------------------------------------------------
 VECTOR = (4,)
 ODD = (5,)
@@ -137,6 +141,9 @@ TRANSFORMS: dict[str, Case] = {
     "masked-image-invert": Case(
         lambda: T.MaskedAffineCoupling(IMAGE, conv_net(2, 4), scale="tanh", invert=True), IMAGE
     ),
+    "coupling-image-pooled": Case(
+        lambda: T.AffineCoupling(IMAGE, pooled_conv_net(1, 2), scale="clamp"), IMAGE
+    ),
     "masked-image-skip": Case(lambda: T.MaskedAffineCoupling(IMAGE, skip_conv_net(2, 4)), IMAGE),
     "masked-image-odd-sides": Case(
         lambda: T.MaskedAffineCoupling((1, 3, 5), residual_conv_net(1, 2), scale="clamp"), (1, 3, 5)
@@ -199,6 +206,11 @@ TRANSFORMS: dict[str, Case] = {
         (2, 4, 4),
         (32,),
         data="unit",
+    ),
+    "glow-image-not-factored": Case(
+        lambda: flows.glow((1, 8, 8), levels=2, steps=(0, 2), factor_out=False, net=pooled_conv_net),
+        (1, 8, 8),
+        (64,),
     ),
     "realnvp-2d": Case(lambda: flows.realnvp((2,), couplings=3, width=WIDTH, blocks=1), (2,)),
     "realnvp-odd": Case(lambda: flows.realnvp(ODD, couplings=2, scale="clamp", net=mlp), ODD),
@@ -274,6 +286,12 @@ CONDITIONAL_TRANSFORMS: dict[str, Case] = {
     "masked-image-skip": conditional(
         lambda: T.ConditionalMaskedAffineCoupling(
             IMAGE, skip_conv_net(2, 4, CONTEXT), context_dim=CONTEXT, scale="tanh"
+        ),
+        IMAGE,
+    ),
+    "coupling-image-pooled": conditional(
+        lambda: T.ConditionalAffineCoupling(
+            IMAGE, pooled_conv_net(1, 2, CONTEXT), context_dim=CONTEXT, scale="clamp"
         ),
         IMAGE,
     ),

@@ -143,6 +143,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "logit": 0.1,
         "latent_dim": 3,
         "context_dim": 2,
+        "factor_out": True,
     },
     flows.realnvp: {
         **VECTOR,
@@ -161,6 +162,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     networks.ConvNet: {**SIZES, "width": 4, "kernel_size": 3},
     networks.ResidualConvNet: {**SIZES, "width": 4, "blocks": 1, "norm": "blocks", "kernel_size": 1},
     networks.SkipConvNet: {**SIZES, "width": 4, "blocks": 1, "kernel_size": 1},
+    networks.PooledConvNet: {**SIZES, "width": 4, "blocks": 1, "kernel_size": 1},
     networks.ChannelNorm: {"channels": 4, "event_dim": 1},
     networks.Conditioner: {
         "first": nn.Linear(2, 4),
@@ -439,6 +441,7 @@ RANGES: list[tuple[Callable[..., Any], str, list[float]]] = [
     (transforms.AffineCoupling, "split", [0, 4]),
     (networks.ConvNet, "kernel_size", [0, 2]),
     (networks.SkipConvNet, "kernel_size", [0, 2]),
+    (networks.PooledConvNet, "kernel_size", [0, 2]),
     (networks.MLP, "dropout", [1]),
     (transforms.kept_channels, "channels", [0, 1]),
 ]

@@ -87,7 +87,7 @@ def test_a_network_of_ones_own():
 
 
 def test_convolutions_of_one_pixel_have_a_kernel_of_one():
-    for name in ("conv", "residual-conv", "skip-conv"):
+    for name in ("conv", "residual-conv", "skip-conv", "pooled-conv"):
         net = make_net(f"{name}:width=6", torch.Size((4, 1, 3)), 2, 4)
         assert net(torch.randn(5, 2, 1, 3)).shape == (5, 4, 1, 3)
 
@@ -96,7 +96,12 @@ def test_convolutions_of_one_pixel_have_a_kernel_of_one():
     ("spec", "shape", "message"),
     [
         ("conv", VECTOR, "net='conv': events are vectors, expected 'mlp' or 'residual-mlp'"),
-        ("mlp", IMAGE, "net='mlp': events are images, expected 'conv' or 'residual-conv' or 'skip-conv'"),
+        (
+            "mlp",
+            IMAGE,
+            "net='mlp': events are images, expected 'conv' or 'residual-conv' or 'skip-conv' or "
+            "'pooled-conv'",
+        ),
         (
             "mlp:depth=3",
             VECTOR,

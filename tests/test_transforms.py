@@ -270,6 +270,8 @@ def test_double_coupling_changes_both_halves_the_second_given_the_first():
         (snn.ResidualConvNet(2, 6, 5, 1, "none", CONTEXT, kernel_size=1), (2, 1, 1)),
         (snn.SkipConvNet(2, 6, 5, 2, CONTEXT), (2, 3, 4)),
         (snn.SkipConvNet(2, 6, 5, 0, CONTEXT, kernel_size=1), (2, 1, 1)),
+        (snn.PooledConvNet(2, 6, 5, 2, CONTEXT), (2, 3, 4)),
+        (snn.PooledConvNet(2, 6, 5, 0, CONTEXT, kernel_size=1), (2, 1, 1)),
     ],
 )
 class TestConditioners:

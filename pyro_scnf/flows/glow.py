@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_scnf._numbers import check_whole, check_word
+from pyro_scnf._numbers import check_flag, check_whole, check_word
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
 from pyro_scnf.flows.builder import builders_of_levels, for_each_level, halvings, logit_layers
@@ -40,6 +40,7 @@ def glow(
     conv: Literal["lu", "plain"] = "lu",
     logit: float | None = None,
     latent_dim: int | None = None,
+    factor_out: bool = True,
     context_dim: int = 0,
     net: NetSpec | Sequence[NetSpec] | None = None,
 ) -> Layer:
@@ -53,7 +54,8 @@ def glow(
     :param int levels: number of scales; by default as many as the image can be halved, at most 3,
         and 1 for vectors.
     :param steps: steps of flow in a level: one number for all levels, or a list with one number for each
-        level, the level nearest the data first.
+        level, the level nearest the data first. Without ``factor_out`` it may be 0, for a level that only
+        squeezes.
     :param int width: hidden width of the conditioners, 64 by default.
     :param int blocks: residual blocks of the conditioners, 2 by default.
     :param coupling: ``"double"`` changes both halves of the channels in every step, with two networks.
@@ -65,6 +67,8 @@ def glow(
         data in the unit interval. By default there is no logit.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
+    :param bool factor_out: whether half of the channels leave the flow between two levels. If not, all
+        components are deepest ones, and go through every level.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
     :param net: conditioners to use instead of residual networks of ``width`` and ``blocks``: a word
         (``"conv:width=96"``), a dict, or a function ``net(in_channels, out_channels, context_dim=...)``, see
@@ -82,10 +86,11 @@ def glow(
     shape = as_event_shape(event_shape)
     check_word("coupling", coupling, ("double", "alternate"))
     check_word("conv", conv, ("lu", "plain"))
+    check_flag(factor_out=factor_out)
     levels = _default_levels(shape) if levels is None else check_whole("levels", levels, 1)
     _check_levels(shape, levels)
     each: list[Any] = [steps] * levels if isinstance(steps, Real) else for_each_level("steps", steps, levels)
-    each = [check_whole("steps", number, 1) for number in each]
+    each = [check_whole("steps", number, 1 if factor_out else 0) for number in each]
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = logit_layers(shape, logit)
@@ -102,8 +107,11 @@ def glow(
                 layers += reversed(build.double(shape))
             else:
                 layers.append(build.split(shape, flip=bool(step % 2)))
-        stages.append(compose(layers[::-1]))
-        if level < levels - 1:
+        if factor_out or not stages:
+            stages.append(compose(layers[::-1]))
+        else:
+            stages = [compose([compose(layers[::-1]), *stages])]
+        if factor_out and level < levels - 1:
             shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
     scales = multi_scale(stages[::-1], latent_dim)
     return compose([scales, *preprocessing]) if preprocessing else scales

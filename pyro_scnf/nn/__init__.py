@@ -2,7 +2,7 @@
 
 from pyro_scnf.nn.conditioners import ChannelNorm, Conditioner
 from pyro_scnf.nn.plain import MLP, ConvNet
-from pyro_scnf.nn.residual import ResidualConvNet, ResidualMLP, SkipConvNet
+from pyro_scnf.nn.residual import PooledConvNet, ResidualConvNet, ResidualMLP, SkipConvNet
 from pyro_scnf.nn.spec import NETS, NetFactory, NetSpec, make_net
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ConvNet",
     "NetFactory",
     "NetSpec",
+    "PooledConvNet",
     "ResidualConvNet",
     "ResidualMLP",
     "SkipConvNet",

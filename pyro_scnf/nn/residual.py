@@ -12,7 +12,7 @@ from pyro_scnf._numbers import check_at_least, check_word
 from pyro_scnf.nn.conditioners import ChannelNorm, Conditioner, check_sizes
 from pyro_scnf.nn.convolutions import make_conv
 
-__all__ = ["ResidualConvNet", "ResidualMLP", "SkipConvNet"]
+__all__ = ["PooledConvNet", "ResidualConvNet", "ResidualMLP", "SkipConvNet"]
 
 Norm = Literal["final", "blocks", "none"]
 
@@ -122,6 +122,61 @@ class ResidualConvNet(_ResidualNet):
             return make_conv(in_size, out_size, kernel_size)
 
         super().__init__(conv, 3, (in_channels, out_channels), width, blocks, norm, context_dim)
+
+
+class _PooledBlock(nn.Module):
+    """A residual block of a convolution, and of a map of each pixel and of the mean over all pixels."""
+
+    def __init__(self, width: int, kernel_size: int) -> None:
+        super().__init__()
+        self.before, self.between = ChannelNorm(width, 3), ChannelNorm(width, 3)
+        self.conv = make_conv(width, width, kernel_size)
+        self.pixel, self.mean = make_conv(width, width, 1), nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.between(self.conv(self.before(x).relu())).relu()
+        return x + self.pixel(h) + self.mean(h.mean((-2, -1)))[..., None, None]
+
+
+class PooledConvNet(Conditioner):
+    """A residual network for images, whose blocks also see the mean over all pixels.
+
+    What a small image shows as a whole, such as its class, reaches every pixel after one block. Each block is
+    a convolution and a 1×1 convolution, with a norm before both ``relu``. A linear function of the mean
+    over the pixels is added to the second one.
+
+    :param int in_channels: input channels.
+    :param int out_channels: output channels.
+    :param int width: channels between the layers.
+    :param int blocks: number of residual blocks.
+    :param int context_dim: length of the context vector, 0 for none.
+    :param int kernel_size: kernel size of the first and the last layer and of the blocks, an odd number.
+        Images that are one pixel high or wide need 1.
+    :raises ValueError: for a size out of range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        blocks: int = 1,
+        context_dim: int = 0,
+        kernel_size: int = 3,
+    ) -> None:
+        check_sizes(in_channels, out_channels, context_dim)
+        check_at_least(1, width=width)
+        check_at_least(0, blocks=blocks)
+        super().__init__(
+            make_conv(in_channels, width, kernel_size),
+            nn.Sequential(
+                *(_PooledBlock(width, kernel_size) for _ in range(blocks)), ChannelNorm(width, 3), nn.ReLU()
+            ),
+            make_conv(width, out_channels, kernel_size),
+            width,
+            3,
+            context_dim,
+        )
 
 
 class _SignedParts(nn.Module):

@@ -11,7 +11,7 @@ from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import Named, read_spec
 from pyro_scnf.nn.plain import MLP, ConvNet
-from pyro_scnf.nn.residual import ResidualConvNet, ResidualMLP, SkipConvNet
+from pyro_scnf.nn.residual import PooledConvNet, ResidualConvNet, ResidualMLP, SkipConvNet
 
 __all__ = ["NETS", "NetFactory", "NetSpec", "make_net"]
 
@@ -27,10 +27,11 @@ NETS: dict[str, NetFactory] = {
     "conv": ConvNet,
     "residual-conv": ResidualConvNet,
     "skip-conv": SkipConvNet,
+    "pooled-conv": PooledConvNet,
 }
-"""Conditioners by name: two for vectors, then three for images."""
+"""Conditioners by name: two for vectors, then four for images."""
 
-_CONVOLUTIONAL = ("conv", "residual-conv", "skip-conv")
+_CONVOLUTIONAL = ("conv", "residual-conv", "skip-conv", "pooled-conv")
 
 
 def make_net(
