@@ -193,8 +193,7 @@ def fit_temperature(
 def _best_temperature(scores: LabelScores, y: Tensor) -> float:
     """Where the slope of the label NLL, which rises with 1/T, is zero. It warns if there is no such point."""
     table = scores.log_likelihood
-    possible = table[:, scores.log_class_probs > -math.inf]
-    if bool((possible.amax(-1) - possible.amin(-1) < 1e-9).all()):
+    if bool((table.amax(-1) - table.amin(-1) < 1e-9).all()):
         warn(
             "fit_temperature: all labels have the same likelihood in every row, so the temperature changes "
             "nothing and stays 1"
