@@ -9,7 +9,7 @@ A record is read by its form, not by its name. Each of these entries becomes a t
 - ``results``: for each run, figures with the values of all seeds;
 - ``seconds``, ``ratios``, ``times_networks_alone``: times of steps, and how they compare;
 - ``steps_per_second``: speed by load and by setting;
-- ``paper`` and ``ours``: the rows of a published table.
+- ``paper`` and ``ours``: the rows of a published table, each with its runs, or with its figures by name.
 
 Other entries are listed below the tables.
 """
@@ -49,7 +49,29 @@ WORDS = {
 HIDDEN = {"note", "smoke_test"}  # in a group; its note comes last
 # Entries that are not listed below the tables, because they are shown elsewhere or say nothing to a reader.
 UNLISTED = {"results", "seconds", "ratios", "times_networks_alone", "bounds", "bound", "steps_per_second"}
-UNLISTED |= {"paper", "ours", "benchmark", "environment", "complete", "absent", "run"} | HIDDEN
+UNLISTED |= {"paper", "ours", "runs", "table", "benchmark", "environment", "complete", "absent", "run"} | HIDDEN
+
+OF_PAPERS = {
+    "accuracy_pct": ("accuracy, %", 2),
+    "nll": ("NLL, nats", 3),
+    "label_nll": ("label NLL, nats", 3),
+    "ece": ("ECE", 4),
+    "brier": ("Brier score", 4),
+    "temperature": ("temperature", 2),
+    "below_99_pct": ("below .99 confidence, %", 2),
+    "above_99_pct": ("above .99 confidence, %", 1),
+    "l1_distance": ("L1 distance", 3),
+    "covered_fewest": ("covered, of the worst class", 1),
+    "covered_mean": ("covered, of all classes", 1),
+    "sets": ("data sets", 0),
+    "distance": ("distance of two means", 2),
+    "distance_by_root_2d": ("… / √(2D)", 3),
+    "own_by_d": ("squared distance to the own mean / D", 3),
+    "others_by_d": ("to another / D", 3),
+    "accuracy_quarter_pct": ("accuracy after a quarter, %", 2),
+    "minutes": ("minutes", 1),
+}
+"""Figures of published tables by name: heading, and digits after the point."""
 
 Record = Mapping[str, Any]
 
@@ -139,6 +161,21 @@ def paper_table(paper: Record, ours: Record) -> list[str]:
     return table(("model", "test error, %: paper", "ours", "bits/dim: paper", "ours", ""), rows)
 
 
+def figures_table(paper: Record, ours: Record) -> list[str]:
+    """Rows of a published table: our figures, and in brackets those of the paper."""
+    columns = [name for name in OF_PAPERS if any(name in figures for figures in ours.values())]
+    rows = []
+    for name, figures in ours.items():
+        cells = []
+        for column in columns:
+            own = spread(figures[column]["runs"], OF_PAPERS[column][1]) if column in figures else ""
+            theirs = paper[name].get(column)
+            cells.append(f"{own} ({unbroken(theirs)})".strip() if theirs else own)
+        seeds = max((len(figure["runs"]) for figure in figures.values()), default=0)
+        rows.append((name, *cells, str(seeds) if seeds else "not run"))
+    return table(("", *(OF_PAPERS[name][0] for name in columns), "seeds"), rows)
+
+
 def plain(value: object) -> str:
     """An entry of a record in words."""
     if isinstance(value, Mapping):
@@ -171,7 +208,8 @@ def record_text(stem: str, record: Record) -> list[str]:
     if "steps_per_second" in record:
         lines += speed_table(record["steps_per_second"])
     if "paper" in record:
-        lines += paper_table(record["paper"], record["ours"])
+        by_name = all(isinstance(row, Mapping) for row in record["ours"].values())
+        lines += (figures_table if by_name else paper_table)(record["paper"], record["ours"])
     for key, value in record.items():
         if key not in UNLISTED:
             lines += [f"- {WORDS.get(key, key.replace('_', ' '))}: {plain(value)}"]
