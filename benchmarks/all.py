@@ -78,6 +78,17 @@ GMM = ("toy --data moons --prior gmm", "toy --data circles --prior gmm")
 MNIST_CPU = ("--seeds", "3", "--runs-of", "mnist --preset cpu --precision bf16-mixed")
 MNIST_CUDA = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
 SMALL = ("--only", "wine", "digits 8x8")
+FLOWGMM = {  # the tables of FlowGMM: seeds, minutes worth a start, and whether they need MNIST
+    "7": (5, 3, False),
+    "3": (5, 4, True),
+    "4": (1, 4, True),
+    "5": (5, 4, True),
+    "A": (1, 4, True),
+    "B": (1, 4, True),
+    "H": (5, 1, False),
+    "J": (1, 4, True),
+    "K": (1, 4, True),
+}
 TABLE_2 = ("--table", "2", "--", "--precision", "bf16-mixed", "--compile")
 TABLE_3 = ("--table", "3", "--", "--precision", "bf16-mixed", "--compile")
 
@@ -93,6 +104,19 @@ BENCHMARKS = (
     Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 4, MNIST_CPU, resumes=True, mnist=True),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),
+    *(
+        Benchmark(
+            f"flowgmm_table{table}",
+            "cpu",
+            "papers.flowgmm",
+            minutes,
+            ("--table", table, "--seeds", str(seeds)),
+            resumes=True,
+            smoke=("--table", "K", "--only", "by EM"),
+            mnist=mnist,
+        )
+        for table, (seeds, minutes, mnist) in FLOWGMM.items()
+    ),
     Benchmark("overhead", "cpu", "speed.overhead", 1),
     Benchmark("step_time", "cuda", "speed.step_time", 4, ("--batch-sizes", "256", "1024", "--compile")),
     Benchmark("semi_conditional", "cuda", "speed.semi_conditional", 1, ("--batch-size", "256")),

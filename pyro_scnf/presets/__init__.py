@@ -4,6 +4,7 @@ from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.presets.choice import recommended
 from pyro_scnf.presets.izmailov2020 import (
+    FLOWGMM_MNIST_CPU,
     FLOWGMM_MNIST_PAPER,
     FLOWGMM_TOY,
     FLOWGMM_TOY_PAPER,
@@ -14,6 +15,7 @@ from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
 
 __all__ = [
     "DIGITS",
+    "FLOWGMM_MNIST_CPU",
     "FLOWGMM_MNIST_PAPER",
     "FLOWGMM_TOY",
     "FLOWGMM_TOY_PAPER",
@@ -40,6 +42,7 @@ PRESETS: dict[str, Preset] = {
     "mnist-paper-small-h": MNIST_PAPER_SMALL_H,
     "flowgmm-toy": FLOWGMM_TOY,
     "flowgmm-toy-paper": FLOWGMM_TOY_PAPER,
+    "flowgmm-mnist-cpu": FLOWGMM_MNIST_CPU,
     "flowgmm-mnist-paper": FLOWGMM_MNIST_PAPER,
 }
 """Presets by name."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_sizes
 from pyro_scnf.datasets import ImageAugment, Jitter
-from pyro_scnf.flows import realnvp
+from pyro_scnf.flows import glow, realnvp
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -32,6 +32,7 @@ from pyro_scnf.training.options import Optimisation
 from pyro_scnf.transforms.scale import ScaleName
 
 __all__ = [
+    "FLOWGMM_MNIST_CPU",
     "FLOWGMM_MNIST_PAPER",
     "FLOWGMM_TOY",
     "FLOWGMM_TOY_PAPER",
@@ -233,4 +234,60 @@ FLOWGMM_MNIST_PAPER = Preset(
 """FlowGMM-cons for MNIST with 1,000 labels: the flow of the released code, trained as the paper says.
 
 Training shifts images by up to four pixels. Without its term it is the FlowGMM of the paper.
+"""
+
+
+@dataclass(frozen=True)
+class SmallGlow:
+    """A Glow at 16×7×7, whose prior covers all 784 latents. No network sees a larger image.
+
+    :ivar int steps: steps of flow.
+    :ivar int width: width of the networks.
+    """
+
+    steps: int
+    width: int
+
+    def __call__(
+        self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
+    ) -> SemiConditionalFlow:
+        flow = glow(
+            (1, 28, 28),
+            levels=2,
+            steps=(0, self.steps),
+            factor_out=False,
+            coupling="alternate",
+            scale="clamp",
+            logit=0.05,
+            latent_dim=latent_dim,
+            net={"name": "pooled-conv", "width": self.width},
+        )
+        return SemiConditionalFlow(flow, prior, num_classes)
+
+
+FLOWGMM_MNIST_CPU = Preset(
+    flow=SmallGlow(steps=4, width=64),
+    augment=ImageAugment(shift=2, rotate=10.0, zoom=0.1),
+    optimisation=Optimisation(
+        learning_rate=4e-3,
+        schedule="cosine",
+        warmup=0.1,
+        gradient_clip=1e4,
+        ema_decay=0.98,
+    ),
+    steps=1500,
+    batch_size=64,
+    labelled_batch_size=64,
+    validate_every=250,
+    terms=(Classification(1e4),),
+    initial_rows=512,
+    held_out=0,
+    draws=4,
+    prior="flowgmm:separation=0.2",
+)
+"""FlowGMM for MNIST with a thousand labels, in minutes on one CPU core.
+
+Random means at a fifth of the usual distance leave room for doubt between classes. An image has hundreds of
+nats of density, and its label a few, so the classification term has a large weight. It outweighs the density:
+this preset is for accurate labels, and its bits per dimension are poor.
 """

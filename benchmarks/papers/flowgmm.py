@@ -1,0 +1,302 @@
+"""The tables of FlowGMM (Izmailov et al., 2020) that need no text and no tabular data, beside our figures.
+
+    python -m benchmarks.papers.flowgmm --table 3 --seeds 5 --data-root data --out out/flowgmm \\
+        --json table3.json
+
+Tables 3 and 4 are MNIST with few labels, 5 is calibration, 7 two toys. The letters are those of appendices: A
+(EM in place of gradients), B (where means start, and training them), H (distances between random means), J
+(Student-t), K (class imbalance). Each seed is another choice of labels. Lines of one seed have the same
+labels, so they can be paired.
+
+All lines on MNIST use the light preset ``flowgmm-mnist-cpu`` on one thread. The number of steps differs, so
+that lines with a second view, or with all labels, take about as many minutes as the others.
+
+Finished runs are found in ``--out`` and not repeated. A run that was cut off goes on from its last
+checkpoint. So give the same command again, with ``--minutes`` for each call, until every line is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from benchmarks.papers.flowgmm_runs import Baseline, Coverage, Distances, Mnist, Run, Toy
+from benchmarks.tools.deadline import Deadline
+from benchmarks.tools.machine import environment
+from benchmarks.tools.options import make_parser, positive, seed, whole
+from benchmarks.tools.records import write_json
+
+RESERVE = 1.0  # minutes that a run needs besides training: start and evaluation
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    :ivar run: what makes our figures.
+    :ivar figures: the figures to show, and the names that they have in the metrics of the run.
+    :ivar paper: what the paper reports of this line.
+    """
+
+    name: str
+    run: Run
+    figures: Mapping[str, str]
+    paper: Mapping[str, str]
+
+
+def row(name: str, run: Run, figures: str | Mapping[str, str], **paper: str) -> Row:
+    """A line whose figures are named in a string, or mapped to the names in the metrics."""
+    return Row(name, run, {f: f for f in figures.split()} if isinstance(figures, str) else figures, paper)
+
+
+# The steps that take as many minutes as 1,500 steps of FlowGMM, which score one view of each row.
+STEPS, TWO_VIEWS, LABELLED_ONLY = 1500, 1000, 1500
+PROBABILITIES = "consistency:kind=probabilities,weight=50000,start=0,until=0.5"
+LIKELIHOOD = "consistency:kind=likelihood,weight=1,start=0,until=0.5"
+CONS = Mnist(terms=(PROBABILITIES,), steps=TWO_VIEWS)
+FLOWGMM, SUPERVISED = Mnist(steps=STEPS), Mnist(unlabelled=False, steps=LABELLED_ONLY)
+
+ACCURACY = "accuracy_pct label_nll ece nll minutes"
+TEMPERED = {"accuracy_pct": "temp_accuracy_pct", "label_nll": "temp_label_nll", "ece": "temp_ece"}
+BRIER = {"accuracy_pct": "accuracy_pct", "label_nll": "label_nll", "ece": "ece", "brier": "brier"}
+SHARES = (1.0,) * 3 + (0.75,) * 3 + (0.5,) * 3 + (0.25,)
+THINNED = {"shares": SHARES, "steps": STEPS}
+L1 = "l1_distance accuracy_pct minutes"
+GMM = "gmm:covariance=isotropic,separation=0.2,fit_scales=fixed"
+
+TABLES: dict[str, tuple[Row, ...]] = {
+    "3": (
+        row("FlowGMM Sup (all labels)", Mnist(labels=0, steps=STEPS), ACCURACY, accuracy_pct="99.63"),
+        row("M1+M2 VAE SSL", Baseline(), "accuracy_pct label_nll ece minutes", accuracy_pct="97.60 ± 0.02"),
+        row("M1+M2 VAE SSL, shifted images", Baseline(shifted=True), "accuracy_pct label_nll ece minutes"),
+        row("FlowGMM Sup (n_l labels)", SUPERVISED, ACCURACY, accuracy_pct="97.36"),
+        row("FlowGMM", FLOWGMM, ACCURACY, accuracy_pct="98.94"),
+        row(
+            "FlowGMM-cons, likelihood",
+            Mnist(terms=(LIKELIHOOD,), steps=TWO_VIEWS),
+            ACCURACY,
+            accuracy_pct="99.0",
+        ),
+        row("FlowGMM-cons, probabilities", CONS, ACCURACY),
+    ),
+    "4": (
+        *(
+            row(f"M1+M2 VAE SSL, {n} labels", Baseline(labels=n), "accuracy_pct minutes", accuracy_pct=paper)
+            for n, paper in (
+                (100, "96.67"),
+                (600, "97.41 ± 0.05"),
+                (1000, "97.60 ± 0.02"),
+                (3000, "97.82 ± 0.04"),
+            )
+        ),
+        *(
+            row(
+                f"FlowGMM-cons, {n} labels",
+                Mnist(n, terms=CONS.terms, steps=CONS.steps),
+                ACCURACY,
+                accuracy_pct=p,
+            )
+            for n, p in ((100, "98.2"), (600, "98.7"), (1000, "99"), (3000, "99.2"))
+        ),
+    ),
+    "5": (
+        row("FlowGMM", SUPERVISED, BRIER, accuracy_pct="97.3", label_nll="0.295", ece="0.024"),
+        row(
+            "FlowGMM-temp",
+            SUPERVISED,
+            {**TEMPERED, "brier": "temp_brier", "temperature": "temperature"},
+            accuracy_pct="97.3",
+            label_nll="0.094",
+            ece="0.004",
+        ),
+    ),
+    "7": (
+        row(
+            "FlowGMM, moons",
+            Toy("moons"),
+            "accuracy_pct nll minutes",
+            accuracy_pct="99.4 ± 1.1",
+            nll="0.82 ± 0.68",
+        ),
+        row(
+            "FlowGMM, circles",
+            Toy("circles"),
+            "accuracy_pct nll minutes",
+            accuracy_pct="97.52 ± 0.5",
+            nll="0.83 ± 0.04",
+        ),
+        row(
+            "SCNF, moons",
+            Toy("moons", scnf=True),
+            "accuracy_pct nll minutes",
+            accuracy_pct="99.7 ± 0.2",
+            nll="1.11 ± 0.02",
+        ),
+        row(
+            "SCNF, circles",
+            Toy("circles", scnf=True),
+            "accuracy_pct nll minutes",
+            accuracy_pct="95 ± 1.9",
+            nll="1.68 ± 0.13",
+        ),
+        row("FlowGMM, moons, labelled only", Toy("moons", labelled_only=True), "accuracy_pct nll minutes"),
+        row(
+            "FlowGMM, circles, labelled only", Toy("circles", labelled_only=True), "accuracy_pct nll minutes"
+        ),
+    ),
+    "A": (
+        row("gradient of the marginal", FLOWGMM, ACCURACY, accuracy_pct="98.94"),
+        row("EM, posterior", Mnist(guide="em", steps=STEPS), ACCURACY, accuracy_pct="98.97"),
+        row("EM, most probable label", Mnist(guide="em-hard", steps=STEPS), ACCURACY),
+    ),
+    "B": (
+        row("random, fixed", FLOWGMM, ACCURACY),
+        row(
+            "latents, fixed",
+            Mnist(
+                prior=f"{GMM},means=latents,fit_means=fixed".replace("separation=0.2", "separation=1.0"),
+                steps=STEPS,
+            ),
+            ACCURACY,
+        ),
+        row(
+            "random, by gradient",
+            Mnist(prior=f"{GMM},means=random,fit_means=gradient", steps=STEPS),
+            ACCURACY,
+        ),
+        row("random, by EM", Mnist(prior=f"{GMM},means=random,fit_means=em", steps=STEPS), ACCURACY),
+    ),
+    "H": tuple(
+        row(
+            f"D = {d}",
+            Distances(d),
+            "distance distance_by_root_2d own_by_d others_by_d above_99_pct",
+            distance_by_root_2d="1",
+            own_by_d="1",
+            others_by_d="3",
+        )
+        for d in (2, 8, 32, 128, 784)
+    ),
+    "J": (
+        row("Gaussian", FLOWGMM, f"below_99_pct {ACCURACY}"),
+        row(
+            "Student-t, 5 degrees of freedom",
+            Mnist(
+                prior="student-t:df=5,means=random,separation=0.2,fit_means=fixed,fit_scales=fixed",
+                steps=STEPS,
+            ),
+            f"below_99_pct {ACCURACY}",
+            below_99_pct="0.24",
+        ),
+    ),
+    "K": (
+        row(
+            "by gradient",
+            Mnist(class_probs="learnable", balanced_labels=True, **THINNED),
+            L1,
+            l1_distance="0.16",
+        ),
+        row("by EM", Mnist(class_probs="em", balanced_labels=True, **THINNED), L1),
+        row("by gradient, labels taken as drawn at random", Mnist(class_probs="learnable", **THINNED), L1),
+        row("Dirichlet posterior, data sets covered", Coverage(), "covered_fewest covered_mean sets minutes"),
+    ),
+}
+
+
+def summary(records: Sequence[Mapping[str, Any]], figures: Mapping[str, str]) -> dict[str, Any]:
+    """Mean, standard deviation and single values of each figure of a line."""
+    found = {}
+    for figure, name in figures.items():
+        values = [record[name] for record in records if name in record]
+        if values:
+            spread = stdev(values) if len(values) > 1 else 0.0
+            found[figure] = {"mean": mean(values), "std": spread, "runs": values}
+    return found
+
+
+def record(
+    rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]], args: argparse.Namespace
+) -> dict[str, object]:
+    """What the result file holds."""
+    return {
+        "benchmark": "flowgmm",
+        "table": args.table,
+        "settings": {"seeds": args.seeds, "first_seed": args.first_seed, "smoke_test": args.smoke_test},
+        "environment": environment("cpu", ("lightning", "scikit-learn")),
+        "runs": {row.name: repr(row.run) for row in rows},
+        "paper": {row.name: dict(row.paper) for row in rows},
+        "ours": {row.name: summary(_finished(made[row.name]), row.figures) for row in rows},
+        "complete": all(len(_finished(made[row.name])) == args.seeds for row in rows),
+    }
+
+
+def _finished(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [each for each in records if each.get("finished")]
+
+
+def show(rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]]) -> None:
+    """Print the table: for each line our figures, then those of the paper."""
+    for each in rows:
+        done = _finished(made[each.name])
+        print(f"{each.name}: {len(done)} seeds")
+        for figure, found in summary(done, each.figures).items():
+            theirs = f"   (paper {each.paper[figure]})" if figure in each.paper else ""
+            print(f"    {figure:20s} {found['mean']:10.4f} ± {found['std']:.4f}{theirs}")
+
+
+def parse() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--table", choices=TABLES, required=True)
+    parser.add_argument("--seeds", type=whole, default=5)
+    parser.add_argument("--first-seed", type=seed, default=0)
+    parser.add_argument("--data-root", type=Path, help="torchvision's root folder, for MNIST")
+    parser.add_argument("--minutes", type=positive, help="for this call; the next call goes on")
+    parser.add_argument(
+        "--out",
+        "--runs",
+        type=Path,
+        default=Path("out") / "flowgmm",
+        help="folder of the runs (default: %(default)s)",
+    )
+    parser.add_argument("--only", metavar="TEXT", default="", help="lines whose name contains TEXT")
+    parser.add_argument("--threads", type=whole, default=1)
+    args = parser.parse_args()
+    if args.smoke_test:
+        args.seeds = 1
+    return args
+
+
+def main() -> int:
+    args = parse()
+    rows = [each for each in TABLES[args.table] if args.only in each.name]
+    if not rows:
+        names = ", ".join(each.name for each in TABLES[args.table])
+        raise SystemExit(f"--only {args.only!r}: no such line; Table {args.table} has {names}")
+    on_mnist = [each.name for each in rows if isinstance(each.run, Mnist | Baseline)]
+    if on_mnist and args.data_root is None and not args.smoke_test:
+        raise SystemExit(
+            f"--data-root: missing, and {on_mnist[0]} needs MNIST; give torchvision's root folder"
+        )
+    torch.set_num_threads(args.threads)
+    deadline = Deadline(args.minutes)
+    made: dict[str, list[Mapping[str, Any]]] = {each.name: [] for each in rows}
+    for number in range(args.first_seed, args.first_seed + args.seeds):
+        for each in rows:
+            left = deadline.left()
+            minutes = None if left is None else left - RESERVE
+            made[each.name].append(each.run.found_or_made(number, args, minutes))
+            write_json(args.json, record(rows, made, args))
+    print(f"Table {args.table}, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
+    show(rows, made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
