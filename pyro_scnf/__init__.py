@@ -77,8 +77,6 @@ __all__ = [
 
 
 # Import these on first use, because they may need extras.
-_LAZY = dict.fromkeys(
-    ("analysis", "baselines", "datasets", "plots", "presets", "testing", "training"), ""
-)
+_LAZY = dict.fromkeys(("analysis", "baselines", "datasets", "plots", "presets", "testing", "training"), "")
 
 __getattr__, __dir__ = lazy(__name__, _LAZY, __all__)
