@@ -266,16 +266,16 @@ class SmallGlow:
 
 
 FLOWGMM_MNIST_CPU = Preset(
-    flow=SmallGlow(steps=4, width=64),
-    augment=ImageAugment(shift=2, rotate=10.0, zoom=0.1),
+    flow=SmallGlow(steps=4, width=96),
+    augment=ImageAugment(shift=2, rotate=15.0, zoom=0.2, shear=0.2),
     optimisation=Optimisation(
         learning_rate=4e-3,
         schedule="cosine",
         warmup=0.1,
         gradient_clip=1e4,
-        ema_decay=0.98,
+        ema_decay=0.99,
     ),
-    steps=1500,
+    steps=1300,
     batch_size=64,
     labelled_batch_size=64,
     validate_every=250,
