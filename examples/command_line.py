@@ -56,7 +56,7 @@ def whole(at_least: int = 1, at_most: float = math.inf) -> Callable[[str], int]:
     return read
 
 
-def minutes(text: str) -> float:
+def positive(text: str) -> float:
     """Reads a positive number."""
     try:
         number = float(text)

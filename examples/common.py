@@ -24,7 +24,7 @@ def parser(description: str) -> Parser:
     """The options that every example has."""
     parser = Parser(description)
     prior = f"p(z_f | y): {', '.join(scnf.PRIORS)}, with options (gmm:covariance=full), or an import path"
-    parser.add_argument("--prior", default="flow", help=prior)
+    parser.add_argument("--prior", help=f"{prior}; default: the preset's")
     parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="how to treat unknown labels")
     terms = f"training terms: {', '.join(scnf.TERMS)}, with options (balance:weight=2); default: the preset's"
     parser.add_argument("--terms", nargs="*", help=terms)

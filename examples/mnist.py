@@ -17,14 +17,14 @@ from pathlib import Path
 import common
 import figures
 import torch
-from command_line import minutes, parse, refusing, whole
+from command_line import parse, positive, refusing, whole
 
 import pyro_scnf as scnf
 from pyro_scnf import analysis
 from pyro_scnf.datasets import IMAGES, SPLITS, enlarged_digits, images, link_neighbours, upright_features
 from pyro_scnf.training import Machine
 
-PRESETS = {name[6:]: preset for name, preset in scnf.presets.PRESETS.items() if name.startswith("mnist-")}
+PRESETS = {name.replace("mnist-", ""): p for name, p in scnf.presets.PRESETS.items() if "mnist-" in name}
 SETS = [name for name, images in IMAGES.items() if images.shape == (1, 28, 28)]
 
 
@@ -42,7 +42,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--precision", default="32", choices=("32", "bf16-mixed"))
     parser.add_argument("--compile", action="store_true", help="torch.compile both flows")
     parser.add_argument("--devices", type=whole(), default=1, help="processes to train in")
-    parser.add_argument("--minutes", type=minutes, help="stop before this time is up; --resume goes on")
+    parser.add_argument("--minutes", type=positive, help="stop before this time is up; --resume goes on")
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parse(parser, "mnist")
     preset = PRESETS[args.preset]
@@ -78,7 +78,7 @@ def main() -> dict[str, object]:
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
     common.save(args, model, metrics)
     print(
-        f"{args.data}, {args.labels} labels, {args.preset}, {args.prior}, seed {args.seed}: "
+        f"{args.data}, {args.labels} labels, {args.preset}, {args.prior or preset.prior}, seed {args.seed}: "
         f"test error {scores['test_error_pct']:.2f} %, {scores['test_bits_per_dim']:.3f} bits/dim, "
         f"calibration error {scores['test_ece']:.3f}; {result.steps} steps in {result.seconds / 60:.1f} min"
         f"{'' if result.finished else ', not finished: go on with --resume'}; written to {args.out}"
