@@ -185,7 +185,7 @@ class Baseline(Run):
     """
 
     labels: int = 1000
-    minutes: float = 5.0
+    minutes: float = 3.0
     shifted: bool = False
 
     def measure(self, seed: int, folder: Path, args: argparse.Namespace, minutes: float | None) -> Metrics:
@@ -206,9 +206,16 @@ class Baseline(Run):
 # -- toys ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Toy(Run):
-    """FlowGMM, or SCNF, on 1,000 points of the plane with five labels a class."""
+    """FlowGMM, or SCNF, on 1,000 points of the plane with five labels a class.
+
+    A start may lead to a flow that cuts a class in two. So the best of several starts counts. It is chosen by
+    the likelihood of the training points, labelled ones with their labels; the test points take no part.
+
+    :ivar int starts: trainings from different initial parameters.
+    """
 
     name: str = "moons"
+    starts: int = 3
     scnf: bool = False
     labelled_only: bool = False
 
@@ -219,10 +226,17 @@ class Toy(Run):
             x, y = data.labelled
             data = replace(data, x=x, y=y)
         preset = TOY if self.scnf else FLOWGMM_TOY
-        torch.manual_seed(seed)
-        model = preset.make_model(data)
-        start = time.perf_counter()
-        preset.fit(model, data, steps=20 if args.smoke_test else preset.steps, seed=seed, progress=False)
+        steps, start = 20 if args.smoke_test else preset.steps, time.perf_counter()
+        x, y = data.labelled
+        trained = []
+        for number in range(1 if args.smoke_test else self.starts):
+            torch.manual_seed(1000 * seed + number)
+            model = preset.make_model(data)
+            preset.fit(model, data, steps=steps, seed=1000 * seed + number, progress=False)
+            with torch.no_grad():
+                loss = scnf.elbo(model.eval())(*((x, y, data.unlabelled) if len(data.unlabelled) else (x, y)))
+            trained.append((loss.item(), model))
+        model = min(trained, key=lambda each: each[0])[1]
         scores = _scores(analysis.evaluate(model, data.x_test, data.y_test))
         scnf.save(model, folder / "model.pt")
         return {"finished": True, "minutes": (time.perf_counter() - start) / 60, **scores}
