@@ -1,11 +1,16 @@
-"""Averages over the processes that train together."""
+"""Sums over the processes that train together, and over their steps."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from typing import ClassVar, Self
 
-__all__ = ["averaged_over_processes"]
+import torch
+from torch import Tensor, nn
+
+from pyro_scnf._shapes import at_least_single
+
+__all__ = ["SumsOverSteps", "averaged_over_processes"]
 
 
 def averaged_over_processes(value: Tensor) -> Tensor:
@@ -15,3 +20,24 @@ def averaged_over_processes(value: Tensor) -> Tensor:
         torch.distributed.all_reduce(value)
         value /= torch.distributed.get_world_size()
     return value
+
+
+class SumsOverSteps(nn.Module):
+    """A module with buffers that sum over many steps.
+
+    They stay in single precision if the module is converted to a half one. Half precision has too few digits
+    to add a small step to a large sum, and float16 ends at 65,504.
+
+    :cvar sums: names of the buffers.
+    """
+
+    sums: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = {name: value for name in self.sums if (value := self._buffers.get(name)) is not None}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            converted = self._buffers[name]
+            if converted is not None and converted.dtype != at_least_single(converted).dtype:
+                self._buffers[name] = value.to(converted.device)
+        return self

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_scnf._checks import check_labels, validating
 from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_number, check_whole, refuse_unused
-from pyro_scnf._processes import averaged_over_processes
+from pyro_scnf._processes import SumsOverSteps, averaged_over_processes
 from pyro_scnf._shapes import in_double
 from pyro_scnf._warn import warn
 
@@ -34,7 +34,7 @@ class Categorical(Portable, dist.Categorical):
     """Pyro's ``Categorical``, which can be copied at any time."""
 
 
-class ClassProbs(PortableModule):
+class ClassProbs(SumsOverSteps, PortableModule):
     """Class probabilities :math:`p(y)`: uniform, given, or trained.
 
     :param int num_classes: number of labels K.
@@ -49,6 +49,8 @@ class ClassProbs(PortableModule):
     >>> ClassProbs(2, torch.tensor([1.0, 3.0]))().probs
     tensor([0.2500, 0.7500])
     """
+
+    sums = ("counts",)
 
     logits: Tensor
     counts: Tensor

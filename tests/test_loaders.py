@@ -92,6 +92,18 @@ def test_each_step_of_a_plain_loader_has_its_own_noise_and_progress():
     assert drawn[:6] == drawn[6:]
 
 
+def test_em_counts_all_batches_of_a_step():
+    """Gradients of three batches make one optimiser step, whose M-step sees the rows of all three."""
+    data = some_data()
+    model = make_model(data, "gmm:fit_means=em")
+    task = SemiSupervisedTask(model, steps=1)
+    trainer(max_steps=1, accumulate_grad_batches=3).fit(task, DataLoader(data.x[:60], batch_size=20))
+    kept = model.flow.prior.em_decay
+    assert model.flow.prior.moments.count.sum().item() == pytest.approx(kept * 60, rel=1e-4)
+    trainer(max_steps=1).fit(task, DataLoader(data.x[:10], batch_size=10))
+    assert model.flow.prior.moments.count.sum().item() == pytest.approx(kept * (kept * 60 + 10), rel=1e-4)
+
+
 def test_step_batches_are_a_finite_data_set():
     data = some_data()
     batches = StepBatches(data, 20)

@@ -259,9 +259,37 @@ def test_the_e_step_of_both_forms_of_a_batch(balanced, evidence):
         model, x[known], y[known], x[~known], label_log_prior=None if given is None else given[~known]
     )
     assert relative(two.weights, one.weights) < 1e-9
-    assert relative(two.class_weights, q[~known] if balanced else q[order]) < 1e-9
+    telling = torch.ones_like(known)  # rows whose likelihood has p(y) in it
+    if evidence:
+        telling = known  # evidence is given for the others alone
+    if balanced:
+        telling = telling & ~known
+    assert relative(two.class_weights.sum(0), q[telling].sum(0)) < 1e-9
+    assert len(two.class_weights) == telling.sum()
+    assert len(one.class_weights) == (0 if evidence else telling.sum())  # evidence is given for all rows
     assert not two.weights.requires_grad
     assert not two.z_f.requires_grad
+
+
+@pytest.mark.parametrize("form", ["one plate", "two plates"])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("evidence", [False, True])
+def test_class_probabilities_by_em_and_by_gradient_learn_from_the_same_rows(form, balanced, evidence):
+    """The gradient of the likelihood in the logits is the counts of the E-step less their expectation."""
+    x, y, _ = blobs(20)
+    known = y >= 0
+    given = torch.randn(20, 3, dtype=F64).log_softmax(-1) if evidence else None
+    args = (x, y) if form == "one plate" else (x[known], y[known], x[~known])
+    if evidence and form == "two plates":
+        given = given[~known]
+    model = model_of("gmm:fit_means=em", class_probs="learnable", balanced_labels=balanced)
+    loss = scnf.elbo(model)
+    value = loss(*args, label_log_prior=given)
+    (gradient,) = torch.autograd.grad(value, model.class_probs.logits, allow_unused=True)
+    gradient = torch.zeros(3, dtype=F64) if gradient is None else gradient
+    counts = loss.expected.class_weights.sum(0)
+    expected = counts - counts.sum() * model.class_probs.log_probs.exp().detach()
+    assert torch.allclose(-gradient, expected, atol=1e-9)
 
 
 def test_the_e_step_weighs_rows_as_the_loss_does():
@@ -315,6 +343,70 @@ def test_a_step_updates_the_tables():
         < 1e-9
     )
     model.class_probs.restart()
+
+
+def test_a_step_of_several_batches_updates_by_all_of_them():
+    """Each batch is scored before the tables change, and the M-step is that of all rows together."""
+    x, y, _ = blobs(50)
+    models = [model_of(f"gmm:{EM}", class_probs="em") for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    update_after_step(models[0], scnf.exact_guide, expected_labels(models[0], x, y))
+    parts = [expected_labels(models[1], x[rows], y[rows]) for rows in (slice(0, 20), slice(20, 50))]
+    update_after_step(models[1], scnf.exact_guide, parts)
+    for one, other in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        assert relative(other, one) < 1e-9
+    with pytest.raises(ValueError, match=r"for another loss, give pyro_scnf\.models\.expected_labels"):
+        update_after_step(models[1], scnf.exact_guide, [])
+
+
+def test_a_guide_without_lag_has_the_tables_after_the_m_step():
+    model = model_of(f"gmm:{EM}", class_probs="em")
+    guide = scnf.EMGuide(model, decay=0.0)
+    x, y, _ = blobs(50)
+    before = model.flow.prior.loc.clone()
+    update_after_step(model, guide, expected_labels(model, x, y))
+    old = guide.old.module.state_dict()
+    assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
+    assert not torch.equal(model.flow.prior.loc, before)
+
+
+def test_em_refuses_tables_that_are_random():
+    """It would take one draw of the table for the model, without a warning."""
+    model = model_of("gmm:fit_scales=em")
+    pyro.nn.module.to_pyro_module_(model)
+    normal = pyro.distributions.Normal(torch.zeros(3, 2, dtype=F64), 1.0).to_event(2)
+    model.flow.prior.loc = pyro.nn.PyroSample(normal)
+    x = blobs(10)[0]
+    for run in (scnf.models.fit_by_em, expected_labels):
+        with pytest.raises(ValueError, match="model: EM trains a part of it, and the prior"):
+            run(model, x)
+
+
+def test_exact_em_leaves_each_part_in_its_mode():
+    model = model_of("gmm:fit_means=em")
+    model.train()
+    model.flow.transform.eval()
+    scnf.models.fit_by_em(model, blobs(10)[0], iterations=1)
+    assert model.training
+    assert not model.flow.transform.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_stay_exact_in_half_precision(dtype):
+    """Float16 ends at 65,504 rows, and bfloat16 adds no small batch to a large count."""
+    model = scnf.SemiSupervisedModel(toy_flow(f"gmm:components=2,fit_weights=em,{EM}", 3), "em").to(dtype)
+    prior, probs = model.flow.prior, model.class_probs
+    assert prior.loc.dtype == probs.logits.dtype == dtype
+    assert {value.dtype for value in prior.moments.buffers()} == {probs.counts.dtype} == {torch.float32}
+    z, q = torch.randn(40, *prior.event_shape, dtype=dtype), torch.rand(40, 3).softmax(-1)
+    for _ in range(3):
+        prior.accumulate(z, 5e4 * q)
+        probs.accumulate(5e4 * q)
+        prior.update()
+        probs.update()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert torch.allclose(probs.log_probs.exp().float(), q.mean(0), atol=1e-2)
+    assert model.double().flow.prior.moments.count.dtype == F64
 
 
 def test_components_share_the_weight_of_their_class():
@@ -438,6 +530,45 @@ def test_components_of_a_class_start_at_rows_of_it_far_from_one_another():
     prior = make_prior("gmm:components=2", (2,), 1)
     prior.initialize(z, torch.zeros(100, dtype=torch.long))
     assert sorted(prior.loc[0].mean(-1).sign().tolist()) == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_components_of_a_class_with_few_rows_differ(rows, dtype):
+    """Equal components would stay equal in training, by EM as by gradient."""
+    prior = make_prior("gmm:components=3", (2,), 1).to(dtype)
+    points = (100 + 8 * torch.arange(rows)[:, None]).expand(-1, 2).to(dtype)
+    z = points if rows == 1 else points.repeat(40, 1)  # many copies do not count
+    prior.initialize(z, torch.zeros(len(z)).long())
+    loc = prior.loc[0].detach().float()
+    assert torch.pdist(loc).min() > 0
+    assert (loc.mean(-1) > 50).sum() == rows  # the others stay where they were
+
+
+def test_clusters_with_few_unlabelled_rows_differ():
+    z, y = torch.randn(3, 2), torch.tensor([0, 1, -1])
+    prior = make_prior("gmm:means=clusters", (2,), 4)
+    prior.initialize(z, y)
+    assert torch.pdist(prior.loc.detach()).min() > 0
+    with pytest.warns(UserWarning, match=r"means='clusters': the means of class \[2, 3\] stay random"):
+        prior.initialize(z[:2], y[:2])
+
+
+def test_statistics_start_anew_with_the_means():
+    prior = make_prior("gmm:fit_means=em", (2,), 2)
+    y = torch.arange(20) % 2
+    prior.accumulate(torch.randn(20, 2), torch.ones(20, 2))
+    prior.update()
+    prior.initialize(100 + torch.randn(20, 2), y)
+    assert not prior.moments.count.any()
+    prior.accumulate(100 + torch.randn(20, 2), torch.ones(20, 2))
+    prior.update()
+    assert (prior.loc - 100).abs().max() < 5
+    prior.accumulate(torch.full((2, 2), 1e30), torch.ones(2, 2))  # whose scatter is infinite
+    prior.restart()
+    prior.accumulate(torch.ones(2, 2), torch.ones(2, 2))
+    prior.update()
+    assert torch.allclose(prior.loc, torch.ones(2, 2))
 
 
 def test_a_mixture_of_one_class_is_a_density():

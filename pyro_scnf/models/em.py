@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pyro_scnf._checks import UNLABELLED, check_row_labels
+from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._shapes import in_double, reference_tensor
+from pyro_scnf._state import Parts
 from pyro_scnf.models.scoring import Arguments, Rows, divide
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 
@@ -46,7 +48,7 @@ class Expected:
     :ivar Tensor z_f: ``(B, *latent_shape)``.
     :ivar Tensor weights: ``(B, K)``. The posterior of a known label is one-hot.
     :ivar Tensor class_weights: those of the rows that tell of p(y), ``(B', K)``. With ``balanced_labels``
-        these are the unlabelled rows.
+        labelled rows do not, and rows with evidence never do, because it takes the place of p(y).
     """
 
     z_f: Tensor
@@ -73,11 +75,13 @@ def learns_by_em(model: object) -> TypeGuard[SemiSupervisedModel]:
 def expected_labels(model: SemiSupervisedModel, *args: Tensor, **kwargs: Tensor) -> Expected:
     """The E-step of a batch under the current parameters.
 
-    :func:`pyro_scnf.elbo` computes it as ``loss.expected``, from the encodings that it has already.
+    :func:`pyro_scnf.elbo` computes it as ``loss.expected``, from the encodings that it has already. The
+    posterior is the exact one, whatever the guide of the loss.
 
     :param args: the arguments of the model, and ``kwargs`` likewise.
-    :raises ValueError: for arguments that the model refuses.
+    :raises ValueError: for arguments that the model refuses, or if a table of the prior is a random site.
     """
+    _check_plain(model)
     batch = Arguments.of(args, kwargs)
     if batch.x is None:
         raise ValueError("expected_labels: nothing is observed, expected x")
@@ -90,16 +94,26 @@ def expected_labels(model: SemiSupervisedModel, *args: Tensor, **kwargs: Tensor)
             q = _weighed(q, batch.weights, labelled)
         latents.append(z_f)
         weights.append(q)
-        if not model.balanced_labels:
+        if not model.balanced_labels and labelled.evidence is None:
             of_classes.append(q)
     if unlabelled is not None and len(unlabelled):
         z_f, q = _e_step(model, unlabelled, None)
         q = _weighed(q * unlabelled.scale, batch.weights, unlabelled)
         latents.append(z_f)
         weights.append(q)
-        of_classes.append(q)
+        if unlabelled.evidence is None:
+            of_classes.append(q)
     together = torch.cat(weights)
     return Expected(torch.cat(latents), together, torch.cat(of_classes) if of_classes else together[:0])
+
+
+def _check_plain(model: SemiSupervisedModel) -> None:
+    """Raise if the prior or the class probabilities draw a table. EM would take any draw for the table."""
+    if Parts.of((model.flow.prior, model.class_probs)).are_random:
+        raise ValueError(
+            "model: EM trains a part of it, and the prior or the class probabilities have a PyroSample; "
+            "expected plain tables"
+        )
 
 
 def _e_step(model: SemiSupervisedModel, rows: Rows, known: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -132,7 +146,8 @@ def fit_by_em(
 
     Each iteration takes the label posteriors of all rows, and sets the tables with ``fit_...="em"`` and the
     class probabilities ``"em"`` to the maximum of the expected log-likelihood. This never decreases the
-    likelihood. Everything else stays as it is. Rows are encoded once, in evaluation mode.
+    likelihood. Rows are encoded once, in evaluation mode. Everything else stays as it is, except that the
+    statistics of earlier steps of training are forgotten.
 
     :param model: a model with a prior or class probabilities that EM trains.
     :param x: data ``(N, *event_shape)``.
@@ -142,8 +157,8 @@ def fit_by_em(
     :param int batch_size: rows scored at a time.
     :return: the log-likelihood in nats per row, before the first iteration and after each. A labelled row
         counts ``labelled_weight`` times :math:`\log p(x, y)`, another one :math:`\log p(x)`.
-    :raises ValueError: if EM trains nothing of the model, for no rows, for numbers out of range, or for data
-        or labels that the model refuses.
+    :raises ValueError: if EM trains nothing of the model, or a table is a random site; for no rows, for
+        numbers out of range, or for data or labels that the model refuses.
 
     Reference: Izmailov et al., *FlowGMM*, 2020, Appendices A and B.
     """
@@ -154,6 +169,7 @@ def fit_by_em(
             "model: EM trains nothing of it; give the prior fit_means='em', fit_scales='em' or "
             "fit_weights='em', or the model class_probs='em'"
         )
+    _check_plain(model)
     x = model.flow.check_data(x, "x", "fit_by_em")
     if x.shape[1:] != model.flow.event_shape or not len(x):
         raise ValueError(
@@ -163,19 +179,17 @@ def fit_by_em(
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     y = check_row_labels(y, len(x), model.flow.num_classes, "fit_by_em").to(reference_tensor(model).device)
-    was_training = model.training
-    model.eval()
-    try:
-        encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]
-        found = [_iteration(model, encoded, y)]
-        for _ in range(iterations):
-            _update(model)
-            found.append(_iteration(model, encoded, y))
-            if found[-1] - found[-2] < tolerance:
-                break
-    finally:
-        model.train(was_training)
-        _restart(model)
+    with evaluating(model):
+        try:
+            encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]
+            found = [_iteration(model, encoded, y)]
+            for _ in range(iterations):
+                _update(model)
+                found.append(_iteration(model, encoded, y))
+                if found[-1] - found[-2] < tolerance:
+                    break
+        finally:
+            _restart(model)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from pyro_scnf.models.em import Expected, learns_by_em
@@ -22,22 +23,28 @@ class Updates(Protocol):
         """Called once after each optimiser step."""
 
 
-def update_after_step(model: SemiSupervisedModel, guide: object, expected: Expected | None = None) -> None:
-    """Update the guide, the prior and the class probabilities, if they are :class:`Updates`.
+def update_after_step(
+    model: SemiSupervisedModel, guide: object, expected: Expected | Sequence[Expected] | None = None
+) -> None:
+    """Update the prior, the class probabilities and the guide, if they are :class:`Updates`.
 
     :func:`pyro_scnf.training.fit` calls this after each optimiser step. Call it in a loop of your own too.
 
     :param expected: the E-step of the batch, ``loss.expected`` of :func:`pyro_scnf.elbo`, or
-        :func:`~pyro_scnf.models.expected_labels` of the arguments of the model.
+        :func:`~pyro_scnf.models.expected_labels` of the arguments of the model. If the step had gradients of
+        several batches, a list of theirs.
     :raises ValueError: if EM trains a part of the model, and ``expected`` is missing.
     """
-    if expected is not None:
-        expected.accumulate(model)
-    elif learns_by_em(model):
+    batches = [expected] if isinstance(expected, Expected) else expected or []
+    if learns_by_em(model) and not batches:
         raise ValueError(
             "expected: EM trains a part of the model, and needs the label posteriors of the batch; give "
-            "update_after_step(model, guide, loss.expected) with loss = pyro_scnf.elbo(model, guide)"
+            "update_after_step(model, guide, loss.expected) with loss = pyro_scnf.elbo(model, guide); for "
+            "another loss, give pyro_scnf.models.expected_labels(model, ...) of the arguments of the model"
         )
-    for part in (guide, model.flow.prior, model.class_probs):
+    for batch in batches:
+        batch.accumulate(model)
+    # The guide comes last, because it may copy or average the tables of the others.
+    for part in (model.flow.prior, model.class_probs, guide):
         if isinstance(part, Updates):
             part.update()

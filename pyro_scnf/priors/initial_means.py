@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_word
+from pyro_scnf._shapes import at_least_single
 from pyro_scnf._warn import warn
 
 __all__ = ["Means", "MeansWord", "initial_means", "means_of_rows"]
@@ -106,7 +107,8 @@ def means_of_rows(
     :param before: the means so far, ``(K, J, *event_shape)`` for J components of each class.
     :param z_f: latents ``(B, *event_shape)``.
     :param y: their labels, -1 where unknown.
-    :return: ``(K, J, *event_shape)`` and ``(K,)``.
+    :return: ``(K, J, *event_shape)`` and ``(K,)``. Where there are fewer different rows than components, the
+        other components keep their means.
     :raises ValueError: for ``"latents"`` and a class without a labelled row.
     """
     classes, components = before.shape[:2]
@@ -123,14 +125,21 @@ def means_of_rows(
         )
     placed, is_set = before.clone(), torch.zeros(classes, dtype=torch.bool, device=before.device)
     for k in known:
-        placed[k] = separation * _spread_out(z_f[y == k], components)
+        own = _spread_out(z_f[y == k], components)
+        placed[k, : len(own)] = separation * own
         is_set[k] = True
     unlabelled = z_f[y == UNLABELLED]
+    if means == "clusters" and known and missing and not len(unlabelled):
+        warn(
+            f"means='clusters': the means of class {missing} stay random, because y has no labelled row of "
+            "them, and no unlabelled row either. Give initialize unlabelled rows too"
+        )
     if means == "clusters" and len(unlabelled):
         for k in missing:
             others = placed[is_set].flatten(0, 1) / (separation or 1.0)
             start = unlabelled.mean(0, keepdim=True) if not len(others) else others
-            placed[k] = separation * _farthest(unlabelled, start, components)
+            own = _farthest(unlabelled, start, components)
+            placed[k, : len(own)] = separation * own
             is_set[k] = True
     return placed, is_set
 
@@ -138,19 +147,26 @@ def means_of_rows(
 def _spread_out(rows: Tensor, count: int) -> Tensor:
     """``count`` points among ``rows`` ``(B, *event)``: their mean alone, or rows far from one another."""
     center = rows.mean(0, keepdim=True)
-    return center if count == 1 else _farthest(rows, center, count)
+    first = rows[:0] if count == 1 else _farthest(rows, center, 1)
+    return torch.cat([first, _farthest(rows, first, count - 1)]) if len(first) else center
 
 
 def _farthest(rows: Tensor, points: Tensor, count: int) -> Tensor:
     """``count`` rows, each the farthest from ``points`` and from those that were chosen before it.
 
-    Among many rows the farthest ones are outliers. One row in twenty is therefore passed over.
+    Among many rows the farthest ones are outliers. One row in twenty is therefore passed over. No row equals
+    an earlier one, because equal components would stay equal in training. So there may be fewer.
     """
-    flat, chosen = rows.flatten(1), points.flatten(1)
+    flat, chosen = at_least_single(rows).flatten(1), at_least_single(points).flatten(1)
     picked = []
     for _ in range(count):
-        distance = torch.cdist(flat, chosen).amin(1)
-        nth = distance.argsort()[math.ceil(0.95 * len(flat)) - 1]
-        picked.append(flat[nth])
-        chosen = torch.cat([chosen, flat[nth][None]])
-    return torch.stack(picked).reshape(count, *rows.shape[1:])
+        # Exact differences: by products, a row would lie at a distance from itself.
+        distance = torch.cdist(flat, chosen, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        different = (distance > 0).nonzero()[:, 0]
+        if not len(different):
+            break
+        order = different[distance[different].argsort()]
+        farthest = flat[order[math.ceil(0.95 * len(order)) - 1]]
+        picked.append(farthest)
+        chosen = torch.cat([chosen, farthest[None]])
+    return torch.stack(picked).reshape(-1, *rows.shape[1:]) if picked else rows[:0]

@@ -178,7 +178,8 @@ class LocationScalePrior(ClassConditionalPrior):
         ``"latents"`` sets all of them. ``"auto"`` sets learned means of classes that have a labelled row, and
         warns if only some classes have one. ``"clusters"`` sets these, and starts the other classes at
         unlabelled latents far from them. With several components in a class, these start at labelled
-        latents far from one another. Means that an option fixes, or that are a random site, stay.
+        latents far from one another. If there are fewer different latents than components, the others stay
+        random. Means that an option fixes, or that are a random site, stay. The statistics of EM start anew.
 
         :param z_f: latents ``(B, *event_shape)``.
         :param y: their labels ``(B,)``, -1 where unknown.
@@ -197,6 +198,8 @@ class LocationScalePrior(ClassConditionalPrior):
         placed, is_set = means_of_rows(self.means, before, z_f, y, self.separation)
         for k in is_set.nonzero()[:, 0].tolist():
             self.loc[k].copy_(placed[k].reshape(self.loc[k].shape))
+        if bool(is_set.any()):
+            self.restart()
 
     def _means_are_learned(self, is_table: bool) -> bool:
         return is_table and self.fits["fit_means"] != "fixed"
@@ -250,7 +253,7 @@ class LocationScalePrior(ClassConditionalPrior):
     def restart(self) -> None:
         """Forget all statistics of the E-step."""
         if self.fitted_by_em:
-            self.moments.forget(0.0)
+            self.moments.clear()
 
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         """Set the scales of ``live`` components from the scatter about means, ``(P, D)`` or ``(P, D, D)``."""

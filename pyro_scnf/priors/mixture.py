@@ -159,7 +159,7 @@ class GaussianMixturePrior(LocationScalePrior):
         else:
             # The most likely covariance whose variances are not too small has the same axes.
             values, axes = torch.linalg.eigh(
-                torch.where(live[:, None, None], each, torch.eye(each.shape[-1]))
+                torch.where(live[:, None, None], each, torch.eye(each.shape[-1]).to(each))
             )
             values = values.clamp(min=SMALLEST_SCALE**2)
             tril = torch.linalg.cholesky(axes * values[:, None, :] @ axes.mT)

@@ -15,21 +15,23 @@ for latent data models*, 2009 (forgetting).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_scnf._processes import averaged_over_processes
+from pyro_scnf._processes import SumsOverSteps, averaged_over_processes
 from pyro_scnf._shapes import in_double
 
 __all__ = ["Moments"]
 
 
-class Moments(nn.Module):
+class Moments(SumsOverSteps):
     """Weighted count, mean and scatter of the rows of each component.
 
     :param int components: number of components P.
     :param int dim: numbers D in a row.
     :param bool full: whether the scatter is a matrix.
     """
+
+    sums = ("count", "weight", "mean", "scatter")
 
     count: Tensor
     weight: Tensor
@@ -107,3 +109,8 @@ class Moments(nn.Module):
         """Multiply the weight of all rows so far by ``keep``."""
         for value in (self.count, self.weight, self.scatter):
             value.mul_(keep)
+
+    def clear(self) -> None:
+        """Forget all rows, also if a statistic has become infinite."""
+        for value in (self.count, self.weight, self.mean, self.scatter):
+            value.zero_()

@@ -17,7 +17,7 @@ from pyro_scnf._extras import require
 from pyro_scnf._spec import describe
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
-from pyro_scnf.models import SemiSupervisedModel, make_guide, update_after_step
+from pyro_scnf.models import Expected, SemiSupervisedModel, make_guide, update_after_step
 from pyro_scnf.objective import elbo
 from pyro_scnf.saving import describe_model
 from pyro_scnf.terms import Terms, active, needs_of
@@ -51,6 +51,9 @@ class SemiSupervisedTask(lightning.LightningModule):
     ``val_error`` (per cent of the labelled rows) if there are any, and ``val_bits_per_dim`` if ``augment``
     has ``bins``, and the same under ``test_``. ``Trainer.predict`` takes the same loaders, and gives the
     label probabilities ``(B, K)`` of each batch.
+
+    A model in evaluation mode is put into training mode for training. Parts in evaluation mode stay so if the
+    model itself is in training mode.
 
     Its checkpoints describe the model. :func:`pyro_scnf.load` makes the model from such a file.
 
@@ -104,13 +107,22 @@ class SemiSupervisedTask(lightning.LightningModule):
         }
         self.settings = {name: plain(value) for name, value in compared.items()}
         self._done, self._lengthened, self._has_run = 0, False, False
+        self._expected: dict[int, Expected] = {}  # by the batches since the latest optimiser step
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and not self.model.training:
+            self.train()  # Lightning would leave it in evaluation mode, and dropout would do nothing
 
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         given = as_batch(batch, number, self.model.flow.num_classes)
         with noise(derive_seed(self.seed, "noise", given.step, self.global_rank), self.device):
-            return self._loss(given)
+            loss = self._loss(given)
+        expected = self.objective[0].expected
+        if expected is not None:
+            self._expected[number] = expected
+        return loss
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, in nats per example."""
@@ -279,7 +291,9 @@ class SemiSupervisedTask(lightning.LightningModule):
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        update_after_step(self.model, self.guide, self.objective[0].expected)
+        expected = list(self._expected.values())
+        self._expected.clear()
+        update_after_step(self.model, self.guide, expected)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
