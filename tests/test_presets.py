@@ -226,6 +226,17 @@ def test_of_many_labelled_rows_some_of_each_class_initialise():
         assert torch.allclose(flow.prior.loc[k], z_f[y == k].mean(0), atol=1e-5)
 
 
+def test_of_many_labelled_rows_half_initialise_if_a_class_has_no_label():
+    """The other half are unlabelled rows, at one of which the class without a label starts."""
+    data = toy("moons", num_train=120, labels_per_class=40, seed=0)
+    hidden = replace(data, y=torch.where(data.y == 1, -1, data.y))
+    flow = replace(scnf.presets.TOY, initial_rows=20).make_model(hidden, "gmm:means=clusters").flow
+    z_f = flow.encode(hidden.unlabelled[:10])[1].detach()
+    assert (z_f - flow.prior.loc[1]).norm(dim=-1).min() < 1e-5
+    x = hidden.labelled[0][torch.arange(10) * 40 // 10]
+    assert torch.allclose(flow.prior.loc[0], flow.encode(x)[1].mean(0), atol=1e-5)
+
+
 @pytest.mark.parametrize("prior", ["gmm", "student-t"])
 def test_the_means_of_a_preset_start_at_the_labelled_latents(prior):
     """The preset initialises from few rows, in which the labelled rows of all classes are."""

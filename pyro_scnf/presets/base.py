@@ -95,7 +95,8 @@ class Preset:
     :ivar terms: what training minimises besides the negative log-likelihood, see
         :func:`~pyro_scnf.terms.make_terms`.
     :ivar int initial_rows: how many rows set data-dependent parameters: labelled rows first, because priors
-        learn from their labels, then others in the order of the data. 0 for all rows.
+        learn from their labels, then others in the order of the data. At most half of them are labelled if a
+        class has no label, because it may start at unlabelled rows. 0 for all rows.
     :ivar str split: how labels are chosen, one of :data:`~pyro_scnf.datasets.SPLITS`.
     :ivar int neighbours: number of nearest rows to link to each row, if a term uses pairs.
     :ivar int held_out: unlabelled rows to hold out for validation; with 0 the last weights are kept.
@@ -173,8 +174,10 @@ class Preset:
         """The numbers of ``initial_rows`` rows. If there are more labelled ones, they are evenly spaced."""
         size = self.initial_rows or len(data.x)
         labelled, others = (rows.nonzero()[:, 0] for rows in (data.y != UNLABELLED, data.y == UNLABELLED))
-        if len(labelled) > size:
-            labelled = labelled[torch.arange(size) * len(labelled) // size]
+        without_label = len(data.y[labelled].unique()) < data.num_classes
+        most = size - min(size // 2, len(others)) if without_label else size
+        if len(labelled) > most:
+            labelled = labelled[torch.arange(most) * len(labelled) // most]
         return torch.cat([labelled, others[: size - len(labelled)]]).sort().values
 
     def fit(
