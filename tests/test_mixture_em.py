@@ -610,3 +610,34 @@ def test_svi_steps_with_a_mixture_by_em():
     svi.step(x, y)
     update_after_step(model, scnf.exact_guide, expected_labels(model, x, y))
     assert not torch.equal(before, model.flow.prior.loc)
+
+
+# -- class probabilities with a posterior ----------------------------------------------------------
+def test_the_posterior_of_class_probabilities_over_a_frozen_flow():
+    """NUTS with a Dirichlet prior and enumerated labels agrees with a quadrature over the one free number."""
+    torch.manual_seed(0)
+    flow = toy_flow("gmm:separation=1.5", 2, F64).requires_grad_(False).eval()
+    x = flow.sample((torch.arange(40) % 4 == 0).long())
+
+    def frequencies(x):
+        probs = pyro.sample("probs", pyro.distributions.Dirichlet(torch.ones(2, dtype=F64)))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", pyro.distributions.Categorical(probs), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    pyro.set_rng_seed(0)
+    with counting(flow.transform, "inverse_and_ladj") as passes, scnf.share_encoding():
+        mcmc = pyro.infer.MCMC(
+            pyro.infer.NUTS(frequencies, max_plate_nesting=1, max_tree_depth=3), 100, 40, disable_progbar=True
+        )
+        mcmc.run(x)
+    draws = mcmc.get_samples()["probs"][:, 0]
+    assert passes.calls <= 3  # however many gradients there are
+    p = torch.linspace(0, 1, 2001, dtype=F64)[1:-1]
+    table = flow.class_log_prob(x)
+    log_density = (table + torch.stack([p, 1 - p], -1).log()[:, None]).logsumexp(-1).sum(-1)
+    density = log_density.softmax(0)
+    mean = (density * p).sum()
+    std = ((density * p.square()).sum() - mean.square()).sqrt()
+    assert abs(draws.mean() - mean) < 0.5 * std
+    assert 0.65 * std < draws.std() < 1.45 * std
