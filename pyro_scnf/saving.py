@@ -105,7 +105,7 @@ def load(
 
     Only tensors and plain values are read (``weights_only=True``), so the file cannot run code. The state of
     the global random generator does not change. Parameters that were frozen when the model was saved are
-    trainable again.
+    trainable again. A model that is built anew is in evaluation mode.
 
     :param into: a model of the same architecture, which takes the parameters from the file and is returned.
         Give it if the file does not say how its model was built, because a part of the model is your own.
@@ -121,7 +121,7 @@ def load(
     content = read_plain(path, "a file that scnf.save or training wrote")
     state = _state_in(path, content)
     if into is None:
-        model = _rebuild(path, content, state, {trust} if isinstance(trust, str) else set(trust))
+        model = _rebuild(path, content, state, {trust} if isinstance(trust, str) else set(trust)).eval()
     else:
         model, wrong = into, misfits(state, into)
         if wrong:

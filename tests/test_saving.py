@@ -96,6 +96,14 @@ def test_loading_draws_nothing_from_the_generator(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_loaded_model_is_in_evaluation_mode_unless_it_was_there_before(tmp_path):
+    model = small_model()
+    scnf.save(model, tmp_path / "model.pt")
+    assert model.training
+    assert not any(module.training for module in scnf.load(tmp_path / "model.pt").modules())
+    assert scnf.load(tmp_path / "model.pt", into=model).training
+
+
 def test_a_trained_and_copied_model_is_saved_as_well(tmp_path):
     import copy
 

@@ -45,6 +45,30 @@ def nll(model, x):
         return -model.log_prob(x).mean().item()
 
 
+@pytest.mark.filterwarnings("ignore:Found 1 module")  # Lightning says that the prior is in evaluation mode
+def test_a_trained_model_is_in_evaluation_mode_and_further_training_is_not(data):
+    """With dropout, posteriors would differ from call to call, and a second run would train without it."""
+    net = {"name": "mlp", "hidden": (8, 8), "dropout": 0.5}
+    flow = scnf.SemiConditionalFlow(scnf.flows.realnvp((2,), couplings=2, net=net), "gmm", 2)
+    model = scnf.SemiSupervisedModel(flow)
+    model.flow.prior.eval()
+    modes = []
+    dropout = next(module for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    dropout.register_forward_pre_hook(
+        lambda module, _: modes.append((module.training, model.flow.prior.training))
+    )
+    for prior_in_training in (False, True):  # fit leaves all in evaluation mode, so the second run trains all
+        modes.clear()
+        fit(model, data, steps=2, validate_every=2, progress=False)
+        assert set(modes) == {(True, prior_in_training), (False, False)}
+        assert not any(module.training for module in model.modules())
+        assert torch.equal(model.posterior(data.x).probs, model.posterior(data.x).probs)
+    model.train()
+    with pytest.raises(RuntimeError, match="scoring failed"):
+        fit(model, data, steps=2, augment=lambda x: x * torch.inf, progress=False)
+    assert not model.training
+
+
 @pytest.mark.parametrize(
     ("guide", "precision"), [*((guide, "32") for guide in scnf.GUIDES), ("exact", "bf16-mixed")]
 )

@@ -84,6 +84,10 @@ def fit(
     is killed at any moment and then resumed, its result is exactly that of an uninterrupted run. The global
     random generators, and other state of the process, are afterwards as they were before.
 
+    Training takes place in training mode, and the model ends in evaluation mode, in which dropout does
+    nothing. For a training loop of your own, call ``model.train()`` first. If the model is in training mode
+    and some of its parts are in evaluation mode, these parts stay so during training.
+
     :param model: an initialised model (``model.initialize``).
     :param data: training data. :meth:`~pyro_scnf.datasets.SemiSupervisedData.hold_out` sets rows aside for
         validation. :func:`~pyro_scnf.datasets.link_neighbours` makes every batch consist of pairs.
@@ -191,6 +195,7 @@ def fit(
             with telling(lambda: kept.in_words(named=out is not None)):
                 trainer.fit(task, datamodule=loaders, ckpt_path=begin, weights_only=True)
         finally:
+            task.eval()
             model.to(home)  # Lightning leaves the model on the CPU
         kept.load_best(model)
         trainer.strategy.barrier()  # a temporary folder is removed next; all processes must have read it
