@@ -398,6 +398,14 @@ def test_a_broken_model_is_said():
         analysis.fit_temperature(model, x, y)
 
 
+def test_rows_too_far_to_be_scored_are_said():
+    model, x, y = scnf.SemiSupervisedModel(toy_flow("flowgmm")), torch.randn(4, 2), torch.tensor([0, 1, 2, 0])
+    x[1] = 1e30  # its distance from the means overflows
+    for use in (lambda: analysis.evaluate(model, x, y), lambda: analysis.label_log_probs(model, x)):
+        with pytest.raises(ValueError, match=r"the model gives NaN or infinite likelihoods to 1 rows of x"):
+            use()
+
+
 def test_a_missing_optimiser_is_named_with_its_extra(monkeypatch):
     model, x = double_model(), points(100)
     y = labels_at(model, x, 2.0)

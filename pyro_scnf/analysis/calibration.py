@@ -182,9 +182,6 @@ def fit_temperature(
             "0 in this model; no temperature makes them possible, so leave their rows out"
         )
     scores = scoring.of(model, x, owner)
-    bad = int((~scores.log_likelihood.isfinite()).any(-1).sum())
-    if bad:
-        raise ValueError(f"{owner}: the model gives NaN or infinite likelihoods to {bad} rows of x")
     temperature = _best_temperature(scores, y)
     before, after = (calibration(scores.at(t), y) for t in (1.0, temperature))
     return Calibration(temperature, before, after)

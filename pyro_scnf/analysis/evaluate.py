@@ -48,7 +48,7 @@ def evaluate(
     :raises ValueError: for an unknown ``average``; for unknown labels or labels out of range; for no rows;
         for numbers below 1; for a ``temperature`` that is not positive; for several draws, or a
         ``generator``, without ``bins``; for data that the flow or
-        :func:`~pyro_scnf.transforms.dequantize` refuses.
+        :func:`~pyro_scnf.transforms.dequantize` refuses; for a model whose likelihoods are NaN or infinite.
     :raises ImportError: without torchmetrics.
     """
     require("torchmetrics.functional.classification", "analysis")  # before the rows are scored

@@ -59,7 +59,7 @@ def label_log_probs(
     :return: ``(N, K)`` in nats, in double precision, on the CPU.
     :raises ValueError: for an unknown ``average``; for a ``temperature`` that is not positive; for numbers
         below 1; for several draws, or a ``generator``, without ``bins``; for data that the flow or
-        :func:`~pyro_scnf.transforms.dequantize` refuses.
+        :func:`~pyro_scnf.transforms.dequantize` refuses; for a model whose likelihoods are NaN or infinite.
 
     Reference: Guo et al., *On Calibration of Modern Neural Networks*, 2017; Izmailov et al., 2020,
     section 6.1.
@@ -134,6 +134,9 @@ class Scoring:
         log_class_probs = log_class_probs.cpu()
         possible = log_class_probs > -math.inf  # elsewhere the difference would be NaN
         log_likelihood = torch.where(possible, log_posterior - log_class_probs, 0.0)
+        bad = int((~log_likelihood.isfinite()).any(-1).sum())
+        if bad:
+            raise ValueError(f"{owner}: the model gives NaN or infinite likelihoods to {bad} rows of x")
         return LabelScores(log_likelihood.double(), log_class_probs.double(), log_density.double())
 
 
