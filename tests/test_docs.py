@@ -216,6 +216,44 @@ def test_another_device_appears_by_its_file(page: Callable[[str], str], records:
     assert environment["processor"] in text
 
 
+def test_lines_of_a_published_table_are_ours_and_in_brackets_the_paper_s(
+    page: Callable[[str], str], records: Path
+) -> None:
+    ours: dict[str, Any] = {
+        "both": {
+            "accuracy_pct": {"mean": 98.0, "std": 1.0, "runs": [97.0, 99.0]},
+            "minutes": {"mean": 5.0, "std": 0.0, "runs": [5.0, 5.0]},
+        },
+        "of one seed": {"nll": {"mean": 0.5, "std": 0.0, "runs": [0.5]}},
+        "of nobody": {},
+    }
+    record = {
+        "environment": {"processor": "A processor"},
+        "paper": {"both": {"accuracy_pct": "99.4 ± 1.1"}, "of one seed": {}, "of nobody": {"ece": "0.82"}},
+        "ours": ours,
+        "runs": {"both": "Toy(name='moons')"},
+        "complete": False,
+    }
+    (records / "flowgmm_table7_cpu.json").write_text(json.dumps(record), encoding="utf-8")
+    text = page(".. results:: flowgmm_table7").replace("\N{NO-BREAK SPACE}", " ")
+    assert "WARNING" not in text
+    assert "This measurement is not complete." in text
+    cells = [
+        "".join(entry.split())
+        for entry in re.findall(r"<entry>(.*?)(?=<entry>|<row>|<bullet_list)", text, re.S)
+    ]
+    rows = [
+        [cell.removeprefix("<paragraph>").partition("<tbody>")[0] for cell in cells[i : i + 6]]
+        for i in range(0, 24, 6)
+    ]
+    assert rows == [
+        ["", "accuracy,%", "NLL,nats", "ECE", "minutes", "seeds"],
+        ["both", "98.00±1.41(99.4±1.1)", "", "", "5.0±0.0", "2"],
+        ["ofoneseed", "", "0.500", "", "", "1"],
+        ["ofnobody", "", "", "(0.82)", "", "notrun"],
+    ]
+
+
 def test_only_records_not_yet_shown_are_other_measurements(page: Callable[[str], str], records: Path) -> None:
     copy_record("peers_cpu", records)
     copy_record("step_time_cpu", records, "something_new_cuda")

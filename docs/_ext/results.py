@@ -164,7 +164,8 @@ def paper_table(paper: Record, ours: Record) -> list[str]:
 
 def figures_table(paper: Record, ours: Record) -> list[str]:
     """Rows of a published table: our figures, and in brackets those of the paper."""
-    columns = [name for name in OF_PAPERS if any(name in figures for figures in ours.values())]
+    shown = {name for figures in (*ours.values(), *paper.values()) for name in figures}
+    columns = [name for name in OF_PAPERS if name in shown]
     rows = []
     for name, figures in ours.items():
         cells = []
