@@ -54,6 +54,7 @@ class ClassProbs(SumsOverSteps, PortableModule):
 
     logits: Tensor
     counts: Tensor
+    begun: Tensor
 
     def __init__(
         self, num_classes: int, probs: ClassProbsWord | Tensor = "uniform", *, em_decay: float | None = None
@@ -73,6 +74,7 @@ class ClassProbs(SumsOverSteps, PortableModule):
             self.register_buffer("logits", torch.zeros(num_classes))
         if self.fitted_by_em:
             self.register_buffer("counts", torch.zeros(num_classes))
+            self.register_buffer("begun", torch.tensor(False))
 
     @classmethod
     def from_labels(cls, y: Tensor, num_classes: int) -> ClassProbs:
@@ -120,19 +122,34 @@ class ClassProbs(SumsOverSteps, PortableModule):
 
     @torch.no_grad()
     def update(self) -> None:
-        """The M-step: set trained probabilities to the frequencies of the counts so far.
+        """A step of stepwise EM: :meth:`maximise`, and then forget a share ``1 - em_decay`` of the counts.
 
-        The counts then forget a share ``1 - em_decay``. A class that loses all rows keeps a probability of a
-        millionth, so that it can win some back. Without ``"em"``, and without counts, nothing changes.
+        In the first step, the probabilities as they are count as much as the earlier steps would that the
+        counts would hold. Without ``"em"``, and without counts, nothing changes.
         """
-        if self.fitted_by_em and bool(self.counts.sum() > 0):
+        if not self.fitted_by_em or not bool(self.counts.sum() > 0):
+            return
+        if not bool(self.begun):
+            earlier = self.em_decay / (1 - self.em_decay) * self.counts.sum()
+            self.counts.add_(earlier * self.log_probs.exp())
+            self.begun.fill_(True)
+        self.maximise()
+        self.counts.mul_(self.em_decay)
+
+    @torch.no_grad()
+    def maximise(self) -> None:
+        """The M-step: set trained probabilities to the frequencies of the counts.
+
+        A class without rows keeps a probability of a millionth, so that it can win some back.
+        """
+        if bool(self.counts.sum() > 0):
             self.logits.copy_((self.counts / self.counts.sum()).clamp(min=1e-6).log().log_softmax(-1))
-            self.counts.mul_(self.em_decay)
 
     def restart(self) -> None:
         """Forget all counts of the E-step."""
         if self.fitted_by_em:
             self.counts.zero_()
+            self.begun.fill_(False)
 
     @property
     def log_probs(self) -> Tensor:

@@ -431,12 +431,54 @@ def test_class_probabilities_by_em_are_the_frequencies_of_the_counts():
     probs.update()
     assert torch.allclose(probs.log_probs.exp(), torch.full((3,), 1 / 3))  # no counts, no change
     probs.accumulate(torch.tensor([[1.0, 0.0, 3.0]]))
-    probs.update()
-    assert torch.allclose(probs.log_probs.exp(), torch.tensor([0.25, 0.0, 0.75]), atol=1e-5)
-    assert torch.isfinite(probs.log_probs).all()
+    probs.update()  # the probabilities before count as one more batch of four rows
+    found = probs.log_probs.exp()
+    assert torch.allclose(found, torch.tensor([1 + 4 / 3, 4 / 3, 3 + 4 / 3]) / 8, atol=1e-5)
     probs.accumulate(torch.tensor([[0.0, 2.0, 0.0]]))
     probs.update()  # half of the earlier counts are forgotten
-    assert torch.allclose(probs.log_probs.exp(), torch.tensor([0.125, 0.5, 0.375]), atol=1e-5)
+    expected = torch.tensor([7 / 6, 2 / 3 + 2, 13 / 6]) / 6
+    assert torch.allclose(probs.log_probs.exp(), expected, atol=1e-5)
+    alone = scnf.ClassProbs(3, "em", em_decay=0.0)
+    alone.accumulate(torch.tensor([[1.0, 0.0, 3.0]]))
+    alone.update()
+    assert torch.allclose(alone.log_probs.exp(), torch.tensor([0.25, 0.0, 0.75]), atol=1e-5)
+    assert torch.isfinite(alone.log_probs).all()
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"gmm:{EM}",
+        f"gmm:covariance=shared,{EM}",
+        f"gmm:covariance=isotropic,{EM}",
+        f"gmm:covariance=full,components=2,fit_weights=em,{EM}",
+        f"student-t:{EM}",
+    ],
+)
+def test_the_first_steps_of_stepwise_em_move_little(spec):
+    """The tables count as the batches that the statistics would hold. Their own statistics change nothing."""
+    prior = perturb(make_prior(f"{spec},em_decay=0.75", (2,), 3)).double()
+    tables, before = ("loc", "log_scale", "log_weights", "off_diagonal"), prior.loc.clone()
+    z, q = 5 + torch.randn(4, 2, dtype=F64), torch.eye(3, dtype=F64)[torch.arange(4) % 3]
+    prior.accumulate(z, q)
+    own = prior.moments.count.sum().clone()
+    moments, rows = prior.moments, prior.moments.mean.shape
+    prior.update()
+    assert moments.count.sum().item() == pytest.approx(0.75 * (own + 3 * own).item())
+    moved = (prior.loc - before).reshape(rows).norm(dim=-1)
+    assert (moved > 0).any()
+    assert (moved < 0.6 * (z.mean(0) - before.reshape(rows)).norm(dim=-1)).all()
+    again = perturb(make_prior(spec, (2,), 3)).double()
+    again.moments.add_components(again.loc.reshape(rows), again._covariances(), again._shares())
+    kept = {name: value.clone() for name, value in again.named_buffers() if name in tables}
+    again.maximise()
+    for name, value in kept.items():
+        found = dict(again.named_buffers())[name]
+        if name == "log_weights":
+            value, found = value.log_softmax(-1), found.log_softmax(-1)
+        if name == "off_diagonal":
+            value, found = value.tril(-1), found.tril(-1)
+        assert relative(found, value) < 1e-9, name
 
 
 def test_labels_chosen_by_class_tell_nothing_of_the_class_probabilities():

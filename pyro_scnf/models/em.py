@@ -34,8 +34,11 @@ class LearnsByEM(Protocol):
     def accumulate(self, z_f: Tensor, weights: Tensor) -> None:
         """Add latents ``(B, *latent_shape)`` with weights ``(B, K)`` to the statistics of the E-step."""
 
-    def update(self) -> None:
+    def maximise(self) -> None:
         """The M-step."""
+
+    def update(self) -> None:
+        """The M-step after an optimiser step, which forgets a share of the statistics."""
 
     def restart(self) -> None:
         """Forget all statistics."""
@@ -184,7 +187,7 @@ def fit_by_em(
             encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]
             found = [_iteration(model, encoded, y)]
             for _ in range(iterations):
-                _update(model)
+                _maximise(model)
                 found.append(_iteration(model, encoded, y))
                 if found[-1] - found[-2] < tolerance:
                     break
@@ -222,11 +225,13 @@ def _iteration(model: SemiSupervisedModel, encoded: list[tuple[Tensor, Tensor]],
     return total / len(y)
 
 
-def _update(model: SemiSupervisedModel) -> None:
+def _maximise(model: SemiSupervisedModel) -> None:
     """The M-step of all parts that EM trains."""
-    if isinstance(model.flow.prior, LearnsByEM):
-        model.flow.prior.update()
-    model.class_probs.update()
+    prior = model.flow.prior
+    if isinstance(prior, LearnsByEM) and prior.fitted_by_em:
+        prior.maximise()
+    if model.class_probs.fitted_by_em:
+        model.class_probs.maximise()
 
 
 def _restart(model: SemiSupervisedModel) -> None:

@@ -68,6 +68,7 @@ class LocationScalePrior(ClassConditionalPrior):
     loc: Tensor
     log_scale: Tensor
     log_weights: Tensor
+    begun: Tensor
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class LocationScalePrior(ClassConditionalPrior):
             self._table("log_weights", torch.zeros(first), self.fits["fit_weights"])
         if self.fitted_by_em:
             self.moments = Moments(num_classes * components, self.event_shape.numel(), full)
+            self.register_buffer("begun", torch.tensor(False))
 
     # -- distributions -------------------------------------------------------------------------
     def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
@@ -232,15 +234,37 @@ class LocationScalePrior(ClassConditionalPrior):
 
     @torch.no_grad()
     def update(self) -> None:
-        """The M-step: set the tables of ``fit_...="em"`` to their maximum given the statistics so far.
+        """A step of stepwise EM: :meth:`maximise`, then forget a share ``1 - em_decay`` of the statistics.
 
-        The statistics then forget a share ``1 - em_decay``. Without statistics, nothing changes.
+        In the first step, the tables as they are count as much as the earlier steps would that the statistics
+        would hold. One batch alone could move them far. Without statistics, nothing changes.
+
+        Reference: Cappé and Moulines, 2009.
         """
-        if not self.fitted_by_em:
+        if not self.fitted_by_em or not bool(self.moments.count.sum() > 0):
             return
+        if not bool(self.begun):
+            earlier = self.em_decay / (1 - self.em_decay) * self.moments.count.sum() / len(self.moments.count)
+            mean = self.loc.reshape(self.moments.mean.shape)
+            self.moments.add_components(mean, self._covariances(), earlier * self._shares())
+            self.begun.fill_(True)
+        self.maximise()
+        self.moments.forget(self.em_decay)
+
+    def _shares(self) -> Tensor:
+        """Weight of each component within its class, times their number, ``(P,)``."""
+        if not self._inner:
+            return torch.ones_like(self.moments.count)
+        return self.components * self.log_weights.softmax(-1).flatten()
+
+    def _covariances(self) -> Tensor:
+        """Variances ``(P, D)`` of the components, or covariances ``(P, D, D)`` if these are full."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _covariances")
+
+    @torch.no_grad()
+    def maximise(self) -> None:
+        """The M-step: set the tables of ``fit_...="em"`` to their maximum given the statistics."""
         live = self.moments.count > FEWEST
-        if not bool(live.any()):
-            return
         if self.fits["fit_means"] == "em":
             self._replace("loc", self.moments.mean.reshape(self.loc.shape), live)
         if self.fits["fit_scales"] == "em":
@@ -248,12 +272,12 @@ class LocationScalePrior(ClassConditionalPrior):
         if self.fits.get("fit_weights") == "em":
             counts = self.moments.count.reshape(self.log_weights.shape).clamp(min=FEWEST)
             self.log_weights.copy_((counts / counts.sum(-1, keepdim=True)).log())
-        self.moments.forget(self.em_decay)
 
     def restart(self) -> None:
         """Forget all statistics of the E-step."""
         if self.fitted_by_em:
             self.moments.clear()
+            self.begun.fill_(False)
 
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         """Set the scales of ``live`` components from the scatter about means, ``(P, D)`` or ``(P, D, D)``."""

@@ -144,6 +144,17 @@ class GaussianMixturePrior(LocationScalePrior):
         reshape = torch.distributions.ReshapeTransform(flat.event_shape, self.event_shape)
         return Transformed(flat, [reshape])
 
+    def _covariances(self) -> Tensor:
+        shape = self.moments.mean.shape
+        if self.covariance == "full":
+            flat = (shape[0], shape[1], shape[1])
+            diagonal = torch.diag_embed(in_double(self.log_scale).exp().reshape(shape))
+            tril = in_double(self.off_diagonal).reshape(flat).tril(-1) + diagonal
+            return tril @ tril.mT
+        log_scale = in_double(self.log_scale)
+        rows = 1 if self.covariance == "shared" else shape[0]
+        return (2 * log_scale).exp().reshape(rows, -1).expand(shape)
+
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         count = in_double(self.moments.count)
         if self.covariance == "shared":

@@ -69,6 +69,20 @@ class Moments(SumsOverSteps):
         count, weight, first, second = (s.reshape(p.shape) for s, p in zip(averaged, parts, strict=True))
         self._merge(count, weight, first, second, center)
 
+    @torch.no_grad()
+    def add_components(self, mean: Tensor, covariance: Tensor, weight: Tensor | float) -> None:
+        """Add what rows of equal weights, drawn from the components, would say on average.
+
+        :param mean: ``(P, D)``.
+        :param covariance: ``(P, D, D)`` if the scatter is a matrix, else variances ``(P, D)``.
+        :param weight: weight of the rows of each component, a number or ``(P,)``.
+        """
+        mean, covariance = in_double(mean), in_double(covariance)
+        count = torch.as_tensor(weight, dtype=mean.dtype, device=mean.device).expand(len(mean))
+        each = count[:, None].expand_as(mean)
+        second = self._like_scatter(each) * (covariance + self._outer(mean))
+        self._merge(count, each, each * mean, second, torch.zeros_like(mean[0]))
+
     def _center(self, z: Tensor) -> Tensor:
         """A point near the rows, the same in all processes: the mean so far, or that of these rows."""
         if bool(self.count.sum() > 0):

@@ -114,6 +114,9 @@ class StudentTMixturePrior(LocationScalePrior):
         loc, log_scale = (in_double(table).reshape(flat) for table in (self.loc, self.log_scale))
         return (df + 1) / (df + ((z[:, None] - loc) * (-log_scale).exp()).square())
 
+    def _covariances(self) -> Tensor:
+        return (2 * in_double(self.log_scale)).exp().reshape(self.moments.mean.shape)
+
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         count = in_double(self.moments.count)[:, None].clamp(min=torch.finfo(torch.float64).tiny)
         self._replace("log_scale", log_std(scatter / count), live)
