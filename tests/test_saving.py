@@ -44,7 +44,7 @@ def small_model(prior="gmm", shape=(2,), **options):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset(name, tmp_path):
-    data = {"toy": lambda: toy("pinwheel"), "digits": digits}.get(name, enlarged_digits)()
+    data = toy("pinwheel") if "toy" in name else digits() if name == "digits" else enlarged_digits()
     preset = PRESETS[name]
     model = preset.make_model(data)
     loaded = round_trip(model, tmp_path / "model.pt")
