@@ -35,8 +35,9 @@ def main() -> dict[str, float | None]:
     args = parse(parser, "toy-{data}")
     torch.manual_seed(args.seed)
 
-    preset, known = PRESETS[args.preset], {"labels_per_class": args.labels_per_class, "factor": args.factor}
-    with refusing(args, "labels_per_class", "factor"):
+    preset, known = PRESETS[args.preset], {"labels_per_class": args.labels_per_class}
+    known |= {} if args.factor is None else {"factor": args.factor}
+    with refusing(args, *known):
         data = toy(args.data, noise=args.noise, seed=args.seed, **known)
         if args.labelled_only:
             data = replace(data, x=data.labelled[0], y=data.labelled[1])

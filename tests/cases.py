@@ -208,7 +208,9 @@ TRANSFORMS: dict[str, Case] = {
         data="unit",
     ),
     "glow-image-not-factored": Case(
-        lambda: flows.glow((1, 8, 8), levels=2, steps=(0, 2), factor_out=False, net=pooled_conv_net),
+        lambda: flows.glow(
+            (1, 8, 8), levels=2, steps=(0, 1), factor_out=False, scale="tanh", net=pooled_conv_net
+        ),
         (1, 8, 8),
         (64,),
     ),

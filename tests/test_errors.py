@@ -473,7 +473,7 @@ PRIOR_ERRORS = {
     "means": (lambda: GaussianMixturePrior((2,), 2, means="kmeans"), "means='kmeans'"),
     "antipodal": (
         lambda: GaussianMixturePrior((2,), 3, means="antipodal"),
-        "means='antipodal' needs 2 classes, got num_classes=3",
+        "means='antipodal' needs 2 components, got 3",
     ),
     "scale": (lambda: GaussianMixturePrior((2,), 2, scale=0.0), "scale=0.0"),
     "separation": (lambda: StudentTMixturePrior((2,), 2, separation=-1.0), "separation=-1.0"),

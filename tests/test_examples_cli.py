@@ -50,7 +50,7 @@ REFUSED = {
     "no labels": ("digits --labels-per-class 0", "--labels-per-class: '0': expected a whole number"),
     "labels": (
         "toy --labels-per-class 501",
-        "--labels-per-class: labels_per_class=501: a class has only 500",
+        "--labels-per-class: labels_per_class=501: class 0 has only 500",
     ),
     "all labels": ("digits --labels-per-class 139", "--labels-per-class: size=100: expected 1 to 46"),
     "prior": ("toy --prior nonsense", "--prior: prior='nonsense': expected"),

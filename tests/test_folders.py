@@ -316,7 +316,7 @@ def built(data, width=8, classes=2, aux="learnable", prior="gmm", blocks=1):
             lambda data: built(data, classes=3),
             r"another model, with another architecture.*\(2, 2\) in the file",
         ),
-        (lambda data: scnf.SemiSupervisedModel(built(data).flow, "learnable"), "another model.*learn_class"),
+        (lambda data: scnf.SemiSupervisedModel(built(data).flow, "learnable"), "another model.*class_probs"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_named(model, said, finished, tmp_path):

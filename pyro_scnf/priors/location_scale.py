@@ -23,6 +23,7 @@ from pyro_scnf._numbers import (
     refuse_unused,
 )
 from pyro_scnf._shapes import at_least_single, in_double
+from pyro_scnf.class_probs import categorical
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.priors.initial_means import BY_LABELS, Means, initial_means, means_of_rows
 from pyro_scnf.priors.moments import Moments
@@ -44,6 +45,20 @@ FEWEST = 1e-6
 
 class _Mixture(Portable, dist.MixtureSameFamily):
     """``MixtureSameFamily`` that can be copied at any time."""
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if not shape.numel():  # PyTorch's Categorical cannot draw nothing
+            empty: Tensor = self.component_distribution.sample().new_empty(shape)
+            return empty
+        drawn: Tensor = super().sample(torch.Size(sample_shape))
+        return drawn
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        raise NotImplementedError(
+            "a mixture of several components in a class has no draws with a gradient (has_rsample is False); "
+            "call sample, or give the prior components=1"
+        )
 
 
 def _fit(what: str, fit: Fit | None, learn: bool | None) -> Fit:
@@ -133,7 +148,7 @@ class LocationScalePrior(ClassConditionalPrior):
         """The mixture of the components of a class."""
         if not self._inner:
             return component
-        return _Mixture(dist.Categorical(logits=self._log_weights(y, cast)), component)
+        return _Mixture(categorical(self._log_weights(y, cast)), component)
 
     def _log_weights(self, y: Tensor, cast: Cast) -> Tensor:
         """Log-weights of the components in the class ``y``, ``(*batch, J)``."""
