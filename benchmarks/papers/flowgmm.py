@@ -22,11 +22,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
 
+from benchmarks.papers.accuracy import summarise
 from benchmarks.papers.flowgmm_runs import Baseline, Coverage, Distances, Mnist, Run, Toy
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
@@ -221,13 +221,8 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 def summary(records: Sequence[Mapping[str, Any]], figures: Mapping[str, str]) -> dict[str, Any]:
     """Mean, standard deviation and single values of each figure of a line."""
-    found = {}
-    for figure, name in figures.items():
-        values = [record[name] for record in records if name in record]
-        if values:
-            spread = stdev(values) if len(values) > 1 else 0.0
-            found[figure] = {"mean": mean(values), "std": spread, "runs": values}
-    return found
+    chosen = [{f: each[name] for f, name in figures.items() if name in each} for each in records]
+    return summarise(chosen) if chosen else {}
 
 
 def record(

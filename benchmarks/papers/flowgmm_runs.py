@@ -117,15 +117,15 @@ class Mnist(Run):
         # As many rows in a step, whether or not some of them have no label.
         labelled = preset.labelled_batch_size or 0
         labelled += 0 if len(data.unlabelled) else preset.batch_size
-        start = time.process_time()
+        steps, start = 4 if args.smoke_test else self.steps, time.process_time()
         result = preset.fit(
             model,
             data,
             guide=self.guide,
-            steps=4 if args.smoke_test else self.steps,
+            steps=steps,
             batch_size=10 if args.smoke_test else preset.batch_size,
             labelled_batch_size=10 if args.smoke_test else labelled,
-            validate_every=max(1, (4 if args.smoke_test else self.steps) // 4),
+            validate_every=max(1, steps // 4),
             machine=Machine(precision="bf16-mixed"),
             seed=seed,
             out=folder / "training",

@@ -14,6 +14,7 @@ from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._shapes import in_double, reference_tensor
 from pyro_scnf._state import Parts
+from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.models.scoring import Arguments, Rows, divide
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 
@@ -60,19 +61,23 @@ class Expected:
 
     def accumulate(self, model: SemiSupervisedModel) -> None:
         """Add the batch to the statistics of the parts of ``model`` that EM trains."""
-        prior = model.flow.prior
-        if isinstance(prior, LearnsByEM) and prior.fitted_by_em:
-            prior.accumulate(self.z_f, self.weights)
-        if model.class_probs.fitted_by_em:
-            model.class_probs.accumulate(self.class_weights)
+        for part in _trained(model):
+            if isinstance(part, ClassProbs):
+                part.accumulate(self.class_weights)
+            else:
+                part.accumulate(self.z_f, self.weights)
+
+
+def _trained(model: SemiSupervisedModel) -> list[LearnsByEM | ClassProbs]:
+    """The parts of ``model`` that EM trains."""
+    prior = model.flow.prior
+    parts: list[LearnsByEM | ClassProbs] = [prior] if isinstance(prior, LearnsByEM) else []
+    return [part for part in (*parts, model.class_probs) if part.fitted_by_em]
 
 
 def learns_by_em(model: object) -> TypeGuard[SemiSupervisedModel]:
     """Whether EM trains the prior or the class probabilities of ``model``."""
-    if not isinstance(model, SemiSupervisedModel):
-        return False
-    prior = model.flow.prior
-    return model.class_probs.fitted_by_em or (isinstance(prior, LearnsByEM) and prior.fitted_by_em)
+    return isinstance(model, SemiSupervisedModel) and bool(_trained(model))
 
 
 def expected_labels(model: SemiSupervisedModel, *args: Tensor, **kwargs: Tensor) -> Expected:
@@ -187,7 +192,8 @@ def fit_by_em(
             encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]
             found = [_iteration(model, encoded, y)]
             for _ in range(iterations):
-                _maximise(model)
+                for part in _trained(model):
+                    part.maximise()
                 found.append(_iteration(model, encoded, y))
                 if found[-1] - found[-2] < tolerance:
                     break
@@ -225,16 +231,6 @@ def _iteration(model: SemiSupervisedModel, encoded: list[tuple[Tensor, Tensor]],
     return total / len(y)
 
 
-def _maximise(model: SemiSupervisedModel) -> None:
-    """The M-step of all parts that EM trains."""
-    prior = model.flow.prior
-    if isinstance(prior, LearnsByEM) and prior.fitted_by_em:
-        prior.maximise()
-    if model.class_probs.fitted_by_em:
-        model.class_probs.maximise()
-
-
 def _restart(model: SemiSupervisedModel) -> None:
-    if isinstance(model.flow.prior, LearnsByEM):
-        model.flow.prior.restart()
-    model.class_probs.restart()
+    for part in _trained(model):
+        part.restart()

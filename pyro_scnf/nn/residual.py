@@ -17,6 +17,12 @@ __all__ = ["PooledConvNet", "ResidualConvNet", "ResidualMLP", "SkipConvNet"]
 Norm = Literal["final", "blocks", "none"]
 
 
+def _check_residual(in_channels: int, out_channels: int, context_dim: int, width: int, blocks: int) -> None:
+    check_sizes(in_channels, out_channels, context_dim)
+    check_at_least(1, width=width)
+    check_at_least(0, blocks=blocks)
+
+
 class ResidualBlock(nn.Module):
     """``x + layer(relu(layer(relu(x))))``. If ``norm`` is given, a norm comes before each ``relu``."""
 
@@ -47,9 +53,7 @@ class _ResidualNet(Conditioner):
         context_dim: int,
     ) -> None:
         check_word("norm", norm, ("final", "blocks", "none"))
-        check_sizes(*sizes, context_dim)
-        check_at_least(1, width=width)
-        check_at_least(0, blocks=blocks)
+        _check_residual(*sizes, context_dim, width, blocks)
 
         def make_norm() -> nn.Module:
             return ChannelNorm(width, event_dim)
@@ -164,9 +168,7 @@ class PooledConvNet(Conditioner):
         context_dim: int = 0,
         kernel_size: int = 3,
     ) -> None:
-        check_sizes(in_channels, out_channels, context_dim)
-        check_at_least(1, width=width)
-        check_at_least(0, blocks=blocks)
+        _check_residual(in_channels, out_channels, context_dim, width, blocks)
         super().__init__(
             make_conv(in_channels, width, kernel_size),
             nn.Sequential(
@@ -238,9 +240,7 @@ class SkipConvNet(Conditioner):
         context_dim: int = 0,
         kernel_size: int = 3,
     ) -> None:
-        check_sizes(in_channels, out_channels, context_dim)
-        check_at_least(1, width=width)
-        check_at_least(0, blocks=blocks)
+        _check_residual(in_channels, out_channels, context_dim, width, blocks)
 
         def norm() -> ChannelNorm:
             return ChannelNorm(width, 3)
