@@ -259,6 +259,23 @@ def test_ways_to_name_the_same_prior(spec):
     assert torch.allclose(prior.log_scale, torch.tensor(0.5).log())
 
 
+@pytest.mark.parametrize(
+    "options, means, scales",
+    [
+        ("", "fixed", "fixed"),
+        (":learn_means=True", "gradient", "fixed"),
+        (":learn_means=False", "fixed", "fixed"),
+        (":fit_scales=em", "fixed", "em"),
+    ],
+)
+def test_options_replace_the_defaults_of_flowgmm(options, means, scales):
+    prior = make_prior(f"flowgmm{options}", (3,), 2)
+    assert prior.fits == {"fit_means": means, "fit_scales": scales}
+    assert (prior.covariance, prior.means) == ("isotropic", "random")
+    with pytest.raises(ValueError, match=r"no option 'width', expected one of covariance, components"):
+        make_prior("flowgmm:width=3", (3,), 2)
+
+
 def test_ready_modules_and_classes():
     prior = GaussianMixturePrior((3,), 4)
     assert make_prior(prior, (3,), None) is prior

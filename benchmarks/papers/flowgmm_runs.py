@@ -18,6 +18,7 @@ from torch import Tensor
 import pyro_scnf as scnf
 from benchmarks.tools.records import read_json, write_json
 from pyro_scnf import analysis
+from pyro_scnf.analysis.label_probs import Scoring
 from pyro_scnf.baselines import M1M2
 from pyro_scnf.datasets import ImageAugment, SemiSupervisedData, enlarged_digits, images, toy
 from pyro_scnf.presets import FLOWGMM_MNIST_CPU, FLOWGMM_TOY, TOY
@@ -138,17 +139,18 @@ class Mnist(Run):
             return metrics
         metrics["minutes"] = result.seconds_in_all / 60
         metrics["cpu_minutes_of_last_call"] = (time.process_time() - start) / 60
+        scoring = Scoring(preset.augment.bins, preset.draws, "posterior", 1000, None)
         x, y = (t[:64] if args.smoke_test else t for t in (data.x_test, data.y_test))
-        scoring: dict[str, Any] = {"bins": preset.augment.bins, "draws": preset.draws, "average": "posterior"}
         torch.manual_seed(seed)
-        metrics |= _scores(analysis.evaluate(model, x, y, **scoring))
-        log_probs = analysis.label_log_probs(model, x, **scoring)
+        scores = scoring.of(model, x, "x_test")
+        log_probs = scores.at(1.0)
+        metrics |= analysis.calibration(log_probs, y)
+        metrics["nll"] = -scores.log_density.mean().item()
         metrics["below_99_pct"] = 100 * (log_probs.exp().amax(-1) < 0.99).double().mean().item()
         if validation is not None:
-            fitted = analysis.fit_temperature(model, *validation, **scoring)
+            fitted = analysis.fit_temperature(model, *validation, **vars(scoring))
             metrics["temperature"] = fitted.temperature
-            torch.manual_seed(seed)
-            after = _scores(analysis.evaluate(model, x, y, temperature=fitted.temperature, **scoring))
+            after = analysis.calibration(scores.at(fitted.temperature), y)
             metrics |= {f"temp_{name}": value for name, value in after.items()}
         if self.shares is not None:
             metrics |= self._imbalance(model, args)
@@ -163,17 +165,6 @@ class Mnist(Run):
         left = sizes - min(self.labels, 100 if args.smoke_test else self.labels) / 10
         truth, found = left / left.sum(), model.class_probs.log_probs.detach().exp().cpu()
         return {"l1_distance": (found - truth).abs().sum().item(), "class_probs": found.tolist()}
-
-
-def _scores(found: dict[str, float]) -> Metrics:
-    """The figures of the tables."""
-    return {
-        "accuracy_pct": 100 - found["test_error_pct"],
-        "nll": found["test_nll"],
-        "label_nll": found["test_label_nll"],
-        "ece": found["test_ece"],
-        "brier": found["test_brier"],
-    }
 
 
 @dataclass(frozen=True)
@@ -237,9 +228,14 @@ class Toy(Run):
                 loss = scnf.elbo(model.eval())(*((x, y, data.unlabelled) if len(data.unlabelled) else (x, y)))
             trained.append((loss.item(), model))
         model = min(trained, key=lambda each: each[0])[1]
-        scores = _scores(analysis.evaluate(model, data.x_test, data.y_test))
+        found = analysis.evaluate(model, data.x_test, data.y_test)
         scnf.save(model, folder / "model.pt")
-        return {"finished": True, "minutes": (time.perf_counter() - start) / 60, **scores}
+        return {
+            "finished": True,
+            "minutes": (time.perf_counter() - start) / 60,
+            "accuracy_pct": 100 - found["test_error_pct"],
+            "nll": found["test_nll"],
+        }
 
 
 # -- simulations -----------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -17,12 +18,20 @@ from pyro_scnf.priors.student_t import StudentTMixturePrior
 
 __all__ = ["PRIORS", "PriorSpec", "make_prior"]
 
+
+def _flowgmm(event_shape: Sequence[int] | int, num_classes: int, **options: Any) -> GaussianMixturePrior:
+    """The prior of FlowGMM: a mixture whose defaults are fixed random means and fixed unit scales."""
+    fixed = {f"fit_{what}": "fixed" for what in ("means", "scales") if options.get(f"learn_{what}") is None}
+    defaults = {"covariance": "isotropic", "means": "random", **fixed}
+    return GaussianMixturePrior(event_shape, num_classes, **{**defaults, **options})
+
+
+_flowgmm.__signature__ = inspect.signature(GaussianMixturePrior)  # type: ignore[attr-defined]
+
 PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
     "flow": ConditionalFlowPrior,
     "gmm": GaussianMixturePrior,
-    "flowgmm": partial(
-        GaussianMixturePrior, covariance="isotropic", means="random", fit_means="fixed", fit_scales="fixed"
-    ),
+    "flowgmm": _flowgmm,
     "student-t": StudentTMixturePrior,
 }
 """Priors by name.
