@@ -514,6 +514,7 @@ REFUSED = {
     ),
     "scale": (lambda: FeatureDropout(0.1, -0.1), "scale=-0.1: expected a finite number from 0 to"),
     "fill": (lambda: FeatureDropout(0.1, 0.1, "mean"), "fill='mean': expected a finite number"),
+    "no fill": (lambda: FeatureDropout(0.1, 0.1, ()), "fill is empty, expected one number, or one for each"),
     "fill of a column": (
         lambda: FeatureDropout(0.1, 0.1, (0.0, math.nan)),
         r"fill\[1\]=nan: expected a finite number",

@@ -402,6 +402,19 @@ def test_factor_out_sends_the_first_channels_out_and_keeps_the_deepest_last():
 
 
 @pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"steps": 0, "factor_out": False}, "steps=0: no level has a step of flow"),
+        ({"steps": (0, 0), "factor_out": False}, r"steps=\(0, 0\): no level has a step of flow"),
+        ({"steps": (0, 1)}, "steps=0: expected at least 1"),
+    ],
+)
+def test_a_glow_has_a_step_of_flow(options, message):
+    with pytest.raises(ValueError, match=message):
+        scnf.flows.glow((1, 8, 8), levels=2, width=4, **options)
+
+
+@pytest.mark.parametrize(
     ("latent_dim", "shape"),
     [(None, (8, 1, 1)), (8, (8, 1, 1)), (5, (5, 1, 1)), (12, (12,)), (16, (16,)), (1, (1, 1, 1))],
 )

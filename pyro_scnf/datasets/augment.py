@@ -145,6 +145,8 @@ class FeatureDropout(Augment):
         check_at_least(1, bins=1 if self.bins is None else self.bins)
         fill = self.fill.tolist() if hasattr(self.fill, "tolist") else self.fill
         if isinstance(fill, list | tuple):
+            if not fill:
+                raise ValueError("fill is empty, expected one number, or one for each column")
             fill = tuple(check_number(f"fill[{place}]", value) for place, value in enumerate(fill))
         else:
             fill = check_number("fill", fill)

@@ -54,8 +54,8 @@ def glow(
     :param int levels: number of scales; by default as many as the image can be halved, at most 3,
         and 1 for vectors.
     :param steps: steps of flow in a level: one number for all levels, or a list with one number for each
-        level, the level nearest the data first. Without ``factor_out`` it may be 0, for a level that only
-        squeezes.
+        level, the level nearest the data first. Without ``factor_out`` it may be 0 in some levels, which
+        then only squeeze.
     :param int width: hidden width of the conditioners, 64 by default.
     :param int blocks: residual blocks of the conditioners, 2 by default.
     :param coupling: ``"double"`` changes both halves of the channels in every step, with two networks.
@@ -91,6 +91,8 @@ def glow(
     _check_levels(shape, levels)
     each: list[Any] = [steps] * levels if isinstance(steps, Real) else for_each_level("steps", steps, levels)
     each = [check_whole("steps", number, 1 if factor_out else 0) for number in each]
+    if not any(each):
+        raise ValueError(f"steps={steps!r}: no level has a step of flow, expected at least one that has")
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
     preprocessing = logit_layers(shape, logit)
