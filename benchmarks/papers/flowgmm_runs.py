@@ -68,6 +68,7 @@ class Mnist(Run):
 
     :ivar int labels: labelled images, equally many of each class; 0 for all.
     :ivar bool unlabelled: whether the model sees the images without label.
+    :ivar augment: what training does to the images, if not what the preset does.
     :ivar terms: training terms beside those of the preset.
     :ivar prior: the prior, if it is not the preset's.
     :ivar steps: optimiser steps.
@@ -76,6 +77,7 @@ class Mnist(Run):
 
     labels: int = 1000
     unlabelled: bool = True
+    augment: ImageAugment | None = None
     terms: tuple[str, ...] = ()
     prior: str | None = None
     guide: str = "exact"
@@ -109,6 +111,7 @@ class Mnist(Run):
         preset = FLOWGMM_MNIST_CPU
         preset = replace(
             preset,
+            augment=self.augment or preset.augment,
             terms=(*scnf.make_terms(preset.terms).values(), *scnf.make_terms(self.terms).values()),
             model=replace(preset.model, class_probs=self.class_probs, balanced_labels=self.balanced_labels),
         )
