@@ -135,7 +135,6 @@ class Calibration:
     after: dict[str, float]
 
 
-@torch.no_grad()
 def fit_temperature(
     model: SemiSupervisedModel,
     x: Tensor,

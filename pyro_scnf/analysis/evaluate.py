@@ -15,7 +15,6 @@ from pyro_scnf.models import SemiSupervisedModel
 __all__ = ["evaluate"]
 
 
-@torch.no_grad()
 def evaluate(
     model: SemiSupervisedModel,
     x: Tensor,

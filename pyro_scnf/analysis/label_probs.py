@@ -22,7 +22,6 @@ Average = Literal["density", "posterior"]
 """What several dequantisations of a row are averaged by."""
 
 
-@torch.no_grad()
 def label_log_probs(
     model: SemiSupervisedModel,
     x: Tensor,
@@ -110,6 +109,7 @@ class Scoring:
         if bins is not None:
             check_at_least(1, bins=bins)
 
+    @torch.no_grad()
     def of(self, model: SemiSupervisedModel, x: Tensor, owner: str) -> LabelScores:
         """Score the rows of ``x``, which :func:`check_rows` has checked."""
         flow, device = model.flow, reference_tensor(model).device
