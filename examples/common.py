@@ -58,10 +58,11 @@ def train(
         if preset.uses_pairs and data.neighbours is None:
             data = link_neighbours(data, preset.neighbours)
         StepBatches(data, preset.batch_size, preset.labelled_batch_size, world_size=machine.processes)
-    loss, x = scnf.elbo(model), data.x[: min(preset.batch_size, 128)]
+    loss, some = scnf.elbo(model), slice(min(preset.batch_size, 128))
+    labels = () if len(data.unlabelled) else (data.y[some].to(args.device),)
 
     def step() -> None:
-        loss(preset.augment.prepare(x).to(args.device)).backward()
+        loss(preset.augment.prepare(data.x[some]).to(args.device), *labels).backward()
         model.zero_grad(set_to_none=True)
 
     given = 1 if args.threads is None and machine.devices > 1 else args.threads  # processes share the cores

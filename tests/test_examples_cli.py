@@ -123,6 +123,13 @@ def test_one_step_is_a_run_and_another_model_does_not_resume_it(run, tmp_path):
     assert after == before  # threads.txt, too
 
 
+def test_labelled_points_alone_are_trained_on(run, tmp_path):
+    options = ("--preset", "flowgmm", "--data", "circles", "--steps", "2", "--out", "run")
+    code, said = run("toy", "--labelled-only", *options)
+    assert (code, said[-1].split(":")[0]) == (0, "circles")
+    assert (tmp_path / "run" / "boundary.png").exists()
+
+
 def test_a_refusal_of_fit_leaves_no_folder(run, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise ValueError("no")

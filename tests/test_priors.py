@@ -260,7 +260,7 @@ def test_ways_to_name_the_same_prior(spec):
 
 
 @pytest.mark.parametrize(
-    "options, means, scales",
+    ("options", "means", "scales"),
     [
         ("", "fixed", "fixed"),
         (":learn_means=True", "gradient", "fixed"),

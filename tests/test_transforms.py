@@ -402,7 +402,7 @@ def test_factor_out_sends_the_first_channels_out_and_keeps_the_deepest_last():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"steps": 0, "factor_out": False}, "steps=0: no level has a step of flow"),
         ({"steps": (0, 0), "factor_out": False}, r"steps=\(0, 0\): no level has a step of flow"),
