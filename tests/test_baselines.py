@@ -56,6 +56,15 @@ def test_loss_of_m1_is_that_by_hand():
     assert same_gradients(model, found, 10 * (0.3 * divergence.sum(-1) - white).sum())
 
 
+def test_untrained_networks_of_m1_depend_on_their_input():
+    """From a last layer of zeros, a variational autoencoder learns more slowly."""
+    torch.manual_seed(0)
+    model = M1((1, 8, 8), 6, (64, 64))
+    code = model.encode(torch.rand(500, 1, 8, 8))
+    assert code.base_dist.loc.std(0).min() > 0.1
+    assert 0.3 < model.decoder(torch.randn(500, 6)).std(0).mean() < 3
+
+
 @pytest.mark.parametrize(("sizes", "scales", "rows"), [((None, None), (1, 1), 8), ((6, 40), (2, 8), 46)])
 def test_loss_of_m2_is_that_by_hand(sizes, scales, rows):
     """The sum over unknown labels, the classification of known ones, and the scales of both plates."""
@@ -116,7 +125,7 @@ def fitted():
     torch.manual_seed(0)
     options = {"latent_dim": 16, "style_dim": 8, "hidden": (64,), "style_hidden": (64,)}
     model = M1M2((1, 8, 8), 10, **options)
-    model.fit(data, steps=400, lr=5e-3, augment=GREY)
+    model.fit(data, steps=400, m1_lr=5e-3, augment=GREY)
     return model, data
 
 
@@ -235,7 +244,8 @@ def test_a_class_without_labels_can_be_predicted():
         ({"minutes": 0}, "minutes=0"),
         ({"steps": 1, "batch_size": 0}, "batch_size=0"),
         ({"steps": 1, "labelled_batch_size": 0}, "labelled_batch_size=0"),
-        ({"steps": 1, "lr": 0}, "lr=0"),
+        ({"steps": 1, "m1_lr": 0}, "m1_lr=0"),
+        ({"steps": 1, "m2_lr": 0}, "m2_lr=0"),
         ({"steps": 1, "seed": -1}, "seed=-1"),
         ({"steps": 1, "augment": 3}, "augment=3"),
     ],
@@ -270,5 +280,5 @@ def test_a_loss_that_is_no_number_ends_the_run():
     model = M1M2((2,), 3, **SMALL)
     with torch.no_grad():
         model.m1.decoder.last.bias.fill_(math.nan)
-    with pytest.raises(RuntimeError, match=r"^the loss of M1 is nan; give a smaller lr"):
+    with pytest.raises(RuntimeError, match=r"^the loss of M1 is nan; give a smaller m1_lr"):
         model.fit(vectors(), steps=1)

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_scnf._checks import check_data
@@ -39,6 +39,21 @@ def _standard_normal(like: Tensor, size: int) -> dist.Independent:
     return dist.Normal(like.new_zeros(size), 1).to_event(1)
 
 
+def _network(inputs: int, outputs: int, hidden: Sequence[int]) -> MLP:
+    """An MLP whose output varies with its input from the first step.
+
+    The last layer of an MLP begins at zero, as in a flow. A variational autoencoder learns more slowly from
+    there, because its codes say nothing about their rows at first.
+    """
+    network = MLP(inputs, outputs, hidden)
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    nn.init.xavier_normal_(network.last.weight)
+    return network
+
+
 class M1(PortableModule, PyroModule):
     """A variational autoencoder: codes of rows that lie in the unit interval, such as grey levels.
 
@@ -55,8 +70,8 @@ class M1(PortableModule, PyroModule):
         self.event_shape = as_event_shape(event_shape)
         check_at_least(1, latent_dim=latent_dim)
         self.latent_dim, pixels = int(latent_dim), self.event_shape.numel()
-        self.encoder = MLP(pixels, 2 * self.latent_dim, hidden)
-        self.decoder = MLP(self.latent_dim, pixels, tuple(hidden)[::-1])
+        self.encoder = _network(pixels, 2 * self.latent_dim, hidden)
+        self.decoder = _network(self.latent_dim, pixels, tuple(hidden)[::-1])
 
     def encode(self, x: Tensor) -> dist.Independent:
         r""":math:`q(z_1 \mid x)`, a normal distribution of batch ``(B,)`` and event ``(latent_dim,)``.

@@ -45,7 +45,7 @@ class M1M2(PortableModule, PyroModule):
     :param hidden: widths of the hidden layers of M1.
     :param style_hidden: widths of the hidden layers of M2.
     :param float kl_weight: weight of the divergence in the loss of M1. With less weight, a code says more
-        about its row.
+        about its row. With weight 1, M2 was less accurate on MNIST with 100 labels.
     :param float alpha: weight of the classification of labelled rows, see :class:`M2`. With a small weight,
         M2 may soon find clusters that cut across the classes.
     :raises ValueError: for sizes that are no positive whole numbers, or weights that are not positive.
@@ -108,7 +108,8 @@ class M1M2(PortableModule, PyroModule):
         minutes: float | None = None,
         batch_size: int = 128,
         labelled_batch_size: int = 100,
-        lr: float = 2e-3,
+        m1_lr: float = 2e-3,
+        m2_lr: float = 5e-3,
         augment: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
@@ -122,7 +123,8 @@ class M1M2(PortableModule, PyroModule):
         :param minutes: wall-clock time in all.
         :param int batch_size: rows of M1 and unlabelled rows of M2 in a step.
         :param int labelled_batch_size: labelled rows of M2 in a step.
-        :param float lr: learning rate of Adam. It falls to zero in the second half of the steps.
+        :param float m1_lr: learning rate of Adam for M1. It falls to zero in the second half of the steps.
+        :param float m2_lr: that for M2. With 2e-3, M2 learned more slowly.
         :param augment: changes rows before M1 sees them: an :class:`~pyro_scnf.datasets.Augment` or a
             function of x.
         :param int seed: seed of the order of rows and of all noise.
@@ -135,7 +137,8 @@ class M1M2(PortableModule, PyroModule):
         check_at_least(1, steps=1 if steps is None else steps)
         check_number("minutes", 1 if minutes is None else minutes, above=0)
         check_at_least(1, batch_size=batch_size, labelled_batch_size=labelled_batch_size)
-        lr, seed = check_scale("lr", lr), check_whole("seed", seed, 0)
+        m1_lr, m2_lr = check_scale("m1_lr", m1_lr), check_scale("m2_lr", m2_lr)
+        seed = check_whole("seed", seed, 0)
         change = as_augment(augment)
         known = self._check(data, change)
         x, y, others = data.x[known], data.y[known], data.x[~known]
@@ -153,10 +156,10 @@ class M1M2(PortableModule, PyroModule):
             return z, y[chosen].to(home), unlabelled, sizes
 
         with seeded(seed, home), pyro.get_param_store().scope():
-            _train(self.m1, TraceMeanField_ELBO(), first, _progress(steps, minutes), lr, len(data.x))
+            _train(self.m1, TraceMeanField_ELBO(), first, _progress(steps, minutes), m1_lr, len(data.x))
             self._standardise(data.x, change)
             elbo = TraceEnum_ELBO(max_plate_nesting=1)
-            _train(self.m2, elbo, second, _progress(steps, minutes), lr, len(data.x))
+            _train(self.m2, elbo, second, _progress(steps, minutes), m2_lr, len(data.x))
 
     def _check(self, data: SemiSupervisedData, change: Augment) -> Tensor:
         """Raise unless the model can learn from ``data``. Return which rows are labelled."""
@@ -214,7 +217,8 @@ def _train(
         optimiser.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - done))
         loss = elbo.differentiable_loss(part.model, part.guide, *batch()) / rows
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss of {type(part).__name__} is {loss.item()}; give a smaller lr")
+            name = type(part).__name__
+            raise RuntimeError(f"the loss of {name} is {loss.item()}; give a smaller {name.lower()}_lr")
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
