@@ -530,6 +530,34 @@ def test_patterns_of_means():
     assert given.loc.data_ptr() != points.data_ptr()
 
 
+@pytest.mark.parametrize(("classes", "components"), [(3, 1), (5, 1), (4, 2)])
+@pytest.mark.parametrize("fit", ["fixed", "em"])
+def test_classes_lie_around_the_circle_as_their_labelled_latents_do(classes, components, fit):
+    """Whatever the order of their numbers, the turn that moves them least is taken, also the second time."""
+    prior = make_prior(
+        f"gmm:means=circle,separation=2.0,components={components},fit_means={fit}", (1, 3, 1), classes
+    )
+    ring = prior.loc.clone()
+    generator = torch.Generator().manual_seed(classes)
+    for _ in range(3):
+        order = torch.randperm(classes, generator=generator)
+        centers = ring.reshape(classes, components, 1, 3, 1).mean(1)[order]
+        y = torch.arange(classes).repeat(20)
+        z = 5 + centers[y] + 0.1 * torch.randn(len(y), 1, 3, 1, generator=generator)
+        z, y = torch.cat([z, 100 * torch.ones(3, 1, 3, 1)]), torch.cat([y, -torch.ones(3, dtype=torch.long)])
+        prior.initialize(z, y)
+        assert torch.equal(prior.loc, ring[order])
+
+
+def test_two_classes_and_classes_without_labels_stay_where_they_are_on_the_circle():
+    for classes, labels in ((2, 2), (3, 2)):
+        prior = make_prior("gmm:means=circle", (2,), classes)
+        before = prior.loc.detach().clone()
+        y = torch.arange(20) % labels
+        prior.initialize(torch.randn(20, 2) - 5 * before[y], y)
+        assert torch.equal(prior.loc, before)
+
+
 @pytest.mark.parametrize(
     ("means", "shape", "classes", "message"),
     [
@@ -552,6 +580,68 @@ def test_means_of_labelled_latents_are_scaled_by_the_separation():
     prior.initialize(z, y)
     for k in range(3):
         assert torch.allclose(prior.loc[k], 2.5 * z[y == k].mean(0))
+
+
+def test_a_cluster_starts_where_no_row_is_labelled():
+    """The class without labels lies between the others. Farther rows are few, and of no class."""
+    torch.manual_seed(0)
+    hidden = torch.tensor([1.0, 2.0]) + 0.5 * torch.randn(60, 2)
+    others = torch.tensor([[-4.0, 0.0], [6.0, 0.0]]).repeat(60, 1) + 0.5 * torch.randn(120, 2)
+    outliers = 30 * torch.nn.functional.normalize(torch.randn(20, 2))
+    z = torch.cat([others, hidden, outliers])
+    y = torch.full((200,), -1)
+    y[:20] = torch.arange(20) % 2
+    prior = make_prior("gmm:means=clusters", (2,), 3)
+    prior.initialize(z, y)
+    assert (prior.loc[2] - hidden.mean(0)).norm() < 0.4
+    prior = make_prior("gmm:means=clusters,components=2", (2,), 3)
+    prior.initialize(z, y)
+    own = torch.cdist(prior.loc[2].detach(), hidden).min(1)
+    assert own.values.max() < 1e-5
+    assert len(set(own.indices.tolist())) == 2
+
+
+def test_clusters_start_in_different_groups_if_no_row_is_labelled():
+    torch.manual_seed(0)
+    centers = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0], [6.0, 6.0]])
+    z = centers.repeat(30, 1) + torch.randn(120, 2)
+    prior = make_prior("gmm:means=clusters,separation=2", (2,), 4)
+    prior.initialize(z, torch.full((120,), -1))
+    distance = torch.cdist(prior.loc.detach() / 2, centers)
+    assert sorted(distance.argmin(1).tolist()) == [0, 1, 2, 3]
+    assert distance.amin(1).max() < 1
+
+
+def test_a_large_cluster_does_not_take_two_classes():
+    torch.manual_seed(0)
+    z = torch.cat([torch.randn(60, 2), torch.randn(120, 2) + 20, torch.randn(40, 2) - 20])
+    y = torch.full((220,), -1)
+    y[:10] = 0
+    prior = make_prior("gmm:means=clusters", (2,), 3)
+    prior.initialize(z, y)
+    assert (prior.loc[1] - 20).abs().max() < 1
+    assert (prior.loc[2] + 20).abs().max() < 1
+
+
+def test_one_gap_between_labelled_rows_is_no_cluster():
+    """The ball in the middle of the gap has 29 rows, more than the class without labels."""
+    known, hidden = 0.1 * torch.arange(200.0), 40 + 0.01 * torch.arange(25.0)
+    labelled = (torch.arange(200) % 5 == 0) & ((torch.arange(200) - 100).abs() > 13)
+    y = torch.full((225,), -1)
+    y[:200][labelled] = 0
+    prior = make_prior("gmm:means=clusters", (1,), 2)
+    prior.initialize(torch.cat([known, hidden])[:, None], y)
+    assert prior.loc[1].item() == pytest.approx(40.12, abs=0.1)
+
+
+def test_of_very_many_unlabelled_rows_some_are_compared():
+    """Distances between all of them would not fit in memory. Those compared are of all parts of the data."""
+    hidden = torch.arange(200_000) >= 150_000
+    z = torch.where(hidden, 5.0, 0.0)[:, None] + torch.rand(200_000, 1)
+    y = torch.where(torch.arange(200_000) % 100 == 0, 0, -1).where(~hidden, -1)
+    prior = make_prior("gmm:means=clusters", (1,), 2)
+    prior.initialize(z, y)
+    assert prior.loc[1].item() == pytest.approx(5.5, abs=0.3)
 
 
 def test_clusters_start_far_from_the_classes_that_have_labels():
@@ -594,6 +684,8 @@ def test_clusters_with_few_unlabelled_rows_differ():
     prior = make_prior("gmm:means=clusters", (2,), 4)
     prior.initialize(z, y)
     assert torch.pdist(prior.loc.detach()).min() > 0
+    prior.initialize(torch.ones(6, 2), torch.tensor([0, 1, -1, -1, -1, -1]))  # rows equal to labelled ones
+    assert (prior.loc[2:] != 1).all()
     with pytest.warns(UserWarning, match=r"means='clusters': the means of class \[2, 3\] stay random"):
         prior.initialize(z[:2], y[:2])
 

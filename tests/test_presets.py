@@ -227,14 +227,31 @@ def test_of_many_labelled_rows_some_of_each_class_initialise():
 
 
 def test_of_many_labelled_rows_half_initialise_if_a_class_has_no_label():
-    """The other half are unlabelled rows, at one of which the class without a label starts."""
+    """The other half are unlabelled rows, among which the class without a label starts."""
     data = toy("moons", num_train=120, labels_per_class=40, seed=0)
     hidden = replace(data, y=torch.where(data.y == 1, -1, data.y))
     flow = replace(scnf.presets.TOY, initial_rows=20).make_model(hidden, "gmm:means=clusters").flow
-    z_f = flow.encode(hidden.unlabelled[:10])[1].detach()
-    assert (z_f - flow.prior.loc[1]).norm(dim=-1).min() < 1e-5
-    x = hidden.labelled[0][torch.arange(10) * 40 // 10]
-    assert torch.allclose(flow.prior.loc[0], flow.encode(x)[1].mean(0), atol=1e-5)
+    known = flow.encode(hidden.labelled[0][torch.arange(10) * 40 // 10])[1].detach()
+    assert torch.allclose(flow.prior.loc[0], known.mean(0), atol=1e-5)
+    z_f = torch.cat([known, flow.encode(hidden.unlabelled[:10])[1].detach()])
+    again = scnf.make_prior("gmm:means=clusters", (2,), 2)
+    again.initialize(z_f, torch.arange(20) // 10 * -1)
+    assert torch.allclose(flow.prior.loc, again.loc, atol=1e-5)
+
+
+def test_a_class_of_digits_without_labels_is_found_as_a_cluster():
+    """The settings are those of ``benchmarks/accuracy/clusters.py``, with a third of the training."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    data = digits(labels_per_class=[0 if k == 3 else 10 for k in range(10)])
+    torch.manual_seed(0)
+    preset = scnf.presets.DIGITS
+    model = preset.make_model(data, "gmm:means=clusters", latent_dim=64)
+    with pytest.warns(UserWarning, match="no labelled row of class 3"):
+        preset.fit(model, data, steps=40, progress=False)
+    with torch.no_grad():
+        found = model.posterior(preset.augment.prepare(data.x_test)).probs.argmax(-1)
+    assert metrics.adjusted_rand_score(data.y_test == 3, found == 3) >= 0.6
+    assert metrics.adjusted_rand_score(data.y_test, found) >= 0.6
 
 
 @pytest.mark.parametrize("prior", ["gmm", "student-t"])

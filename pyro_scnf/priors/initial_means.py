@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_word
@@ -24,6 +25,9 @@ Means = MeansWord | Tensor | Sequence[object]
 
 BY_LABELS = ("auto", "latents", "clusters")
 """The words for means that labelled rows set. They are random until then."""
+
+MOST_ROWS = 2000
+"""Of more unlabelled rows, so many are compared to find those of classes without labels."""
 
 
 def initial_means(means: Means, count: int, event_shape: torch.Size, separation: float) -> Tensor:
@@ -120,8 +124,8 @@ def means_of_rows(
         warn(
             f"means='auto': y has no labelled row of class {missing}, so their means stay random, while "
             "those of the other classes start at their labelled latents. Give initialize a labelled row "
-            "of each class; or means='clusters', which starts classes without labels far from the others; or "
-            "means='random', which starts all means alike"
+            "of each class; or means='clusters', which starts classes without labels among unlabelled "
+            "rows; or means='random', which starts all means alike"
         )
     placed, is_set = before.clone(), torch.zeros(classes, dtype=torch.bool, device=before.device)
     for k in known:
@@ -134,14 +138,50 @@ def means_of_rows(
             f"means='clusters': the means of class {missing} stay random, because y has no labelled row of "
             "them, and no unlabelled row either. Give initialize unlabelled rows too"
         )
-    if means == "clusters" and len(unlabelled):
-        for k in missing:
-            others = placed[is_set].flatten(0, 1) / (separation or 1.0)
-            start = unlabelled.mean(0, keepdim=True) if not len(others) else others
-            own = _farthest(unlabelled, start, components)
+    if means == "clusters" and missing and len(unlabelled):
+        number = min(MOST_ROWS, len(unlabelled))
+        some = unlabelled[torch.arange(number, device=before.device) * len(unlabelled) // number]
+        groups = _groups(some, z_f[y != UNLABELLED], len(missing), math.ceil(number / classes))
+        for k, group in zip(missing, groups, strict=False):
+            own = _spread_out(group, components)
             placed[k, : len(own)] = separation * own
             is_set[k] = True
     return placed, is_set
+
+
+def _groups(rows: Tensor, labelled: Tensor, count: int, most: int) -> list[Tensor]:
+    """``count`` groups of unlabelled ``rows`` that lie close together and have no labelled row among them.
+
+    Among many neighbours of a row there is a labelled one, unless the class of the row has no label. Each row
+    is the center of a ball, which grows until it meets a labelled row, a row of an earlier group, or has
+    ``most`` rows. One ball may be large by chance, so the sizes are averaged over neighbouring rows. The
+    group is the inner half of the ball with the largest average, or of the smallest such ball. The outer half
+    may be of other classes.
+
+    :return: fewer groups if the rows are too few, or equal to those taken.
+    """
+    free, taken = at_least_single(rows).flatten(1), at_least_single(labelled).flatten(1)
+    groups: list[Tensor] = []
+    while len(free) and len(groups) < count:
+        near = _distances(free, free).topk(min(most, len(free)), largest=False)
+        reach = pad(_distances(free, taken), (0, 1), value=math.inf).amin(1, keepdim=True)
+        sizes = (near.values < reach).sum(1)
+        average = sizes.double()[near.indices[:, : math.ceil(most / 10)]].mean(1)
+        if not sizes.any():
+            break
+        radii = near.values.gather(1, (sizes[:, None] - 1).clamp(min=0))[:, 0]
+        best = radii.masked_fill((sizes == 0) | (average < average[sizes > 0].max()), math.inf).argmin()
+        inner = near.indices[best, : math.ceil(int(sizes[best]) / 2)]
+        groups.append(rows[inner])
+        taken = torch.cat([taken, free[inner]])
+        left = torch.ones(len(free), dtype=torch.bool, device=free.device).index_fill(0, inner, False)
+        rows, free = rows[left], free[left]
+    return groups
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Exact distances. By products, a row would lie at a distance from itself."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _spread_out(rows: Tensor, count: int) -> Tensor:
@@ -160,8 +200,7 @@ def _farthest(rows: Tensor, points: Tensor, count: int) -> Tensor:
     flat, chosen = at_least_single(rows).flatten(1), at_least_single(points).flatten(1)
     picked = []
     for _ in range(count):
-        # Exact differences: by products, a row would lie at a distance from itself.
-        distance = torch.cdist(flat, chosen, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        distance = _distances(flat, chosen).amin(1)
         different = (distance > 0).nonzero()[:, 0]
         if not len(different):
             break

@@ -193,10 +193,11 @@ class LocationScalePrior(ClassConditionalPrior):
         """Set means to those of the labelled latents of their class, as ``means`` says.
 
         ``"latents"`` sets all of them. ``"auto"`` sets learned means of classes that have a labelled row, and
-        warns if only some classes have one. ``"clusters"`` sets these, and starts the other classes at
-        unlabelled latents far from them. With several components in a class, these start at labelled
-        latents far from one another. If there are fewer different latents than components, the others stay
-        random. Means that an option fixes, or that are a random site, stay. The statistics of EM start anew.
+        warns if only some classes have one. ``"clusters"`` sets these, and starts each of the other
+        classes amid unlabelled latents that have no labelled one among them. With several components in a
+        class, these start at latents of it far from one another. If there are fewer different latents than
+        components, the others stay random. Means that an option fixes, or that are a random site, stay. The
+        statistics of EM start anew.
 
         :param z_f: latents ``(B, *event_shape)``.
         :param y: their labels ``(B,)``, -1 where unknown.

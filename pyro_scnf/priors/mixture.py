@@ -40,10 +40,11 @@ class GaussianMixturePrior(LocationScalePrior):
         opposite points of norm ``separation``. ``"circle"``: on a circle of that radius, in the plane of the
         first two numbers. ``"blocks"``: ``separation`` in a block of numbers of its own for each component,
         0 elsewhere. ``"latents"``: random until :meth:`initialize` sets them to the class means of labelled
-        latents, times ``separation``; it raises if a class has none. ``"clusters"``: the same, and classes
-        without a labelled row start at unlabelled latents far from the others. ``"auto"``: ``"latents"`` for
-        trained means, and ``"random"`` for fixed ones and for classes without a labelled row. Or the means
-        themselves, a tensor or nested lists of shape ``(K * J, *event_shape)``, times ``separation``.
+        latents, times ``separation``; it raises if a class has none. ``"clusters"``: the same, and each class
+        without a labelled row starts amid unlabelled latents that have no labelled one among them.
+        ``"auto"``: ``"latents"`` for trained means, and ``"random"`` for fixed ones and for classes without a
+        labelled row. Or the means themselves, a tensor or nested lists of shape ``(K * J, *event_shape)``,
+        times ``separation``.
     :param float separation: see ``means``.
     :param float scale: initial standard deviation.
     :param fit_means: how means are trained: ``"gradient"``, the default, where they are parameters;
