@@ -36,6 +36,8 @@ FIGURES = {
     "test_nll": ("test NLL, nats", 3),
     "test_bits_per_dim": ("bits/dim", 3),
     "test_ece": ("test ECE", 4),
+    "rand_index": ("Rand index, adjusted", 3),
+    "rand_index_all": ("of all classes", 3),
     "seconds": ("seconds", 0),
 }
 WORDS = {
@@ -43,6 +45,8 @@ WORDS = {
     "f_w_passes": "passes of f_w in a step",
     "parameters": "number of parameters",
     "loss_nats_per_row": "loss, nats per row",
+    "rand_index": "adjusted Rand index",
+    "rand_index_all": "that of all classes",
     "density_error_nats": "error of the density, nats",
     "test_bits_per_dim_of_seed_0": "bits/dim of seed 0",
 }
