@@ -8,14 +8,14 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_word
 from pyro_scnf._shapes import at_least_single
 from pyro_scnf._warn import warn
 
-__all__ = ["Means", "MeansWord", "initial_means", "means_of_rows"]
+__all__ = ["Means", "MeansWord", "around_the_circle", "initial_means", "means_of_rows"]
 
 MeansWord = Literal["auto", "random", "antipodal", "circle", "blocks", "latents", "clusters"]
 """The ways to place means, by name."""
@@ -80,6 +80,28 @@ def _circle(count: int, event_shape: torch.Size) -> Tensor:
     flat = torch.zeros(count, dim)
     flat[:, 0], flat[:, 1] = angles.cos(), angles.sin()
     return flat.reshape(count, *event_shape)
+
+
+def around_the_circle(means: Tensor, z_f: Tensor, y: Tensor) -> Tensor:
+    """Means on a circle, in the order in which the labelled latents of the classes lie around their middle.
+
+    A flow that keeps the orientation of the plane cannot turn one cyclic order into another.
+
+    :param means: ``(K, J, *event_shape)`` for J components of each class.
+    :return: the same means in another order of classes. All stay where they are if there are two classes,
+        which have one cyclic order, or if a class has no labelled row.
+    """
+    classes, known = len(means), y != UNLABELLED
+    if classes < 3 or len(y[known].unique()) < classes:
+        return means
+    latents = z_f.flatten(1)[:, :2].double()
+    centers = torch.stack([latents[y == k].mean(0) for k in range(classes)])
+    away = normalize(centers - centers.mean(0), dim=-1)
+    points = means.double().flatten(2)[..., :2].mean(1)
+    classes_around, points_around = (torch.atan2(p[:, 1], p[:, 0]).argsort() for p in (away, points))
+    turns = [classes_around.roll(turn) for turn in range(classes)]
+    best = max(turns, key=lambda turn: float((away[turn] * points[points_around]).sum()))
+    return means[points_around[best.argsort()]]
 
 
 def _blocks(count: int, event_shape: torch.Size) -> Tensor:

@@ -25,7 +25,13 @@ from pyro_scnf._numbers import (
 from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf.class_probs import categorical
 from pyro_scnf.priors.base import ClassConditionalPrior
-from pyro_scnf.priors.initial_means import BY_LABELS, Means, initial_means, means_of_rows
+from pyro_scnf.priors.initial_means import (
+    BY_LABELS,
+    Means,
+    around_the_circle,
+    initial_means,
+    means_of_rows,
+)
 from pyro_scnf.priors.moments import Moments
 
 __all__ = ["Cast", "Fit", "LocationScalePrior"]
@@ -196,7 +202,8 @@ class LocationScalePrior(ClassConditionalPrior):
         warns if only some classes have one. ``"clusters"`` sets these, and starts each of the other
         classes amid unlabelled latents that have no labelled one among them. With several components in a
         class, these start at latents of it far from one another. If there are fewer different latents than
-        components, the others stay random. Means that an option fixes, or that are a random site, stay. The
+        components, the others stay random. ``"circle"`` puts three or more classes in the order of their
+        labelled latents around the middle. Other means stay, and so do those that are a random site. The
         statistics of EM start anew.
 
         :param z_f: latents ``(B, *event_shape)``.
@@ -210,9 +217,14 @@ class LocationScalePrior(ClassConditionalPrior):
             raise ValueError(
                 f"means={self.means!r}: loc is a random site, which no data can set; leave means out"
             )
-        if self.means not in BY_LABELS or (self.means == "auto" and not self._means_are_learned(is_table)):
+        of_labels = self.means in BY_LABELS and (self.means != "auto" or self._means_are_learned(is_table))
+        if not is_table or not (of_labels or self.means == "circle"):
             return
         before = self.loc.reshape(self.num_classes, self.components, *self.event_shape)
+        if self.means == "circle":
+            self.loc.copy_(around_the_circle(before, z_f, y).reshape(self.loc.shape))
+            self.restart()
+            return
         placed, is_set = means_of_rows(self.means, before, z_f, y, self.separation)
         for k in is_set.nonzero()[:, 0].tolist():
             self.loc[k].copy_(placed[k].reshape(self.loc[k].shape))

@@ -38,10 +38,11 @@ class GaussianMixturePrior(LocationScalePrior):
     :param int components: number J of components in each class.
     :param means: initial means. ``"random"``: standard normal times ``separation``. ``"antipodal"``: two
         opposite points of norm ``separation``. ``"circle"``: on a circle of that radius, in the plane of the
-        first two numbers. ``"blocks"``: ``separation`` in a block of numbers of its own for each component,
-        0 elsewhere. ``"latents"``: random until :meth:`initialize` sets them to the class means of labelled
-        latents, times ``separation``; it raises if a class has none. ``"clusters"``: the same, and each class
-        without a labelled row starts amid unlabelled latents that have no labelled one among them.
+        first two numbers; :meth:`initialize` puts three or more classes in the order in which their labelled
+        latents lie around the middle. ``"blocks"``: ``separation`` in a block of numbers of its own for each
+        component, 0 elsewhere. ``"latents"``: random until :meth:`initialize` sets them to the class means of
+        labelled latents, times ``separation``; it raises if a class has none. ``"clusters"``: the same, and
+        each class without a labelled row starts amid unlabelled latents that have no labelled one among them.
         ``"auto"``: ``"latents"`` for trained means, and ``"random"`` for fixed ones and for classes without a
         labelled row. Or the means themselves, a tensor or nested lists of shape ``(K * J, *event_shape)``,
         times ``separation``.
