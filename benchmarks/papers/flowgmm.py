@@ -18,10 +18,12 @@ checkpoint. So give the same command again, with ``--minutes`` for each call, un
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -205,6 +207,24 @@ TABLES: dict[str, tuple[Row, ...]] = {
 }
 
 
+BASES = {"3": "FlowGMM", "A": "gradient of the marginal", "B": "random, fixed", "J": "Gaussian"}
+"""The line with which the others of a table are compared, seed by seed."""
+
+
+def paired(table: str, made: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
+    """How much more accurate lines are than that of :data:`BASES`, with the same labels, in per cent."""
+    base, found = BASES.get(table), {}
+    for name, records in made.items():
+        both = zip(records, made.get(base or "", ()), strict=False)
+        runs = [
+            a["accuracy_pct"] - b["accuracy_pct"] for a, b in both if a.get("finished") and b.get("finished")
+        ]
+        if name != base and len(runs) > 1:
+            error = stdev(runs) / math.sqrt(len(runs))
+            found[f"{name} less {base}"] = {"mean": mean(runs), "standard_error": error, "runs": runs}
+    return found
+
+
 def summary(records: Sequence[Mapping[str, Any]], figures: Mapping[str, str]) -> dict[str, Any]:
     """Mean, standard deviation and single values of each figure of a line."""
     chosen = [{f: each[name] for f, name in figures.items() if name in each} for each in records]
@@ -223,6 +243,7 @@ def record(
         "runs": {row.name: repr(row.run) for row in rows},
         "paper": {row.name: dict(row.paper) for row in rows},
         "ours": {row.name: summary(_finished(made[row.name]), row.figures) for row in rows},
+        "paired_accuracy": paired(args.table, made),
         "complete": all(len(_finished(made[row.name])) == args.seeds for row in rows),
     }
 
@@ -231,14 +252,16 @@ def _finished(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [each for each in records if each.get("finished")]
 
 
-def show(rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]]) -> None:
-    """Print the table: for each line our figures, then those of the paper."""
+def show(table: str, rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]]) -> None:
+    """Print the table: for each line our figures, then those of the paper; and the differences of lines."""
     for each in rows:
         done = _finished(made[each.name])
         print(f"{each.name}: {len(done)} seeds")
         for figure, found in summary(done, each.figures).items():
             theirs = f"   (paper {each.paper[figure]})" if figure in each.paper else ""
             print(f"    {figure:20s} {found['mean']:10.4f} ± {found['std']:.4f}{theirs}")
+    for name, found in paired(table, made).items():
+        print(f"{name}: {found['mean']:.3f} % of accuracy, standard error {found['standard_error']:.3f}")
 
 
 def chosen(table: str, only: Sequence[str] | None) -> list[Row]:
@@ -298,7 +321,7 @@ def main() -> int:
             made[each.name].append(each.run.found_or_made(number, args, minutes))
             write_json(args.json, record(rows, made, args))
     print(f"Table {args.table}, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
-    show(rows, made)
+    show(args.table, rows, made)
     return 0
 
 
