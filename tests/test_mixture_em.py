@@ -15,7 +15,7 @@ from sklearn.mixture import GaussianMixture
 
 import pyro_scnf as scnf
 from pyro_scnf.models import expected_labels, update_after_step
-from pyro_scnf.priors import GaussianMixturePrior, StudentTMixturePrior, make_prior
+from pyro_scnf.priors import GaussianMixturePrior, StudentTMixturePrior, initial_means, make_prior
 from pyro_scnf.priors.moments import Moments
 
 F64 = torch.float64
@@ -644,6 +644,27 @@ def test_of_very_many_unlabelled_rows_some_are_compared():
     assert prior.loc[1].item() == pytest.approx(5.5, abs=0.3)
 
 
+def test_many_labelled_rows_are_compared_in_parts_and_once(monkeypatch):
+    """Four classes have no label. Of 1,200 unlabelled rows, which come in turns, 100 are compared."""
+    sizes, real = [], initial_means._distances
+
+    def counted(a, b):
+        sizes.append(len(a) * len(b))
+        return real(a, b)
+
+    monkeypatch.setattr(initial_means, "_distances", counted)
+    monkeypatch.setattr(initial_means, "MOST_ROWS", 100)
+    torch.manual_seed(0)
+    truth = torch.arange(1800) % 6
+    z = 9.0 * truth[:, None] + torch.rand(1800, 1)
+    y = torch.where(truth < 2, truth, -1)
+    prior = make_prior("gmm:means=clusters", (1,), 6)
+    prior.initialize(z, y)
+    assert sorted(prior.loc[2:, 0].div(9).floor().tolist()) == [2, 3, 4, 5]
+    assert max(sizes) <= 100 * 100
+    assert sum(sizes) == 100 * (100 + 600)
+
+
 def test_clusters_start_far_from_the_classes_that_have_labels():
     torch.manual_seed(0)
     centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
@@ -705,6 +726,20 @@ def test_statistics_start_anew_with_the_means():
     prior.accumulate(torch.ones(2, 2), torch.ones(2, 2))
     prior.maximise()
     assert torch.allclose(prior.loc, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("means", ["random", "blocks", "circle"])
+def test_statistics_start_anew_though_the_means_stay(means):
+    """They are of latents of the flow before it was initialised."""
+    prior = make_prior(f"gmm:means={means},fit_scales=em,learn_means=False", (2,), 2)
+    z, y = torch.randn(20, 2), torch.arange(20) % 2
+    prior.accumulate(z, torch.ones(20, 2))
+    prior.update()
+    before = prior.loc.clone()
+    prior.initialize(z, y)
+    assert torch.equal(prior.loc, before)
+    assert not prior.moments.count.any()
+    assert not prior.begun
 
 
 def test_a_mixture_of_one_class_is_a_density():

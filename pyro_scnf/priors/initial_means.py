@@ -124,17 +124,15 @@ PATTERNS: dict[str, Callable[[int, torch.Size], Tensor]] = {
 
 
 # -- means of rows ---------------------------------------------------------------------------------
-def means_of_rows(
-    means: str, before: Tensor, z_f: Tensor, y: Tensor, separation: float
-) -> tuple[Tensor, Tensor]:
-    """The means of classes at the latents of their rows, and which components these set.
+def means_of_rows(means: str, before: Tensor, z_f: Tensor, y: Tensor, separation: float) -> Tensor:
+    """The means of classes at the latents of their rows.
 
     :param means: one of :data:`BY_LABELS`.
     :param before: the means so far, ``(K, J, *event_shape)`` for J components of each class.
     :param z_f: latents ``(B, *event_shape)``.
     :param y: their labels, -1 where unknown.
-    :return: ``(K, J, *event_shape)`` and ``(K,)``. Where there are fewer different rows than components, the
-        other components keep their means.
+    :return: ``(K, J, *event_shape)``. Where there are fewer different rows than components, the other
+        components keep their means.
     :raises ValueError: for ``"latents"`` and a class without a labelled row.
     """
     classes, components = before.shape[:2]
@@ -149,11 +147,10 @@ def means_of_rows(
             "of each class; or means='clusters', which starts classes without labels among unlabelled "
             "rows; or means='random', which starts all means alike"
         )
-    placed, is_set = before.clone(), torch.zeros(classes, dtype=torch.bool, device=before.device)
+    placed = before.clone()
     for k in known:
         own = _spread_out(z_f[y == k], components)
         placed[k, : len(own)] = separation * own
-        is_set[k] = True
     unlabelled = z_f[y == UNLABELLED]
     if means == "clusters" and known and missing and not len(unlabelled):
         warn(
@@ -161,14 +158,14 @@ def means_of_rows(
             "them, and no unlabelled row either. Give initialize unlabelled rows too"
         )
     if means == "clusters" and missing and len(unlabelled):
-        number = min(MOST_ROWS, len(unlabelled))
-        some = unlabelled[torch.arange(number, device=before.device) * len(unlabelled) // number]
-        groups = _groups(some, z_f[y != UNLABELLED], len(missing), math.ceil(number / classes))
+        # Not at equal distances: the classes of the rows may come in turns.
+        drawn = torch.randperm(len(unlabelled), generator=torch.Generator().manual_seed(0))[:MOST_ROWS]
+        some = unlabelled[drawn.sort().values]
+        groups = _groups(some, z_f[y != UNLABELLED], len(missing), math.ceil(len(some) / classes))
         for k, group in zip(missing, groups, strict=False):
             own = _spread_out(group, components)
             placed[k, : len(own)] = separation * own
-            is_set[k] = True
-    return placed, is_set
+    return placed
 
 
 def _groups(rows: Tensor, labelled: Tensor, count: int, most: int) -> list[Tensor]:
@@ -182,12 +179,15 @@ def _groups(rows: Tensor, labelled: Tensor, count: int, most: int) -> list[Tenso
 
     :return: fewer groups if the rows are too few, or equal to those taken.
     """
-    free, taken = at_least_single(rows).flatten(1), at_least_single(labelled).flatten(1)
+    free, known = at_least_single(rows).flatten(1), at_least_single(labelled).flatten(1)
+    apart = _distances(free, free)
+    # Of many labelled rows, distances to all at once would not fit in memory.
+    parts = [pad(_distances(free, part), (0, 1), value=math.inf).amin(1) for part in known.split(MOST_ROWS)]
+    reach = torch.stack(parts).amin(0)
     groups: list[Tensor] = []
-    while len(free) and len(groups) < count:
-        near = _distances(free, free).topk(min(most, len(free)), largest=False)
-        reach = pad(_distances(free, taken), (0, 1), value=math.inf).amin(1, keepdim=True)
-        sizes = (near.values < reach).sum(1)
+    while len(rows) and len(groups) < count:
+        near = apart.topk(min(most, len(rows)), largest=False)
+        sizes = (near.values < reach[:, None]).sum(1)
         average = sizes.double()[near.indices[:, : math.ceil(most / 10)]].mean(1)
         if not sizes.any():
             break
@@ -195,9 +195,9 @@ def _groups(rows: Tensor, labelled: Tensor, count: int, most: int) -> list[Tenso
         best = radii.masked_fill((sizes == 0) | (average < average[sizes > 0].max()), math.inf).argmin()
         inner = near.indices[best, : math.ceil(int(sizes[best]) / 2)]
         groups.append(rows[inner])
-        taken = torch.cat([taken, free[inner]])
-        left = torch.ones(len(free), dtype=torch.bool, device=free.device).index_fill(0, inner, False)
-        rows, free = rows[left], free[left]
+        reach = torch.minimum(reach, apart[:, inner].amin(1))
+        left = torch.ones(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, inner, False)
+        rows, reach, apart = rows[left], reach[left], apart[left][:, left]
     return groups
 
 

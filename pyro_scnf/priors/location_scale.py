@@ -218,18 +218,14 @@ class LocationScalePrior(ClassConditionalPrior):
                 f"means={self.means!r}: loc is a random site, which no data can set; leave means out"
             )
         of_labels = self.means in BY_LABELS and (self.means != "auto" or self._means_are_learned(is_table))
-        if not is_table or not (of_labels or self.means == "circle"):
-            return
-        before = self.loc.reshape(self.num_classes, self.components, *self.event_shape)
-        if self.means == "circle":
-            self.loc.copy_(around_the_circle(before, z_f, y).reshape(self.loc.shape))
-            self.restart()
-            return
-        placed, is_set = means_of_rows(self.means, before, z_f, y, self.separation)
-        for k in is_set.nonzero()[:, 0].tolist():
-            self.loc[k].copy_(placed[k].reshape(self.loc[k].shape))
-        if bool(is_set.any()):
-            self.restart()
+        if is_table and (of_labels or self.means == "circle"):
+            before = self.loc.reshape(self.num_classes, self.components, *self.event_shape)
+            if self.means == "circle":
+                placed = around_the_circle(before, z_f, y)
+            else:
+                placed = means_of_rows(self.means, before, z_f, y, self.separation)
+            self.loc.copy_(placed.reshape(self.loc.shape))
+        self.restart()  # the statistics are of latents that are no more
 
     def _means_are_learned(self, is_table: bool) -> bool:
         return is_table and self.fits["fit_means"] != "fixed"
