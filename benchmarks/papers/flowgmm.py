@@ -21,7 +21,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -80,6 +80,12 @@ FROM_DATA = "flowgmm:means=latents"
 TABLES: dict[str, tuple[Row, ...]] = {
     "3": (
         row("FlowGMM Sup (all labels)", ALL_LABELS, ACCURACY, accuracy_pct="99.63"),
+        row(
+            "FlowGMM Sup (all labels), three times the minutes",
+            replace(ALL_LABELS, steps=3 * LABELLED_ONLY),
+            ACCURACY,
+            accuracy_pct="99.63",
+        ),
         row("M1+M2 VAE SSL", Baseline(), "accuracy_pct label_nll ece minutes", accuracy_pct="97.60 ± 0.02"),
         row("M1+M2 VAE SSL, shifted images", Baseline(shifted=True), "accuracy_pct label_nll ece minutes"),
         row("FlowGMM Sup (n_l labels)", SUPERVISED, ACCURACY, accuracy_pct="97.36"),
