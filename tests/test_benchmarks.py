@@ -17,6 +17,7 @@ from helpers import toy_flow
 import pyro_scnf as scnf
 from benchmarks import all as runner
 from benchmarks.accuracy import recommended
+from benchmarks.papers import flowgmm
 from benchmarks.speed import terms
 from benchmarks.tools import timing
 from benchmarks.tools.code_version import code_version
@@ -53,6 +54,22 @@ def test_a_missed_bound_is_an_error(capsys):
     assert timing.report_bounds({"a": (1.0, 1.2), "b": (1.3, 1.2)}) == 1
     assert timing.report_bounds({"a": (float("nan"), 1.2)}) == 1
     assert "MISSED" in capsys.readouterr().out
+
+
+def test_lines_of_a_table_are_compared_seed_by_seed():
+    def runs(*accuracies):
+        return [{"finished": value is not None, "accuracy_pct": value} for value in accuracies]
+
+    made = {
+        "FlowGMM": runs(90.0, 95.0, 91.0, None),
+        "FlowGMM-cons": runs(91.0, 97.0, None, 93.0),
+        "one seed": runs(96.0),
+    }
+    difference = {"mean": 1.5, "standard_error": pytest.approx(0.5), "runs": [1.0, 2.0]}
+    assert flowgmm.paired("3", made) == {"FlowGMM-cons less FlowGMM": difference}
+    assert flowgmm.paired("K", made) == {}
+    for table, base in flowgmm.BASES.items():
+        assert base in [row.name for row in flowgmm.TABLES[table]]
 
 
 # -- data with few labels ----------------------------------------------------------
