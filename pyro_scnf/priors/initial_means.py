@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, pad
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_word
-from pyro_scnf._shapes import at_least_single
+from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf._warn import warn
 
 __all__ = ["Means", "MeansWord", "around_the_circle", "initial_means", "means_of_rows"]
@@ -94,10 +94,10 @@ def around_the_circle(means: Tensor, z_f: Tensor, y: Tensor) -> Tensor:
     classes, known = len(means), y != UNLABELLED
     if classes < 3 or len(y[known].unique()) < classes:
         return means
-    latents = z_f.flatten(1)[:, :2].double()
+    latents = in_double(z_f).flatten(1)[:, :2]
     centers = torch.stack([latents[y == k].mean(0) for k in range(classes)])
     away = normalize(centers - centers.mean(0), dim=-1)
-    points = means.double().flatten(2)[..., :2].mean(1)
+    points = in_double(means).flatten(2)[..., :2].mean(1)
     classes_around, points_around = (torch.atan2(p[:, 1], p[:, 0]).argsort() for p in (away, points))
     turns = [classes_around.roll(turn) for turn in range(classes)]
     best = max(turns, key=lambda turn: float((away[turn] * points[points_around]).sum()))
@@ -188,7 +188,7 @@ def _groups(rows: Tensor, labelled: Tensor, count: int, most: int) -> list[Tenso
     while len(rows) and len(groups) < count:
         near = apart.topk(min(most, len(rows)), largest=False)
         sizes = (near.values < reach[:, None]).sum(1)
-        average = sizes.double()[near.indices[:, : math.ceil(most / 10)]].mean(1)
+        average = in_double(sizes.float())[near.indices[:, : math.ceil(most / 10)]].mean(1)
         if not sizes.any():
             break
         radii = near.values.gather(1, (sizes[:, None] - 1).clamp(min=0))[:, 0]
