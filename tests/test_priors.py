@@ -266,6 +266,7 @@ def test_ways_to_name_the_same_prior(spec):
         (":learn_means=True", "gradient", "fixed"),
         (":learn_means=False", "fixed", "fixed"),
         (":fit_scales=em", "fixed", "em"),
+        (":fit_means=None,fit_scales=None", "fixed", "fixed"),
     ],
 )
 def test_options_replace_the_defaults_of_flowgmm(options, means, scales):

@@ -21,9 +21,11 @@ __all__ = ["PRIORS", "PriorSpec", "make_prior"]
 
 def _flowgmm(event_shape: Sequence[int] | int, num_classes: int, **options: Any) -> GaussianMixturePrior:
     """The prior of FlowGMM: a mixture whose defaults are fixed random means and fixed unit scales."""
-    fixed = {f"fit_{what}": "fixed" for what in ("means", "scales") if options.get(f"learn_{what}") is None}
-    defaults = {"covariance": "isotropic", "means": "random", **fixed}
-    return GaussianMixturePrior(event_shape, num_classes, **{**defaults, **options})
+    for what in ("means", "scales"):
+        if options.get(f"fit_{what}") is None and options.get(f"learn_{what}") is None:
+            options[f"fit_{what}"] = "fixed"
+    options = {"covariance": "isotropic", "means": "random", **options}
+    return GaussianMixturePrior(event_shape, num_classes, **options)
 
 
 _flowgmm.__signature__ = inspect.signature(GaussianMixturePrior)  # type: ignore[attr-defined]
