@@ -418,6 +418,8 @@ def test_a_class_without_a_label_is_named():
         warnings.simplefilter("error")
         fit(make_model(data), replace(data, y=torch.full_like(y, -1)), steps=1, progress=False)
         fit(make_model(data), data, steps=1, progress=False)
+        clusters = scnf.SemiConditionalFlow(scnf.flows.realnvp((2,), couplings=2), "gmm:means=clusters", 2)
+        fit(scnf.SemiSupervisedModel(clusters), replace(data, y=y), steps=1, progress=False)
 
 
 class OwnGuide(PyroModule):

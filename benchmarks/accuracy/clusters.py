@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     torch.set_num_threads(args.threads)
-    warnings.filterwarnings("ignore", "ActNorm|.*density of such values|fit: data has no label", UserWarning)
+    warnings.filterwarnings("ignore", "ActNorm|.*density of such values", UserWarning)
     deadline = Deadline(args.minutes)
     kind = "smoke" if args.smoke_test else f"{args.labels_per_class}-labels-{args.steps}-steps"
     done: dict[str, list[dict[str, Any]]] = {}

@@ -140,11 +140,13 @@ def check_rows(
     for name, rows, through in kinds:
         _check_scored(model, name, rows, None if augment is None else through)
     missing = sorted(set(range(data.num_classes)) - set(y[known].tolist()))
-    if missing and known.any() and data.label_log_prior is None:
+    clusters = getattr(model.flow.prior, "means", None) == "clusters"  # meant for such classes
+    if missing and known.any() and data.label_log_prior is None and not clusters:
         classes = "class" if len(missing) == 1 else "classes"
         warn(
             f"fit: data has no labelled row of {classes} {', '.join(map(str, missing))}, only of others; "
-            "nothing tells which rows belong there, so posteriors of this label mean little"
+            "nothing tells which rows belong there, so posteriors of this label mean little. A mixture with "
+            "means='clusters' starts such a class amid unlabelled rows"
         )
 
 
