@@ -37,6 +37,8 @@ CHANGES_AND_SPLITS = (  # those of the data sets that take no files
     datasets.keep_labels,
     datasets.keep_labels_per_class,
     datasets.thin_classes,
+    datasets.neighbour_graph,
+    datasets.label_evidence,
     datasets.toy,
 )
 VECTOR = {"event_shape": (4,)}
@@ -254,6 +256,15 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "y": torch.arange(12) % 3,
         "shares": (1.0, 0.5, 0.0),
         "seed": 1,
+    },
+    datasets.neighbour_graph: {"x": torch.randn(12, 2), "k": 3},
+    datasets.label_evidence: {
+        "graph": datasets.neighbour_graph(torch.randn(12, 2), 3),
+        "y": torch.arange(12) % 3,
+        "num_classes": 3,
+        "alpha": 0.5,
+        "sharpness": 2.0,
+        "mix": 0.1,
     },
     datasets.toy: {
         "name": "circles",

@@ -5,8 +5,10 @@ scikit-learn makes the toys and ships the digits (extra ``datasets``); torchvisi
 
 from pyro_scnf.datasets.augment import Augment, FeatureDropout, Jitter
 from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.graph import NeighbourGraph, neighbour_graph
 from pyro_scnf.datasets.image_augment import ImageAugment, RandomShift, random_affine, random_shift
 from pyro_scnf.datasets.images import IMAGES, ImageSet, enlarged_digits, images
+from pyro_scnf.datasets.label_evidence import LabelEvidence, label_evidence
 from pyro_scnf.datasets.neighbours import (
     deskew,
     link_neighbours,
@@ -26,6 +28,8 @@ __all__ = [
     "ImageAugment",
     "ImageSet",
     "Jitter",
+    "LabelEvidence",
+    "NeighbourGraph",
     "RandomShift",
     "SemiSupervisedData",
     "deskew",
@@ -34,8 +38,10 @@ __all__ = [
     "images",
     "keep_labels",
     "keep_labels_per_class",
+    "label_evidence",
     "link_neighbours",
     "nearest_neighbours",
+    "neighbour_graph",
     "pixel_features",
     "random_affine",
     "random_shift",

@@ -17,22 +17,25 @@ GATHERED = 2**17
 
 
 @torch.no_grad()
-def nearest_rows(rows: Tensor, k: int, chunk: int) -> Tensor:
-    """The numbers of the ``k`` rows nearest to each of ``rows`` ``(N, D)``, the nearest first.
+def nearest_rows(rows: Tensor, k: int, chunk: int, queries: Tensor | None = None) -> Tensor:
+    """The numbers of the ``k`` of ``rows`` ``(N, D)`` that are nearest to each query, the nearest first.
 
     Matrix products give distances quickly, but differences of large numbers: a few too many rows are taken
     as candidates, and differences of rows in double precision put these in order. If rounding may have hidden
     a nearer row, products in double precision are tried next, and then differences from all rows.
 
-    :param int chunk: rows compared at a time.
+    :param int chunk: queries at a time.
+    :param queries: other rows ``(M, D)``. By default the queries are ``rows``, of which none is near itself.
     """
-    exact = in_double(rows)
-    exact = exact - exact.mean(0)
+    count, both = len(rows), in_double(rows)
+    if queries is not None:
+        both = torch.cat([both, in_double(queries)])
+    exact = both - both[:count].mean(0)
     if exact.numel():
         largest = exact.abs().max()
         exact = exact / torch.where(largest > 0, largest, 1)
-    found = torch.empty((len(rows), k), dtype=torch.long, device=rows.device)
-    left = torch.arange(len(rows), device=rows.device)
+    left = torch.arange(0 if queries is None else count, len(exact), device=rows.device)
+    found = torch.empty((len(exact), k), dtype=torch.long, device=rows.device)
     with no_autocast(rows.device.type):
         for table in (exact.float(), exact):
             if not len(left):
@@ -40,36 +43,41 @@ def nearest_rows(rows: Tensor, k: int, chunk: int) -> Tensor:
             unsure = [left[:0]]
             squares = table.square().sum(1)
             for some in left.split(chunk):
-                found[some], sure = _by_products(table, squares, exact, some, k)
+                found[some], sure = _by_products(table, squares, exact, some, k, count)
                 unsure.append(some[~sure])
             left = torch.cat(unsure)
         for row in left:
-            distances = (exact - exact[row]).square().sum(1)
-            distances[row] = torch.inf
+            distances = (exact[:count] - exact[row]).square().sum(1)
+            distances[row : row + 1] = torch.inf  # itself, if it is one of `rows`
             found[row] = distances.topk(k, largest=False).indices
-    return found
+    return found if queries is None else found[count:]
 
 
 def _by_products(
-    table: Tensor, squares: Tensor, exact: Tensor, some: Tensor, k: int
+    table: Tensor, squares: Tensor, exact: Tensor, some: Tensor, k: int, rows: int
 ) -> tuple[Tensor, Tensor]:
-    """The nearest rows ``(B, k)`` of the rows ``some`` ``(B,)``, and whether these are certain ``(B,)``."""
-    count = min(k + k // 4 + SPARE, len(table) - 1)
+    """Which of the first ``rows`` are nearest to the rows ``some`` ``(B,)``, and whether that is certain.
+
+    :return: ``(B, k)`` and ``(B,)``.
+    """
+    inside = (some < rows).nonzero()[:, 0]
+    others = rows - bool(len(inside))
+    count = min(k + k // 4 + SPARE, others)
     # Half the squared distance, but for the square of the row itself, and negative.
-    nearness = (table[some] @ table.T).sub_(0.5 * squares)
-    nearness[torch.arange(len(some), device=some.device), some] = -torch.inf
+    nearness = (table[some] @ table[:rows].T).sub_(0.5 * squares[:rows])
+    nearness[inside, some[inside]] = -torch.inf
     best = nearness.topk(count)
     distances = _distances(exact, some, best.indices)
     nearest = distances.topk(k, largest=False)
     indices = best.indices.gather(1, nearest.indices)
-    if count == len(table) - 1:
+    if count == others:
         return indices, torch.ones_like(some, dtype=torch.bool)
     # Rounding changes the squared distance of a row b from a row a by at most e (|a| + |b|)^2. If b is at
     # most twice as long as a, that is at most 9 e |a|^2; if it is longer, 9 e times the squared distance.
     farthest, g = nearest.values[:, -1], 9 * _epsilon(table) * (table.shape[1] + 8)
     own = in_double(squares[some])
-    others = own - 2 * in_double(best.values[:, -1])  # the least distance of a row that is no candidate
-    least = torch.minimum(others / (1 + g), others - g * own)
+    bound = own - 2 * in_double(best.values[:, -1])  # the least distance of a row that is no candidate
+    least = torch.minimum(bound / (1 + g), bound - g * own)
     return indices, (farthest <= least) | (farthest == 0) | (g * own <= 1e-9 * farthest)
 
 

@@ -18,6 +18,9 @@ from pyro_scnf.datasets.distances import nearest_rows
 
 __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", "upright_features"]
 
+Features = Callable[[Tensor], Tensor]
+"""Computes features ``(N, ...)`` of rows."""
+
 NUMBERS = 2**25
 """Distances that are held at a time."""
 
@@ -108,15 +111,24 @@ def nearest_neighbours(
     x = as_rows(x, "x", "nearest_neighbours")
     if k >= len(x):
         raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")
+    rows = features_of(x, features, "nearest_neighbours")
+    return nearest_rows(rows, int(k), chunk or max(1, NUMBERS // len(x)))
+
+
+def features_of(x: Tensor, features: Features | None, owner: str) -> Tensor:
+    """Features ``(N, D)`` of rows, as :func:`nearest_neighbours` describes them.
+
+    :raises ValueError: for what is no function, for NaN or infinity, and for another number of rows.
+    """
     if features is not None and not callable(features):
         raise ValueError(f"features={features!r}: expected a function of x")
     if features is None and x.dim() == 4:
         features = pixel_features
     rows = x if features is None else features(x)
-    check_finite(rows, "features(x)", "nearest_neighbours")
+    check_finite(rows, "features(x)", owner)
     if len(rows) != len(x):
         raise ValueError(f"features: gave {len(rows)} rows for {len(x)} rows of x, expected one for each")
-    return nearest_rows(rows.detach().flatten(1), int(k), chunk or max(1, NUMBERS // len(x)))
+    return rows.detach().flatten(1)
 
 
 def link_neighbours(

@@ -1,0 +1,111 @@
+"""Graphs of nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_at_least
+from pyro_scnf._shapes import in_double
+from pyro_scnf.datasets.convert import as_rows
+from pyro_scnf.datasets.distances import nearest_rows
+from pyro_scnf.datasets.neighbours import Features, features_of
+
+__all__ = ["NeighbourGraph", "neighbour_graph"]
+
+NUMBERS = 2**25
+"""Distances that are held at a time."""
+
+LOCAL = 7
+"""The neighbour whose distance is the length scale of a row, as in Zelnik-Manor and Perona (2004)."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeighbourGraph:
+    """The k nearest neighbours of N rows, as :func:`neighbour_graph` makes it.
+
+    :ivar Tensor rows: features of the rows, ``(N, D)``.
+    :ivar Tensor neighbours: row numbers ``(N, k)``, the nearest first.
+    :ivar Tensor distances: ``(N, k)``.
+    :ivar features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
+    """
+
+    rows: Tensor
+    neighbours: Tensor
+    distances: Tensor
+    features: Features | None
+
+    @property
+    def scales(self) -> Tensor:
+        """The length scale of every row ``(N,)``: the distance to its 7th neighbour, or to its last one."""
+        return _scales(self.distances)
+
+    def weights(self) -> Any:
+        r"""The weights of links, a symmetric SciPy ``csr_array`` of shape ``(N, N)``.
+
+        Two rows are linked if one is a neighbour of the other, with the weight
+        :math:`\exp(-d^2 / (s s'))`, where d is their distance and s, s' are their :attr:`scales`.
+        """
+        n, k = self.neighbours.shape
+        values = _link(self.distances, self.scales[:, None], self.scales[self.neighbours])
+        parts = values.flatten().cpu().numpy(), self.neighbours.flatten().cpu().numpy()
+        one_way = require("scipy.sparse", "datasets").csr_array(
+            (*parts, np.arange(0, n * k + 1, k)), shape=(n, n)
+        )
+        return one_way.maximum(one_way.T).tocsr()
+
+    def links(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of the graph that are nearest to other rows of data, and the weights of links to them.
+
+        :param x: ``(M, *event_shape)``.
+        :return: row numbers ``(M, k)``, the nearest first, and weights ``(M, k)``.
+        :raises ValueError: for NaN or infinity, or features of another length.
+        """
+        queries = in_double(features_of(as_rows(x, "x", "links"), self.features, "links"))
+        if queries.shape[1] != self.rows.shape[1]:
+            raise ValueError(
+                f"links: x has {queries.shape[1]} features in a row, and the rows of the graph have "
+                f"{self.rows.shape[1]}; expected rows like those of the graph"
+            )
+        k = self.neighbours.shape[1]
+        near = nearest_rows(self.rows, k, max(1, NUMBERS // len(self.rows)), queries)
+        distances = (self.rows[near] - queries[:, None]).norm(dim=-1)
+        return near, _link(distances, _scales(distances)[:, None], self.scales[near])
+
+
+def _scales(distances: Tensor) -> Tensor:
+    chosen = distances[:, min(LOCAL, distances.shape[1]) - 1]
+    return chosen.clamp(min=torch.finfo(chosen.dtype).tiny)
+
+
+def _link(distances: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Weights of links. None is 0, which would cut a far row off from its neighbours."""
+    return (-(distances / own) * (distances / others)).exp().clamp(min=1e-30)
+
+
+def neighbour_graph(x: Tensor, k: int = 10, features: Features | None = None) -> NeighbourGraph:
+    """The graph of the ``k`` nearest neighbours of every row.
+
+    :param x: ``(N, *event_shape)``; an array or a data frame is converted.
+    :param int k: number of neighbours. A row is not its own neighbour.
+    :param features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
+    :raises ValueError: as :func:`~pyro_scnf.datasets.nearest_neighbours` does.
+    """
+    check_at_least(1, k=k)
+    x = as_rows(x, "x", "neighbour_graph")
+    if k >= len(x):
+        raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")
+    rows = in_double(features_of(x, features, "neighbour_graph"))
+    near = nearest_rows(rows, int(k), max(1, NUMBERS // len(x)))
+    distances = torch.cat(
+        [
+            (rows[some] - rows[part][:, None]).norm(dim=-1)
+            for part, some in zip(torch.arange(len(rows)).split(4096), near.split(4096), strict=True)
+        ]
+    )
+    return NeighbourGraph(rows, near, distances, features)

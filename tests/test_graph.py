@@ -1,0 +1,239 @@
+"""Graphs of nearest neighbours, and the evidence about labels that they give, against dense brute force."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_scnf.datasets import digits, label_evidence, neighbour_graph, pixel_features, toy
+from pyro_scnf.presets import DIGITS
+
+F64 = torch.float64
+K = 3
+
+
+def rows(count: int = 90, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of three groups that touch, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % K
+    centers = 3 * torch.tensor([[0.0, 1.0], [1.0, -0.5], [-1.0, -0.5]], dtype=F64)
+    return centers[y] + torch.randn(count, 2, generator=generator, dtype=F64), y
+
+
+def few(y: Tensor, each: int = 4) -> Tensor:
+    """``y`` with ``each`` labels of every class."""
+    known = torch.cat([(y == k).nonzero()[:each, 0] for k in y.unique()])
+    return torch.full_like(y, -1).index_copy(0, known, y[known])
+
+
+def dense_weights(x: Tensor, k: int) -> Tensor:
+    """The weights of the graph by their definition."""
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    order = distance.clone().fill_diagonal_(torch.inf).argsort(1)[:, :k]
+    scale = distance.gather(1, order)[:, min(7, k) - 1]
+    linked = torch.zeros_like(distance, dtype=torch.bool).scatter(1, order, True)
+    return torch.where(linked | linked.T, (-(distance**2) / (scale[:, None] * scale)).exp(), 0.0)
+
+
+def dense_spreading(weights: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """F by its definition, up to a factor."""
+    root = weights.sum(1).rsqrt()
+    return torch.linalg.solve(
+        torch.eye(len(y), dtype=F64) - alpha * root[:, None] * weights * root,
+        torch.nn.functional.one_hot(y.clamp(min=0), K).double() * (y >= 0)[:, None],
+    )
+
+
+# -- the graph -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_weights_are_those_of_their_definition(k):
+    x, _ = rows()
+    found = torch.from_numpy(neighbour_graph(x, k).weights().toarray())
+    assert torch.equal(found, found.T)
+    assert torch.allclose(found, dense_weights(x, k), atol=1e-12)
+
+
+@pytest.mark.parametrize("change", [lambda x: 1e-6 * x, lambda x: 1e5 + x, lambda x: 1e8 * x])
+def test_neither_offset_nor_scale_changes_the_graph(change):
+    x, _ = rows()
+    before, after = neighbour_graph(x, 5), neighbour_graph(change(x), 5)
+    assert torch.equal(before.neighbours, after.neighbours)
+    difference = (before.weights() - after.weights()).toarray()
+    assert abs(difference).max() < 1e-5
+
+
+def test_copies_of_a_row_are_linked():
+    x, _ = rows(30)
+    found = neighbour_graph(x[:5].repeat(6, 1), 4).weights()
+    assert found.toarray().max() == pytest.approx(1.0)
+    assert torch.from_numpy(found.toarray()).isfinite().all()
+
+
+def test_links_of_other_rows_are_those_of_their_definition():
+    x, _ = rows()
+    others = rows(20, seed=1)[0]
+    graph = neighbour_graph(x, 8)
+    near, weights = graph.links(others)
+    distance = torch.cdist(others, x, compute_mode="donot_use_mm_for_euclid_dist")
+    order = distance.argsort(1)[:, :8]
+    assert torch.equal(near, order)
+    away = distance.gather(1, order)
+    assert torch.allclose(weights, (-(away**2) / (away[:, 6:7] * graph.scales[order])).exp(), atol=1e-12)
+    # A row of the graph is at distance 0 from itself.
+    assert torch.equal(graph.links(x)[0][:, 0], torch.arange(len(x)))
+
+
+def test_features_are_computed_from_other_rows_too():
+    data = digits()
+    graph = neighbour_graph(data.x[:200], 5)
+    assert torch.equal(graph.rows, pixel_features(data.x[:200]).double())
+    assert torch.equal(graph.links(data.x[:50])[0][:, 0], torch.arange(50))
+
+
+# -- evidence --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shares", [None, (5.0, 3.0, 2.0)])
+@pytest.mark.parametrize("alpha", [0.5, 0.99])
+def test_evidence_is_that_of_its_definition(alpha, shares):
+    x, y = rows()
+    y, others = few(y), rows(20, seed=1)[0]
+    graph = neighbour_graph(x, 8)
+    found = label_evidence(graph, y, K, alpha=alpha, shares=shares, sharpness=2.0, mix=0.1)
+    pi = torch.tensor(shares or (1.0, 1.0, 1.0), dtype=F64) / sum(shares or (1, 1, 1))
+    weights = dense_weights(x, 8)
+    spread = dense_spreading(weights, y, alpha)
+    factors = pi / (spread / spread.sum(1, keepdim=True)).mean(0)
+
+    def trusted(spread: Tensor) -> Tensor:
+        q = spread * factors
+        q = (q / q.sum(1, keepdim=True) / pi) ** 2 * pi
+        return 0.9 * q / q.sum(1, keepdim=True) + 0.1 * pi
+
+    assert torch.allclose(found.log_probs.exp(), trusted(spread), atol=1e-6)
+    near, links = graph.links(others)
+    carried = spread * weights.sum(1).rsqrt()[:, None]
+    outside = (links[..., None] * carried[near]).sum(1)
+    assert torch.allclose(found.of(others).exp(), trusted(outside), atol=1e-6)
+    assert found.log_probs.logsumexp(-1).abs().max() < 1e-9
+
+
+def test_rows_that_no_label_reaches_have_the_expected_shares():
+    x, y = rows()
+    island = 1e3 + rows(20, seed=1)[0]
+    graph = neighbour_graph(torch.cat([x, island]), 5)
+    labels = torch.cat([few(y), torch.full((20,), -1)])
+    found = label_evidence(graph, labels, K, shares=(1, 1, 2), sharpness=4.0, mix=0.01)
+    assert torch.allclose(found.log_probs[-20:].exp(), torch.tensor([0.25, 0.25, 0.5], dtype=F64))
+    assert torch.allclose(found.of(island[:3]).exp(), torch.tensor([0.25, 0.25, 0.5], dtype=F64))
+    # They do not change what the others get.
+    alone = label_evidence(neighbour_graph(x, 5), few(y), K, shares=(1, 1, 2), sharpness=4.0, mix=0.01)
+    assert torch.allclose(found.log_probs[:-20], alone.log_probs, atol=1e-6)
+
+
+def test_trust_is_what_the_labelled_rows_deserve():
+    """Sharp and nearly unmixed for rows in clear groups; little for labels drawn at random."""
+    x, y = rows(300)
+    clear = label_evidence(neighbour_graph(4 * x + 40 * y[:, None], 8), few(y, 10), K)
+    assert clear.sharpness >= 1
+    assert clear.mix <= 0.03  # about one error in as many rows as have labels
+    assert (clear.log_probs.argmax(1) == y).all()
+    noise = torch.randint(K, (300,), generator=torch.Generator().manual_seed(0))
+    none = label_evidence(neighbour_graph(x, 8), few(noise, 10), K)
+    assert none.mix == 0.3 or none.sharpness == 0.5
+    held = none.log_probs[few(noise, 10) < 0].gather(1, noise[few(noise, 10) < 0][:, None])
+    assert -held.mean() < 1.25  # log 3 = 1.10 is that of no evidence
+
+
+def test_trust_comes_from_hidden_labels_alone():
+    """The choice is that of a loop over folds and candidates by hand, with one more row that is wrong."""
+    x, y = rows(120, seed=2)
+    y, graph = few(y, 2), neighbour_graph(x, 8)
+    found = label_evidence(graph, y, K)
+    candidates = [
+        (t, m) for t in (1.0, 2.0, 4.0, 8.0, 16.0, 0.5) for m in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    ]
+    best = torch.inf, None
+    fold = torch.full_like(y, -1)
+    for k in range(K):
+        own = (y == k).nonzero()[:, 0]
+        fold[own] = torch.arange(2)
+    for t, m in candidates:
+        loss, doubts = 0.0, []
+        for f in range(2):
+            rest = label_evidence(graph, y.masked_fill(fold == f, -1), K, sharpness=t, mix=m)
+            held = rest.log_probs[fold == f]
+            loss -= held.gather(1, y[fold == f][:, None]).sum().item()
+            doubts += [((1 - row.max()) / 2).log().item() for row in held.exp()]
+        best = min(best, (loss - sum(doubts) / len(doubts), (t, m)), key=lambda pair: pair[0])
+    assert (found.sharpness, found.mix) == best[1]
+
+
+def test_evidence_of_digits_beats_its_nearest_neighbour_and_trains_a_flow():
+    data = digits(labels_per_class=10, seed=0)
+    x, x_test = data.x.flatten(1), data.x_test.flatten(1)
+    found = label_evidence(neighbour_graph(x), data.y, 10)
+    wrong = (found.of(x_test).argmax(1) != data.y_test).double().mean()
+    known, labels = data.labelled
+    nearest = torch.cdist(x_test.double(), known.flatten(1).double()).argmin(1)
+    assert wrong < 0.6 * (labels[nearest] != data.y_test).double().mean()
+    told = DIGITS.prepare(replace(data, label_log_prior=found.log_probs), 0)
+    model = DIGITS.make_model(told)
+    result = DIGITS.fit(model, told, steps=2, terms="classification:targets=evidence", progress=False)
+    assert result.finished
+
+
+# -- what is refused -------------------------------------------------------------------------------
+GRAPH = neighbour_graph(rows()[0], 5)
+LABELS = few(rows()[1])
+REFUSED = {
+    "k": (lambda: neighbour_graph(rows(5)[0], 5), "k=5: there are 5 rows, so at most 4 neighbours"),
+    "no neighbour": (lambda: neighbour_graph(rows(5)[0], 0), "k=0: expected at least 1"),
+    "vector": (lambda: neighbour_graph(torch.zeros(4)), r"neighbour_graph: x has shape \(4,\)"),
+    "NaN": (lambda: neighbour_graph(torch.full((4, 2), torch.nan), 2), "neighbour_graph: x holds 8 NaN"),
+    "features": (
+        lambda: neighbour_graph(rows()[0], 2, "pixel"),
+        "features='pixel': expected a function of x",
+    ),
+    "other columns": (
+        lambda: GRAPH.links(torch.zeros(4, 3)),
+        "links: x has 3 features in a row, and the rows of the graph have 2",
+    ),
+    "other length": (
+        lambda: label_evidence(GRAPH, LABELS[:5], K),
+        "label_evidence: y has 5 labels and the graph 90 rows",
+    ),
+    "label": (
+        lambda: label_evidence(GRAPH, LABELS, 2),
+        r"label_evidence: y holds labels -1\.\.2, expected -1\.\.1",
+    ),
+    "class": (lambda: label_evidence(GRAPH, LABELS, 5), r"no labelled row of class \[3, 4\]"),
+    "one label": (
+        lambda: label_evidence(GRAPH, few(rows()[1], 1), K),
+        "a class has one labelled row, and none is left if it is hidden",
+    ),
+    "alpha": (lambda: label_evidence(GRAPH, LABELS, K, alpha=1.0), "alpha=1.0: expected"),
+    "shares": (lambda: label_evidence(GRAPH, LABELS, K, shares=(1, 0, 1)), "expected 3 positive numbers"),
+    "sharpness": (lambda: label_evidence(GRAPH, LABELS, K, sharpness=0.0), "sharpness=0.0: expected"),
+    "mix": (lambda: label_evidence(GRAPH, LABELS, K, mix=1.0), "mix=1.0: expected"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_graphs_refuse(case):
+    call, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_one_label_of_a_class_is_enough_where_trust_is_given():
+    x, y = rows()
+    found = label_evidence(neighbour_graph(x, 8), few(y, 1), K, sharpness=2.0, mix=0.01)
+    assert (found.log_probs.argmax(1) == y).double().mean() > 0.8
+
+
+def test_toys_of_a_ring_are_labelled_around_it():
+    data = toy("circles", seed=0)
+    found = label_evidence(neighbour_graph(data.x), data.y, 2)
+    assert (found.of(data.x_test).argmax(1) != data.y_test).double().mean() < 0.05
