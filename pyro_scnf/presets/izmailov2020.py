@@ -112,7 +112,7 @@ The flow has to cut the outer of two circles open. Networks with ``relu`` can ma
 and averaged weights keep them from learning a thousand points by heart. A few labels decide where the cut is,
 so the classification term begins strong. It falls during training, so that the density decides in the end.
 The circle has room for two classes. Give more of them a larger one, as the paper does: for the five arms of a
-pinwheel ``prior="gmm:covariance=isotropic,means=circle,separation=5.5,fit_means=fixed,fit_scales=fixed"``.
+pinwheel ``prior="flowgmm:means=circle,separation=5.5"``.
 """
 
 
