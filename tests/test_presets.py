@@ -214,13 +214,15 @@ def test_so_many_rows_initialise_as_the_preset_says(moons, size):
     assert torch.allclose(nearest.loc + nearest.center, seen.mean(0), atol=1e-5)
 
 
-def test_of_many_labelled_rows_some_of_each_class_initialise():
-    """The rows are sorted by class, and the labels are more than the rows that initialise."""
+@pytest.mark.parametrize("order", ["by class", "in turns"])
+def test_of_many_labelled_rows_some_of_each_class_initialise(order):
+    """Also if the rows that initialise, evenly spaced in the data, would all be of one class."""
     data = toy("moons", num_train=120, labels_per_class=40, seed=0)
-    order = data.y.argsort(stable=True)
-    data = replace(data, x=data.x[order], y=data.y[order])
-    flow = replace(scnf.presets.TOY, initial_rows=12).make_model(data, "gmm").flow
-    x, y = (rows[torch.arange(12) * 80 // 12] for rows in data.labelled)
+    rows = data.y.argsort(stable=True)[-80:]
+    rows = rows.reshape(2, 40).T.flatten() if order == "in turns" else rows
+    data = replace(data, x=data.x[rows], y=data.y[rows])
+    flow = replace(scnf.presets.TOY, initial_rows=20).make_model(data, "gmm").flow
+    x, y = (torch.cat([t[data.y == k][::4] for k in range(2)]) for t in (data.x, data.y))
     z_f = flow.encode(x)[1].detach()
     for k in range(2):
         assert torch.allclose(flow.prior.loc[k], z_f[y == k].mean(0), atol=1e-5)

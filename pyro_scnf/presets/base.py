@@ -171,12 +171,13 @@ class Preset:
         return model
 
     def _rows_to_initialize(self, data: SemiSupervisedData) -> Tensor:
-        """The numbers of ``initial_rows`` rows. If there are more labelled ones, they are evenly spaced."""
+        """The numbers of ``initial_rows`` rows. If there are more labelled ones, each class has its share."""
         size = self.initial_rows or len(data.x)
         labelled, others = (rows.nonzero()[:, 0] for rows in (data.y != UNLABELLED, data.y == UNLABELLED))
         without_label = len(data.y[labelled].unique()) < data.num_classes
         most = size - min(size // 2, len(others)) if without_label else size
         if len(labelled) > most:
+            labelled = labelled[data.y[labelled].argsort(stable=True)]
             labelled = labelled[torch.arange(most) * len(labelled) // most]
         return torch.cat([labelled, others[: size - len(labelled)]]).sort().values
 
