@@ -62,11 +62,12 @@ def test_lines_of_a_table_are_compared_seed_by_seed():
 
     made = {
         "FlowGMM": runs(90.0, 95.0, 91.0, None),
-        "FlowGMM-cons": runs(91.0, 97.0, None, 93.0),
-        "one seed": runs(96.0),
+        "FlowGMM-cons, probabilities": runs(91.0, 97.0, None, 93.0),
+        "FlowGMM Sup (n_l labels)": runs(96.0),  # one seed tells no error
+        "FlowGMM Sup (all labels)": runs(98.0, 99.0),  # has other labels
     }
     difference = {"mean": 1.5, "standard_error": pytest.approx(0.5), "runs": [1.0, 2.0]}
-    assert flowgmm.paired("3", made) == {"FlowGMM-cons less FlowGMM": difference}
+    assert flowgmm.paired("3", made) == {"FlowGMM-cons, probabilities less FlowGMM": difference}
     assert flowgmm.paired("K", made) == {}
     for table, base in flowgmm.BASES.items():
         assert base in [row.name for row in flowgmm.TABLES[table]]

@@ -219,13 +219,16 @@ BASES = {"3": "FlowGMM", "A": "gradient of the marginal", "B": "random, fixed", 
 
 def paired(table: str, made: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
     """How much more accurate lines are than that of :data:`BASES`, with the same labels, in per cent."""
-    base, found = BASES.get(table), {}
+    if table not in BASES:
+        return {}
+    labels = {row.name: getattr(row.run, "labels", None) for row in TABLES[table]}
+    base, found = BASES[table], {}
     for name, records in made.items():
-        both = zip(records, made.get(base or "", ()), strict=False)
+        both = zip(records, made.get(base, ()), strict=False)
         runs = [
             a["accuracy_pct"] - b["accuracy_pct"] for a, b in both if a.get("finished") and b.get("finished")
         ]
-        if name != base and len(runs) > 1:
+        if name != base and labels[name] == labels[base] and len(runs) > 1:
             error = stdev(runs) / math.sqrt(len(runs))
             found[f"{name} less {base}"] = {"mean": mean(runs), "standard_error": error, "runs": runs}
     return found
