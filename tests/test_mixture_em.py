@@ -549,6 +549,15 @@ def test_classes_lie_around_the_circle_as_their_labelled_latents_do(classes, com
         assert torch.equal(prior.loc, ring[order])
 
 
+@pytest.mark.parametrize("prior", ["gmm", "gmm:means=circle", "student-t", "flow"])
+def test_latents_that_are_not_finite_set_no_means(prior):
+    prior = make_prior(prior, (2,), 3)
+    z, y = torch.randn(6, 2), torch.arange(6) % 3
+    z[4, 1] = math.nan
+    with pytest.raises(ValueError, match=r"initialize: z_f holds 1 NaN or infinite values"):
+        prior.initialize(z, y)
+
+
 def test_two_classes_and_classes_without_labels_stay_where_they_are_on_the_circle():
     for classes, labels in ((2, 2), (3, 2)):
         prior = make_prior("gmm:means=circle", (2,), classes)

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor
 
-from pyro_scnf._checks import check_context, check_row_labels
+from pyro_scnf._checks import check_context, check_finite, check_row_labels
 from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import as_event_shape, check_event
@@ -90,5 +90,7 @@ class ClassConditionalPrior(PortableModule):
         return check_context(y, self.num_classes, f"{type(self).__name__}.condition", plates)
 
     def _check_rows(self, z_f: Tensor, y: Tensor) -> Tensor:
-        """Raise unless ``y`` holds a label or -1 for each row of ``z_f``. Return it as int64."""
-        return check_row_labels(y, len(z_f), self.num_classes, f"{type(self).__name__}.initialize")
+        """Raise unless ``z_f`` is finite and ``y`` holds its labels, or -1. Return ``y`` as int64."""
+        owner = f"{type(self).__name__}.initialize"
+        check_finite(z_f, "z_f", owner)
+        return check_row_labels(y, len(z_f), self.num_classes, owner)
