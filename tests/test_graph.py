@@ -56,7 +56,10 @@ def test_weights_are_those_of_their_definition(k):
     assert torch.allclose(found, dense_weights(x, k), atol=1e-12)
 
 
-@pytest.mark.parametrize("change", [lambda x: 1e-6 * x, lambda x: 1e5 + x, lambda x: 1e8 * x])
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 1e-6 * x, lambda x: 1e5 + x, lambda x: 1e8 * x, lambda x: 1e160 * x, lambda x: 1e-170 * x],
+)
 def test_neither_offset_nor_scale_changes_the_graph(change):
     x, _ = rows()
     before, after = neighbour_graph(x, 5), neighbour_graph(change(x), 5)
@@ -84,6 +87,26 @@ def test_links_of_other_rows_are_those_of_their_definition():
     assert torch.allclose(weights, (-(away**2) / (away[:, 6:7] * graph.scales[order])).exp(), atol=1e-12)
     # A row of the graph is at distance 0 from itself.
     assert torch.equal(graph.links(x)[0][:, 0], torch.arange(len(x)))
+
+
+@pytest.mark.parametrize("far", [1e9, 1e25])
+def test_a_far_row_does_not_change_the_links_of_others(far):
+    """In proportion to its square, those of the others underflow in single precision."""
+    graph, others = neighbour_graph(rows()[0], 8), rows(20, seed=1)[0]
+    near, weights = graph.links(torch.cat([others, torch.full((1, 2), far, dtype=F64)]))
+    expected = graph.links(others)
+    assert torch.equal(near[:-1], expected[0])
+    assert torch.allclose(weights[:-1], expected[1], atol=1e-5)
+
+
+def test_no_rows_have_no_links():
+    assert neighbour_graph(digits().x[:20], 3).links(digits().x[:0])[0].shape == (0, 3)
+
+
+def test_one_feature_may_come_without_a_dimension():
+    x, _ = rows()
+    found = neighbour_graph(x, 4, lambda x: x.norm(dim=1))
+    assert torch.equal(found.neighbours, neighbour_graph(x.norm(dim=1)[:, None], 4).neighbours)
 
 
 def test_features_are_computed_from_other_rows_too():
@@ -130,6 +153,37 @@ def test_rows_that_no_label_reaches_have_the_expected_shares():
     # They do not change what the others get.
     alone = label_evidence(neighbour_graph(x, 5), few(y), K, shares=(1, 1, 2), sharpness=4.0, mix=0.01)
     assert torch.allclose(found.log_probs[:-20], alone.log_probs, atol=1e-6)
+
+
+def a_chain() -> Tensor:
+    return torch.arange(600, dtype=F64)[:, None] + 0.01 * rows(600)[0][:, :1]
+
+
+def with_copies() -> Tensor:
+    return (torch.rand(400, 8, dtype=F64, generator=torch.Generator().manual_seed(0)) > 0.8).double()
+
+
+@pytest.mark.parametrize(("make", "k"), [(a_chain, 2), (with_copies, 10)])
+def test_small_traces_of_labels_count_by_their_ratio(make, k):
+    """A label 300 links away, or beyond a link of weight 1e-30 between two groups of copies."""
+    graph = neighbour_graph(make(), k)
+    y = torch.full((len(graph.rows),), -1)
+    y[:2], y[2:4], y[-2:] = 0, 1, 2
+    spread = dense_spreading(torch.from_numpy(graph.weights().toarray()), y, 0.99)
+    reached = spread.sum(1) > 0
+    q = spread[reached] / spread[reached].sum(1, keepdim=True)
+    q = q / q.mean(0)
+    found = label_evidence(graph, y, K, sharpness=1.0, mix=0.0).log_probs.exp()
+    assert torch.allclose(found[reached], q / q.sum(1, keepdim=True), atol=1e-6)
+    assert torch.allclose(found[~reached], torch.tensor(1 / K, dtype=F64))
+
+
+def test_shares_may_be_learned_ones():
+    """The evidence is data: it keeps no graph of gradients."""
+    logits = torch.zeros(K, requires_grad=True)
+    found = label_evidence(GRAPH, LABELS, K, shares=logits.softmax(0), sharpness=1.0, mix=0.1)
+    assert torch.equal(found.log_probs, label_evidence(GRAPH, LABELS, K, sharpness=1.0, mix=0.1).log_probs)
+    assert not found.log_probs.requires_grad
 
 
 def test_trust_is_what_the_labelled_rows_deserve():
@@ -213,6 +267,11 @@ REFUSED = {
         lambda: label_evidence(GRAPH, few(rows()[1], 1), K),
         "a class has one labelled row, and none is left if it is hidden",
     ),
+    "no graph": (
+        lambda: label_evidence(rows()[0], LABELS, K),
+        r"label_evidence: graph is of type Tensor, expected a NeighbourGraph; give neighbour_graph\(x\)",
+    ),
+    "words": (lambda: label_evidence(GRAPH, LABELS, K, shares="abc"), "shares='abc': expected 3 positive"),
     "alpha": (lambda: label_evidence(GRAPH, LABELS, K, alpha=1.0), "alpha=1.0: expected"),
     "shares": (lambda: label_evidence(GRAPH, LABELS, K, shares=(1, 0, 1)), "expected 3 positive numbers"),
     "sharpness": (lambda: label_evidence(GRAPH, LABELS, K, sharpness=0.0), "sharpness=0.0: expected"),

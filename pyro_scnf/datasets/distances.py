@@ -9,6 +9,9 @@ from pyro_scnf._shapes import in_double, no_autocast
 
 __all__ = ["nearest_rows"]
 
+NUMBERS = 2**25
+"""Distances that are held at a time."""
+
 SPARE = 5
 """Rows looked at beyond the k nearest, at least."""
 
@@ -17,48 +20,54 @@ GATHERED = 2**17
 
 
 @torch.no_grad()
-def nearest_rows(rows: Tensor, k: int, chunk: int, queries: Tensor | None = None) -> Tensor:
+def nearest_rows(
+    rows: Tensor, k: int, chunk: int | None = None, queries: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The numbers of the ``k`` of ``rows`` ``(N, D)`` that are nearest to each query, the nearest first.
 
     Matrix products give distances quickly, but differences of large numbers: a few too many rows are taken
     as candidates, and differences of rows in double precision put these in order. If rounding may have hidden
     a nearer row, products in double precision are tried next, and then differences from all rows.
 
-    :param int chunk: queries at a time.
+    :param chunk: queries at a time; by default ``chunk * N`` is at most 32 million.
     :param queries: other rows ``(M, D)``. By default the queries are ``rows``, of which none is near itself.
+    :return: the numbers and the distances in double precision, each ``(M, k)``.
     """
     count, both = len(rows), in_double(rows)
     if queries is not None:
         both = torch.cat([both, in_double(queries)])
-    exact = both - both[:count].mean(0)
+    exact, scale = both - both[:count].mean(0), both.new_ones(())
     if exact.numel():
         largest = exact.abs().max()
-        exact = exact / torch.where(largest > 0, largest, 1)
+        scale = torch.where(largest > 0, largest, scale)
+        exact = exact / scale
     left = torch.arange(0 if queries is None else count, len(exact), device=rows.device)
     found = torch.empty((len(exact), k), dtype=torch.long, device=rows.device)
+    squared = exact.new_empty((len(exact), k))
     with no_autocast(rows.device.type):
         for table in (exact.float(), exact):
             if not len(left):
                 break
             unsure = [left[:0]]
             squares = table.square().sum(1)
-            for some in left.split(chunk):
-                found[some], sure = _by_products(table, squares, exact, some, k, count)
+            for some in left.split(chunk or max(1, NUMBERS // count)):
+                found[some], squared[some], sure = _by_products(table, squares, exact, some, k, count)
                 unsure.append(some[~sure])
             left = torch.cat(unsure)
         for row in left:
             distances = (exact[:count] - exact[row]).square().sum(1)
             distances[row : row + 1] = torch.inf  # itself, if it is one of `rows`
-            found[row] = distances.topk(k, largest=False).indices
-    return found if queries is None else found[count:]
+            squared[row], found[row] = distances.topk(k, largest=False)
+    first = 0 if queries is None else count
+    return found[first:], squared[first:].sqrt() * scale
 
 
 def _by_products(
     table: Tensor, squares: Tensor, exact: Tensor, some: Tensor, k: int, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Which of the first ``rows`` are nearest to the rows ``some`` ``(B,)``, and whether that is certain.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the first ``rows`` are nearest to the rows ``some`` ``(B,)``.
 
-    :return: ``(B, k)`` and ``(B,)``.
+    :return: their numbers and squared distances ``(B, k)``, and whether they are certain ``(B,)``.
     """
     inside = (some < rows).nonzero()[:, 0]
     others = rows - bool(len(inside))
@@ -71,14 +80,17 @@ def _by_products(
     nearest = distances.topk(k, largest=False)
     indices = best.indices.gather(1, nearest.indices)
     if count == others:
-        return indices, torch.ones_like(some, dtype=torch.bool)
+        return indices, nearest.values, torch.ones_like(some, dtype=torch.bool)
     # Rounding changes the squared distance of a row b from a row a by at most e (|a| + |b|)^2. If b is at
     # most twice as long as a, that is at most 9 e |a|^2; if it is longer, 9 e times the squared distance.
     farthest, g = nearest.values[:, -1], 9 * _epsilon(table) * (table.shape[1] + 8)
     own = in_double(squares[some])
     bound = own - 2 * in_double(best.values[:, -1])  # the least distance of a row that is no candidate
     least = torch.minimum(bound / (1 + g), bound - g * own)
-    return indices, (farthest <= least) | (farthest == 0) | (g * own <= 1e-9 * farthest)
+    sure = (farthest <= least) | (g * own <= 1e-9 * farthest)
+    # Squares far below the largest one, which is 1, underflow. Nothing is known of distances as small.
+    kept = farthest > table.shape[1] * torch.finfo(table.dtype).tiny / torch.finfo(table.dtype).eps
+    return indices, nearest.values, (sure & kept) | (farthest == 0)
 
 
 def _distances(exact: Tensor, some: Tensor, candidates: Tensor) -> Tensor:

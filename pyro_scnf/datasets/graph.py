@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
-from pyro_scnf.datasets.neighbours import Features, features_of
+from pyro_scnf.datasets.neighbours import Features, features_of, neighbours_of
 
 __all__ = ["NeighbourGraph", "neighbour_graph"]
-
-NUMBERS = 2**25
-"""Distances that are held at a time."""
 
 LOCAL = 7
 """The neighbour whose distance is the length scale of a row, as in Zelnik-Manor and Perona (2004)."""
@@ -73,8 +69,7 @@ class NeighbourGraph:
                 f"{self.rows.shape[1]}; expected rows like those of the graph"
             )
         k = self.neighbours.shape[1]
-        near = nearest_rows(self.rows, k, max(1, NUMBERS // len(self.rows)), queries)
-        distances = (self.rows[near] - queries[:, None]).norm(dim=-1)
+        near, distances = nearest_rows(self.rows, k, queries=queries.to(self.rows.device))
         return near, _link(distances, _scales(distances)[:, None], self.scales[near])
 
 
@@ -96,16 +91,5 @@ def neighbour_graph(x: Tensor, k: int = 10, features: Features | None = None) ->
     :param features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
     :raises ValueError: as :func:`~pyro_scnf.datasets.nearest_neighbours` does.
     """
-    check_at_least(1, k=k)
-    x = as_rows(x, "x", "neighbour_graph")
-    if k >= len(x):
-        raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")
-    rows = in_double(features_of(x, features, "neighbour_graph"))
-    near = nearest_rows(rows, int(k), max(1, NUMBERS // len(x)))
-    distances = torch.cat(
-        [
-            (rows[some] - rows[part][:, None]).norm(dim=-1)
-            for part, some in zip(torch.arange(len(rows)).split(4096), near.split(4096), strict=True)
-        ]
-    )
-    return NeighbourGraph(rows, near, distances, features)
+    rows, neighbours, distances = neighbours_of(x, k, features, "neighbour_graph")
+    return NeighbourGraph(in_double(rows), neighbours, distances, features)

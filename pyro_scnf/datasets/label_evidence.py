@@ -37,6 +37,10 @@ __all__ = ["LabelEvidence", "label_evidence"]
 FOLDS = 5
 """Parts into which labelled rows are divided for cross-validation."""
 
+RESIDUAL = 1e-30
+"""Where the solver stops: at this residual, relative to the labels. A larger one would do in dense data. But
+F may fall to 1e-15 of its value along one link to a far row, and the ratios of such small numbers decide."""
+
 SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 0.5)
 MIXES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """What cross-validation chooses from. Of equally good ones it takes the first."""
@@ -64,15 +68,17 @@ class LabelEvidence:
         :param x: ``(M, *event_shape)``.
         :raises ValueError: as :meth:`NeighbourGraph.links` does.
         """
-        near, weights = self.graph.links(x)
+        near, weights = (table.cpu() for table in self.graph.links(x))
         potential = (weights[..., None] * self._spread.carried[near]).sum(1)
-        return _trusted(self._spread.probs(potential), self.sharpness, self.mix, self._spread.shares)
+        probs = self._spread.probs(potential)
+        return _trusted(probs, self.sharpness, self.mix, self._spread.shares).to(self.graph.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class _Spread:
-    """Label spreading from one choice of labelled rows.
+    """Label spreading from one choice of labelled rows, on the CPU, as SciPy solves it there.
 
+    :ivar Tensor potential: F, ``(N, K)``.
     :ivar Tensor carried: what links carry, :math:`D^{-1/2} F`, ``(N, K)``.
     :ivar Tensor factors: what class mass normalisation multiplies, ``(K,)``.
     :ivar Tensor shares: expected shares of the classes, ``(K,)``.
@@ -106,7 +112,7 @@ class _Spreading:
         columns = []
         for k in range(len(self.shares)):
             start = (y == k).double().numpy()
-            solution, failed = self.solve(self.system, start, rtol=1e-9, maxiter=10_000)
+            solution, failed = self.solve(self.system, start, rtol=RESIDUAL, atol=0, maxiter=10_000)
             if failed:
                 raise RuntimeError("label_evidence: label spreading did not converge; give a smaller alpha")
             columns.append(torch.from_numpy(solution).clamp(min=0))
@@ -136,7 +142,8 @@ def label_evidence(
 
     How far the graph can be trusted is chosen on labelled rows: ``sharpness`` and ``mix`` have the least
     label NLL of rows whose labels were hidden, a fifth of each class at a time (cross-validation), and of one
-    more row, on which the graph is wrong. No other label takes part.
+    more row, on which the graph is wrong. No other label takes part. A row that no label reaches gets the
+    expected shares; so does one on which F is below about 1e-30.
 
     :param y: labels ``(N,)``, -1 where unknown.
     :param int num_classes: number of labels K.
@@ -151,6 +158,11 @@ def label_evidence(
     Reference: Zhou et al., *Learning with Local and Global Consistency*, 2004; Zhu, Ghahramani and Lafferty,
     2003, for class mass normalisation.
     """
+    if not isinstance(graph, NeighbourGraph):
+        raise ValueError(
+            f"label_evidence: graph is of type {type(graph).__name__}, expected a NeighbourGraph; give "
+            "neighbour_graph(x)"
+        )
     num_classes = check_whole("num_classes", num_classes, 1)
     alpha = check_number("alpha", alpha, above=0, below=1)
     y = as_labels(y, num_classes, "y", "label_evidence", unlabelled=True).cpu()
@@ -171,13 +183,17 @@ def label_evidence(
         best = _chosen(spreading, y, counts, list(product(powers, mixes)))
     spread = spreading.of(y)
     log_probs = _trusted(spread.probs(spread.potential), *best, pi)
-    return LabelEvidence(graph, log_probs, *best, spread)
+    return LabelEvidence(graph, log_probs.to(graph.rows), *best, spread)
 
 
 def _shares(shares: Sequence[float] | Tensor | None, num_classes: int) -> Tensor:
     if shares is None:
         return torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
-    found = torch.as_tensor(shares, dtype=torch.float64)
+    given = shares.tolist() if hasattr(shares, "tolist") else shares
+    try:
+        found = torch.as_tensor(given, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"shares={shares!r}: expected {num_classes} positive numbers") from error
     if found.shape != (num_classes,) or not bool((found > 0).all()) or not math.isfinite(found.sum()):
         raise ValueError(f"shares={shares!r}: expected {num_classes} positive numbers")
     return found / found.sum()

@@ -21,9 +21,6 @@ __all__ = ["deskew", "link_neighbours", "nearest_neighbours", "pixel_features", 
 Features = Callable[[Tensor], Tensor]
 """Computes features ``(N, ...)`` of rows."""
 
-NUMBERS = 2**25
-"""Distances that are held at a time."""
-
 
 def pixel_features(x: Tensor) -> Tensor:
     """Images ``(N, C, H, W)`` as vectors of unit length, averaged over squares of 2×2 pixels.
@@ -35,7 +32,7 @@ def pixel_features(x: Tensor) -> Tensor:
     :raises ValueError: for another shape.
     """
     x = _floating_images(x, "pixel_features")
-    if min(x.shape[2:]) >= 2 and len(x):
+    if min(x.shape[2:]) >= 2:
         x = F.avg_pool2d(x, 2)
     rows = x.flatten(1)
     if rows.numel():  # squares of very large or very small values would leave the range of their dtype
@@ -89,7 +86,7 @@ def upright_features(x: Tensor) -> Tensor:
 def nearest_neighbours(
     x: Tensor,
     k: int = 5,
-    features: Callable[[Tensor], Tensor] | None = None,
+    features: Features | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """The numbers of the ``k`` rows nearest to each row, by Euclidean distance between their features.
@@ -100,19 +97,29 @@ def nearest_neighbours(
 
     :param x: ``(N, *event_shape)``, of any dtype; an array or a data frame is converted.
     :param int k: number of neighbours. A row is not its own neighbour.
-    :param features: computes features ``(N, ...)`` from x. By default they are the :func:`pixel_features`
-        of images, whose distances order them by angle, and other data as they are.
+    :param features: computes features ``(N, ...)`` from x, of each row alone. By default they are the
+        :func:`pixel_features` of images, whose distances order them by angle, and other data as they are.
     :param chunk: rows compared at a time. They need ``chunk * N`` numbers; by default these are 32 million.
     :return: ``(N, k)``, the nearest row first.
     :raises ValueError: for numbers out of range; for NaN or infinity in x or its features; for features of
         another number of rows.
     """
+    return neighbours_of(x, k, features, "nearest_neighbours", chunk)[1]
+
+
+def neighbours_of(
+    x: Tensor, k: int, features: Features | None, owner: str, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features ``(N, D)`` of rows, and the numbers and distances ``(N, k)`` of their nearest neighbours.
+
+    The arguments are those of :func:`nearest_neighbours`.
+    """
     check_at_least(1, k=k, chunk=1 if chunk is None else chunk)
-    x = as_rows(x, "x", "nearest_neighbours")
+    x = as_rows(x, "x", owner)
     if k >= len(x):
         raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")
-    rows = features_of(x, features, "nearest_neighbours")
-    return nearest_rows(rows, int(k), chunk or max(1, NUMBERS // len(x)))
+    rows = features_of(x, features, owner)
+    return rows, *nearest_rows(rows, int(k), chunk)
 
 
 def features_of(x: Tensor, features: Features | None, owner: str) -> Tensor:
@@ -128,11 +135,11 @@ def features_of(x: Tensor, features: Features | None, owner: str) -> Tensor:
     check_finite(rows, "features(x)", owner)
     if len(rows) != len(x):
         raise ValueError(f"features: gave {len(rows)} rows for {len(x)} rows of x, expected one for each")
-    return rows.detach().flatten(1)
+    return rows.detach()[:, None].flatten(1)
 
 
 def link_neighbours(
-    data: SemiSupervisedData, k: int = 5, features: Callable[[Tensor], Tensor] | None = None
+    data: SemiSupervisedData, k: int = 5, features: Features | None = None
 ) -> SemiSupervisedData:
     """``data`` with the :func:`nearest_neighbours` of every training row.
 
