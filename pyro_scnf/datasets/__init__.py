@@ -8,7 +8,6 @@ from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.graph import NeighbourGraph, neighbour_graph
 from pyro_scnf.datasets.image_augment import ImageAugment, RandomShift, random_affine, random_shift
 from pyro_scnf.datasets.images import IMAGES, ImageSet, enlarged_digits, images
-from pyro_scnf.datasets.label_evidence import LabelEvidence, label_evidence
 from pyro_scnf.datasets.neighbours import (
     deskew,
     link_neighbours,
@@ -17,6 +16,7 @@ from pyro_scnf.datasets.neighbours import (
     upright_features,
 )
 from pyro_scnf.datasets.splits import SPLITS, keep_labels, keep_labels_per_class, thin_classes
+from pyro_scnf.datasets.spreading import LabelEvidence, label_evidence
 from pyro_scnf.datasets.toys import TOYS, digits, toy
 
 __all__ = [
