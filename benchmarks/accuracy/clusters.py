@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 import warnings
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -27,7 +28,7 @@ from benchmarks.papers.accuracy import show, summarise
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_run_options, make_parser, whole
-from benchmarks.tools.records import read_json, write_json
+from benchmarks.tools.records import found_or_made, write_json
 from pyro_scnf import analysis
 from pyro_scnf.datasets import digits
 
@@ -84,11 +85,9 @@ def main() -> int:
     for hidden in args.classes:
         for seed in range(args.seeds):
             path = args.runs / kind / str(hidden) / f"{seed}.json"
-            if not path.exists() and deadline.allows(EXPECTED):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, run(hidden, seed, args))
-            if path.exists():
-                done.setdefault(str(hidden), []).append(read_json(path))
+            found = found_or_made(path, partial(run, hidden, seed, args), partial(deadline.allows, EXPECTED))
+            if found is not None:
+                done.setdefault(str(hidden), []).append(found)
         if str(hidden) in done:
             print(f"no labels of class {hidden}: {len(done[str(hidden)])} of {args.seeds} seeds", flush=True)
             show(summarise(done[str(hidden)]))

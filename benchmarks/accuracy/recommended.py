@@ -33,7 +33,7 @@ from benchmarks.papers.accuracy import show, summarise
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_run_options, make_parser
-from benchmarks.tools.records import read_json, write_json
+from benchmarks.tools.records import found_or_made, write_json
 from pyro_scnf import analysis
 from pyro_scnf.datasets import SemiSupervisedData, digits, enlarged_digits, images, keep_labels
 
@@ -170,11 +170,9 @@ def main() -> int:
     for name in args.only:
         for seed in range(args.seeds):
             path = folder / name.replace(" ", "-") / f"{seed}.json"
-            if not path.exists() and deadline.allows(EXPECTED):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, run(name, seed, args))
-            if path.exists():
-                done.setdefault(name, []).append(read_json(path))
+            found = found_or_made(path, partial(run, name, seed, args), partial(deadline.allows, EXPECTED))
+            if found is not None:
+                done.setdefault(name, []).append(found)
         if name in done:
             print(f"{name}: {len(done[name])} of {args.seeds} seeds. {done[name][0]['why']}")
             show(summarise(done[name]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf.datasets import Jitter, SemiSupervisedData, pixel_features
 from pyro_scnf.datasets.augment import Augment
+from pyro_scnf.datasets.neighbours import Features
 from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
@@ -32,8 +33,6 @@ SMALL = 256
 
 WORTHLESS = 0.75
 """From this share of the error of chance on, neighbours are not used."""
-
-Features = Callable[[Tensor], Tensor]
 
 
 def recommended(data: SemiSupervisedData) -> Preset:

@@ -217,7 +217,7 @@ class LocationScalePrior(ClassConditionalPrior):
             raise ValueError(
                 f"means={self.means!r}: loc is a random site, which no data can set; leave means out"
             )
-        of_labels = self.means in BY_LABELS and (self.means != "auto" or self._means_are_learned(is_table))
+        of_labels = self.means in BY_LABELS and (self.means != "auto" or self.fits["fit_means"] != "fixed")
         if is_table and (of_labels or self.means == "circle"):
             before = self.loc.reshape(self.num_classes, self.components, *self.event_shape)
             if self.means == "circle":
@@ -226,9 +226,6 @@ class LocationScalePrior(ClassConditionalPrior):
                 placed = means_of_rows(self.means, before, z_f, y, self.separation)
             self.loc.copy_(placed.reshape(self.loc.shape))
         self.restart()  # the statistics are of latents that are no more
-
-    def _means_are_learned(self, is_table: bool) -> bool:
-        return is_table and self.fits["fit_means"] != "fixed"
 
     # -- expectation-maximisation --------------------------------------------------------------
     @property
