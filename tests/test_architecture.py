@@ -19,6 +19,7 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
 # The folder of the package that uses an optional library. Every other folder works without it.
 FOLDERS = {
+    ("kornia", "datasets"),
     ("lightning", "training"),
     ("matplotlib", "plots"),
     ("scipy", "analysis"),

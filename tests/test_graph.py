@@ -116,6 +116,51 @@ def test_features_are_computed_from_other_rows_too():
     assert torch.equal(graph.links(data.x[:50])[0][:, 0], torch.arange(50))
 
 
+# -- principal components --------------------------------------------------------------------------
+def correlated(count: int = 90, seed: int = 0) -> Tensor:
+    """Rows of 6 numbers, of which 2 directions hold most of the variance."""
+    generator = torch.Generator().manual_seed(9)
+    mixed = torch.randn(2, 6, generator=generator, dtype=F64)
+    return rows(count, seed)[0] @ mixed + 0.1 * rows(3 * count, seed + 1)[0].reshape(count, 6)
+
+
+def components_by_svd(x: Tensor, others: Tensor, count: int) -> Tensor:
+    return (others - x.mean(0)) @ torch.linalg.svd(x - x.mean(0)).Vh[:count].T
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: 1e5 + x, lambda x: 1e160 * x, lambda x: 1e-170 * x]
+)
+def test_distances_are_those_of_principal_components(change):
+    x, others = correlated(), correlated(20, seed=5)
+    graph = neighbour_graph(change(x), 8, components=2)
+    assert graph.rows.shape == (90, 2)
+    assert graph.rows.dtype == F64
+    exact = neighbour_graph(components_by_svd(x, x, 2), 8)
+    assert torch.equal(graph.neighbours, exact.neighbours)
+    unit = ((change(x)[1] - change(x)[0]) / (x[1] - x[0]))[0]
+    assert torch.allclose(graph.distances / unit, exact.distances, rtol=1e-4)
+    near, weights = graph.links(change(others))
+    expected = exact.links(components_by_svd(x, others, 2))
+    assert torch.equal(near, expected[0])
+    assert torch.allclose(weights, expected[1], atol=1e-4)
+    # They are other neighbours than those in all features.
+    assert not torch.equal(graph.neighbours, neighbour_graph(change(x), 8).neighbours)
+
+
+def test_all_components_keep_the_neighbours():
+    x = correlated()
+    assert torch.equal(neighbour_graph(x, 8, components=6).neighbours, neighbour_graph(x, 8).neighbours)
+
+
+def test_components_of_features_of_other_rows():
+    data = digits()
+    graph = neighbour_graph(data.x[:200], 5, "hog", components=20)
+    assert graph.rows.shape == (200, 20)
+    assert torch.equal(graph.links(data.x[:50])[0][:, 0], torch.arange(50))
+    assert graph.links(data.x[:0])[0].shape == (0, 5)
+
+
 # -- evidence --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("shares", [None, (5.0, 3.0, 2.0)])
 @pytest.mark.parametrize("alpha", [0.5, 0.99])
@@ -248,11 +293,21 @@ REFUSED = {
     "NaN": (lambda: neighbour_graph(torch.full((4, 2), torch.nan), 2), "neighbour_graph: x holds 8 NaN"),
     "features": (
         lambda: neighbour_graph(rows()[0], 2, "pixel"),
-        "features='pixel': expected a function of x",
+        "features='pixel': expected one of 'pixels', 'deskew', 'hog', or a function of x",
     ),
     "other columns": (
         lambda: GRAPH.links(torch.zeros(4, 3)),
-        "links: x has 3 features in a row, and the rows of the graph have 2",
+        r"links: x has shape \(4, 3\), expected \(M, 2\), rows like those of the graph",
+    ),
+    "other images": (
+        lambda: neighbour_graph(digits().x[:9], 2, "hog").links(torch.zeros(2, 1, 9, 8)),
+        r"links: x has shape \(2, 1, 9, 8\), expected \(M, 1, 8, 8\)",
+    ),
+    "no component": (lambda: neighbour_graph(rows()[0], 2, components=0), "components=0: expected 1 to 2"),
+    "components": (lambda: neighbour_graph(rows()[0], 2, components=3), "components=3: expected 1 to 2"),
+    "more components than rows": (
+        lambda: neighbour_graph(digits().x[:9], 2, "hog", components=10),
+        "components=10: expected 1 to 9",
     ),
     "other length": (
         lambda: label_evidence(GRAPH, LABELS[:5], K),

@@ -1,4 +1,4 @@
-"""Nearest rows are those of exact distances, whatever their offset and scale; the features of images."""
+"""Nearest rows are those of exact distances, whatever their offset and scale."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_scnf.datasets import (
-    deskew,
-    distances,
-    link_neighbours,
-    nearest_neighbours,
-    pixel_features,
-    toy,
-    upright_features,
-)
+from pyro_scnf.datasets import distances, link_neighbours, nearest_neighbours, toy
 
 ROWS = 120
 
@@ -135,7 +127,10 @@ REFUSED = {
     "chunk": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, chunk=0), "chunk=0: expected at least 1"),
     "vector": (lambda: nearest_neighbours(torch.zeros(4), 1), r"x has shape \(4,\), expected a table"),
     "NaN": (lambda: nearest_neighbours(torch.full((4, 2), torch.nan), 1), "x holds 8 NaN"),
-    "function": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, "pixels"), "features='pixels': expected a"),
+    "word": (
+        lambda: nearest_neighbours(torch.zeros(4, 2), 1, "pixel"),
+        "features='pixel': expected one of 'pixels', 'deskew', 'hog', or a function of x",
+    ),
     "rows of features": (
         lambda: nearest_neighbours(torch.zeros(4, 2), 1, lambda x: x[1:]),
         "features: gave 3 rows for 4 rows of x",
@@ -149,18 +144,6 @@ REFUSED = {
         "data is of type Tensor, expected a Semi",
     ),
     "links": (lambda: link_neighbours(toy("moons", num_train=20), 20), "k=20: there are 20 rows"),
-    "features of vectors": (
-        lambda: pixel_features(torch.zeros(4, 2)),
-        r"x has shape \(4, 2\), expected images",
-    ),
-    "upright vectors": (
-        lambda: upright_features(torch.zeros(4, 2)),
-        r"x has shape \(4, 2\), expected images",
-    ),
-    "deskewed array": (
-        lambda: deskew(torch.zeros(4, 1, 2, 2).numpy()),
-        "x is .*numpy.ndarray, expected a tensor",
-    ),
 }
 
 
@@ -169,36 +152,3 @@ def test_neighbours_refuse(case):
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
-
-
-# -- features of images ----------------------------------------------------------------------------
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_features_have_unit_length_whatever_the_brightness(scale):
-    x = torch.rand(6, 1, 8, 8)
-    features = pixel_features(x * scale)
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
-    torch.testing.assert_close(features, pixel_features(x))
-    assert nearest_neighbours(x, 2).tolist() == nearest_neighbours(x * scale, 2).tolist()
-
-
-def test_the_nearest_images_are_those_at_the_smallest_angle():
-    x = torch.rand(30, 1, 6, 6)
-    flat = torch.nn.functional.avg_pool2d(x, 2).flatten(1).double()
-    cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat, dim=-1).fill_diagonal_(-2)
-    assert torch.equal(nearest_neighbours(x, 3), cosines.topk(3).indices)
-
-
-@pytest.mark.parametrize("shape", [(5, 1, 1, 1), (5, 3, 1, 4), (5, 1, 3, 3)])
-def test_images_of_any_size_have_features(shape):
-    features = pixel_features(torch.rand(shape) + 0.1)
-    assert len(features) == 5
-    assert torch.isfinite(features).all()
-
-
-def test_black_images_and_no_images():
-    assert (pixel_features(torch.zeros(3, 1, 4, 4)) == 0).all()
-    for function in (pixel_features, deskew, upright_features):
-        assert len(function(torch.zeros(0, 1, 4, 4))) == 0
-        assert function(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).dtype == torch.float32
-        assert function(torch.zeros(2, 1, 4, 4, dtype=torch.float64)).dtype == torch.float64
-        assert torch.isfinite(function(torch.zeros(2, 1, 4, 4))).all()

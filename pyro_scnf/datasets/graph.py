@@ -13,7 +13,9 @@ from pyro_scnf._extras import require
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
-from pyro_scnf.datasets.neighbours import Features, features_of, neighbours_of
+from pyro_scnf.datasets.features import Features, features_of
+from pyro_scnf.datasets.neighbours import checked_rows
+from pyro_scnf.datasets.projection import Projection, principal_components
 
 __all__ = ["NeighbourGraph", "neighbour_graph"]
 
@@ -25,16 +27,20 @@ LOCAL = 7
 class NeighbourGraph:
     """The k nearest neighbours of N rows, as :func:`neighbour_graph` makes it.
 
-    :ivar Tensor rows: features of the rows, ``(N, D)``.
+    :ivar Tensor rows: features of the rows, ``(N, D)``, or their principal components.
     :ivar Tensor neighbours: row numbers ``(N, k)``, the nearest first.
     :ivar Tensor distances: ``(N, k)``.
     :ivar features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
+    :ivar projection: the principal components of the features, if distances are measured in these.
+    :ivar torch.Size event_shape: the shape of a row before its features were computed.
     """
 
     rows: Tensor
     neighbours: Tensor
     distances: Tensor
-    features: Features | None
+    features: str | Features | None
+    projection: Projection | None
+    event_shape: torch.Size
 
     @property
     def scales(self) -> Tensor:
@@ -60,17 +66,24 @@ class NeighbourGraph:
 
         :param x: ``(M, *event_shape)``.
         :return: row numbers ``(M, k)``, the nearest first, and weights ``(M, k)``.
-        :raises ValueError: for NaN or infinity, or features of another length.
+        :raises ValueError: for NaN or infinity, or rows of another shape.
         """
-        queries = in_double(features_of(as_rows(x, "x", "links"), self.features, "links"))
-        if queries.shape[1] != self.rows.shape[1]:
+        x = as_rows(x, "x", "links")
+        if x.shape[1:] != self.event_shape:
+            expected = ", ".join(map(str, self.event_shape))
             raise ValueError(
-                f"links: x has {queries.shape[1]} features in a row, and the rows of the graph have "
-                f"{self.rows.shape[1]}; expected rows like those of the graph"
+                f"links: x has shape {tuple(x.shape)}, expected (M, {expected}), rows like those of the graph"
             )
-        k = self.neighbours.shape[1]
-        near, distances = nearest_rows(self.rows, k, queries=queries.to(self.rows.device))
+        queries = _compared(features_of(x, self.features, "links"), self.projection)
+        near, distances = nearest_rows(
+            self.rows, self.neighbours.shape[1], queries=queries.to(self.rows.device)
+        )
         return near, _link(distances, _scales(distances)[:, None], self.scales[near])
+
+
+def _compared(features: Tensor, projection: Projection | None) -> Tensor:
+    """What distances are measured in, in double precision."""
+    return in_double(features) if projection is None else projection.of(features)
 
 
 def _scales(distances: Tensor) -> Tensor:
@@ -83,13 +96,21 @@ def _link(distances: Tensor, own: Tensor, others: Tensor) -> Tensor:
     return (-(distances / own) * (distances / others)).exp().clamp(min=1e-30)
 
 
-def neighbour_graph(x: Tensor, k: int = 10, features: Features | None = None) -> NeighbourGraph:
+def neighbour_graph(
+    x: Tensor, k: int = 10, features: str | Features | None = None, components: int | None = None
+) -> NeighbourGraph:
     """The graph of the ``k`` nearest neighbours of every row.
 
     :param x: ``(N, *event_shape)``; an array or a data frame is converted.
     :param int k: number of neighbours. A row is not its own neighbour.
     :param features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
-    :raises ValueError: as :func:`~pyro_scnf.datasets.nearest_neighbours` does.
+    :param components: number of principal components of the features to measure distances in. Fewer numbers
+        are compared faster, and leave out what tells rows apart least. By default all features count.
+    :raises ValueError: as :func:`~pyro_scnf.datasets.nearest_neighbours` does, and for more components than
+        there are rows or features.
     """
-    rows, neighbours, distances = neighbours_of(x, k, features, "neighbour_graph")
-    return NeighbourGraph(in_double(rows), neighbours, distances, features)
+    x = checked_rows(x, k, "neighbour_graph")
+    rows = features_of(x, features, "neighbour_graph")
+    projection = None if components is None else principal_components(rows, components)
+    rows = _compared(rows, projection)
+    return NeighbourGraph(rows, *nearest_rows(rows, int(k)), features, projection, x.shape[1:])
