@@ -162,6 +162,8 @@ TRANSFORMS: dict[str, Case] = {
     "logit-vector": Case(lambda: T.Logit(VECTOR), VECTOR, data="unit"),
     "logit-image": Case(lambda: T.Logit(IMAGE, alpha=1e-3), IMAGE, data="unit"),
     "logit-no-contraction": Case(lambda: T.Logit(VECTOR, alpha=0), VECTOR, data="unit"),
+    "gaussianization-vector": Case(lambda: T.MarginalGaussianization(VECTOR, cells=5), VECTOR, data="unit"),
+    "gaussianization-image": Case(lambda: T.MarginalGaussianization(IMAGE), IMAGE, data="unit"),
     "compose-vector": Case(
         lambda: T.Compose([T.ActNorm(VECTOR), T.AffineCoupling(VECTOR, mlp(2, 4)), T.Flip(VECTOR)]), VECTOR
     ),

@@ -12,7 +12,7 @@ from cases import PRIORS
 from helpers import perturb
 
 import pyro_scnf as scnf
-from pyro_scnf.transforms import Flatten, Logit, Permute, Squeeze, compose
+from pyro_scnf.transforms import Flatten, Logit, MarginalGaussianization, Permute, Squeeze, compose
 
 INTERVAL = r"x holds \d+ values outside \[-0\.02632, 1\.026\]"
 NAN, INF = float("nan"), float("inf")
@@ -92,10 +92,23 @@ def test_layers_that_only_move_entries_pass_the_interval_on(layers):
     assert torch.allclose(chain(chain.inv(x)), x, atol=1e-5)
 
 
+def _gaussianization(size, dtype):
+    layer = MarginalGaussianization((size,), 256)
+    layer.initialize(torch.rand(100, size) ** 3)
+    return layer.to(dtype)
+
+
+FROM_INTERVAL = {
+    **{f"logit {a}": lambda size, _, a=a: Logit((size,), a) for a in (0.0, 1e-6, 0.05, 0.5)},
+    "gaussianization": _gaussianization,
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("alpha", [0.0, 1e-6, 0.05, 0.5])
-def test_the_logit_scores_all_that_it_can_give(alpha, dtype):
-    layer = Logit((7,), alpha)
+@pytest.mark.parametrize("name", FROM_INTERVAL)
+def test_a_layer_of_the_interval_scores_all_that_it_can_give(name, dtype):
+    make = FROM_INTERVAL[name]
+    layer = make(7, dtype)
     z = torch.tensor([-INF, -1e4, -20.0, 0.0, 20.0, 1e4, INF]).to(dtype)
     x = layer(z)
     back, ladj = layer.inverse_and_ladj(x)
@@ -103,13 +116,14 @@ def test_the_logit_scores_all_that_it_can_give(alpha, dtype):
     assert ladj.isfinite()
     assert (back.diff() >= 0).all()
     base = dist.Normal(torch.zeros(1000, dtype=dtype), torch.tensor(20.0, dtype=dtype)).to_event(1)
-    wide = dist.TransformedDistribution(base, [Logit((1000,), alpha)])
+    wide = dist.TransformedDistribution(base, [make(1000, dtype)])
     assert wide.log_prob(wide.sample((20,))).isfinite().all()
 
 
-def test_values_beyond_the_interval_have_no_logit_even_without_validation():
+@pytest.mark.parametrize("name", FROM_INTERVAL)
+def test_values_beyond_the_interval_become_nan_even_without_validation(name):
     pyro.enable_validation(False)
-    z, _ = Logit((2,), 0.05).inverse_and_ladj(torch.tensor([1.2, -0.5]))
+    z, _ = FROM_INTERVAL[name](2, torch.float32).inverse_and_ladj(torch.tensor([2.0, -1.0]))
     assert z.isnan().all()
 
 

@@ -14,13 +14,15 @@ from pyro_scnf.transforms import (
     AffineCoupling,
     ConditionalAffineCoupling,
     ConditionalMaskedAffineCoupling,
+    FlowTransform,
     Logit,
+    MarginalGaussianization,
     MaskedAffineCoupling,
 )
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import SCALES
 
-__all__ = ["CouplingBuilder", "builders_of_levels", "for_each_level", "halvings", "logit_layers"]
+__all__ = ["CouplingBuilder", "builders_of_levels", "data_layers", "for_each_level", "halvings"]
 
 
 def for_each_level(name: str, values: object, levels: int) -> list[Any]:
@@ -41,11 +43,17 @@ def halvings(image: torch.Size) -> int:
     return times
 
 
-def logit_layers(shape: torch.Size, logit: float | None) -> list[Logit]:
-    """The layer next to the data that the option ``logit`` asks for, if any."""
-    if logit is None:
-        return []
-    return [Logit(shape, check_number("logit", logit, at_least=0, below=1))]
+def data_layers(shape: torch.Size, logit: float | None, gaussianize: int | None) -> list[FlowTransform]:
+    """The layer next to the data that one of the two options asks for, if any."""
+    layers: list[FlowTransform] = []
+    if gaussianize is not None:
+        layers = [MarginalGaussianization(shape, check_whole("gaussianize", gaussianize, 1))]
+    if logit is not None:
+        logit = check_number("logit", logit, at_least=0, below=1)
+        if layers:
+            refuse_unused("gaussianize takes its place", logit=logit)
+        layers = [Logit(shape, logit)]
+    return layers
 
 
 class CouplingBuilder:

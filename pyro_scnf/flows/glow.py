@@ -11,7 +11,7 @@ import torch
 from pyro_scnf._numbers import check_flag, check_whole, check_word
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import builders_of_levels, for_each_level, halvings, logit_layers
+from pyro_scnf.flows.builder import builders_of_levels, data_layers, for_each_level, halvings
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
     ActNorm,
@@ -39,6 +39,7 @@ def glow(
     scale: ScaleName = "sigmoid",
     conv: Literal["lu", "plain"] = "lu",
     logit: float | None = None,
+    gaussianize: int | None = None,
     latent_dim: int | None = None,
     factor_out: bool = True,
     context_dim: int = 0,
@@ -65,6 +66,8 @@ def glow(
         matrix, or ``"plain"``, which starts at the identity.
     :param logit: contraction :math:`\alpha` of a :class:`~pyro_scnf.transforms.Logit` next to the data, for
         data in the unit interval. By default there is no logit.
+    :param int gaussianize: cells of a :class:`~pyro_scnf.transforms.MarginalGaussianization` next to the
+        data, in place of the logit. For dequantised images, give the number of grey levels.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param bool factor_out: whether half of the channels leave the flow between two levels. If not, all
@@ -74,8 +77,8 @@ def glow(
         (``"conv:width=96"``), a dict, or a function ``net(in_channels, out_channels, context_dim=...)``, see
         :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each level, the level nearest the data
         first.
-    :raises ValueError: for options out of range, ``width`` or ``blocks`` beside ``net``, or an image that
-        cannot be halved ``levels`` times.
+    :raises ValueError: for options out of range, ``width`` or ``blocks`` beside ``net``, ``logit`` beside
+        ``gaussianize``, or an image that cannot be halved ``levels`` times.
 
     >>> flow = glow((3, 16, 16), levels=2, steps=1, width=8)
     >>> flow.latent_shape, flow.aux_dim
@@ -95,7 +98,7 @@ def glow(
         raise ValueError(f"steps={steps!r}: no level has a step of flow, expected at least one that has")
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
-    preprocessing = logit_layers(shape, logit)
+    preprocessing = data_layers(shape, logit, gaussianize)
 
     stages: list[Layer] = []  # the one nearest the data comes first
     for level, build in enumerate(builders):

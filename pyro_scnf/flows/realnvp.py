@@ -10,7 +10,7 @@ import torch
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder, builders_of_levels, halvings, logit_layers
+from pyro_scnf.flows.builder import CouplingBuilder, builders_of_levels, data_layers, halvings
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import Squeeze, compose, kept_channels, multi_scale
 from pyro_scnf.transforms.compose import Layer
@@ -29,6 +29,7 @@ def realnvp(
     blocks: int | None = None,
     scale: ScaleName = "tanh",
     logit: float | None = None,
+    gaussianize: int | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
     net: NetSpec | Sequence[NetSpec] | None = None,
@@ -49,6 +50,8 @@ def realnvp(
     :param scale: scale function of the couplings: ``"sigmoid"``, ``"tanh"`` or ``"clamp"``.
     :param logit: contraction :math:`\alpha` of a :class:`~pyro_scnf.transforms.Logit` next to the data, for
         data in the unit interval. By default there is no logit.
+    :param int gaussianize: cells of a :class:`~pyro_scnf.transforms.MarginalGaussianization` next to the
+        data, in place of the logit. For dequantised images, give the number of grey levels.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
@@ -56,7 +59,8 @@ def realnvp(
         or a function, see :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each of the
         ``levels`` sizes of the image, the full size first. The couplings of channels see half-size images.
     :raises ValueError: for options out of range, ``levels`` with vectors, ``couplings`` with images,
-        ``width`` or ``blocks`` beside ``net``, or an image that cannot be halved ``levels - 1`` times.
+        ``width`` or ``blocks`` beside ``net``, ``logit`` beside ``gaussianize``, or an image that cannot be
+        halved ``levels - 1`` times.
 
     This is the flow of FlowGMM. Its code keeps the leading channels at a factor-out, and this one the
     trailing ones. The two are the same flow, of square images turned by half a turn with channels reversed.
@@ -76,7 +80,7 @@ def realnvp(
         )
     levels = levels or (1 if len(shape) == 1 else 2)
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
-    preprocessing = logit_layers(shape, logit)
+    preprocessing = data_layers(shape, logit, gaussianize)
     if len(shape) == 1:
         layers = [builders[0].split(shape, flip=bool(i % 2)) for i in range(couplings or 8)]
         stages: list[Layer] = [compose(layers[::-1])]

@@ -41,12 +41,13 @@ class _Reflect(_ChannelsLast):
         return super().forward(x)
 
 
-def make_conv(in_size: int, out_size: int, kernel_size: int) -> nn.Conv2d:
+def make_conv(in_size: int, out_size: int, kernel_size: int, name: str = "kernel_size") -> nn.Conv2d:
     """A convolution whose output has the size of its input.
 
+    :param str name: what the user calls ``kernel_size``.
     :raises ValueError: for an even ``kernel_size``, or one below 1.
     """
-    if check_whole("kernel_size", kernel_size, 1) % 2 == 0:
-        raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
+    if check_whole(name, kernel_size, 1) % 2 == 0:
+        raise ValueError(f"{name}={kernel_size}: expected an odd number")
     kind = _Reflect if kernel_size > 1 else _ChannelsLast
     return kind(in_size, out_size, kernel_size)

@@ -86,7 +86,8 @@ class MLP(Conditioner):
 class ConvNet(Conditioner):
     """Three convolutions, 3×3, 1×1 and 3×3, for images, as in Glow.
 
-    It is lighter than :class:`ResidualConvNet`.
+    It is lighter than :class:`ResidualConvNet`. With a last convolution of 1×1 it is lighter still, because
+    small convolutions of many channels to few take most of the time.
 
     :param int in_channels: input channels.
     :param int out_channels: output channels.
@@ -94,18 +95,27 @@ class ConvNet(Conditioner):
     :param int context_dim: length of the context vector, 0 for none.
     :param int kernel_size: kernel size of the first and the last convolution, an odd number. Images that are
         one pixel high or wide need 1.
+    :param last_kernel_size: kernel size of the last convolution, if it is another one.
     :raises ValueError: for a size out of range.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, width: int = 64, context_dim: int = 0, kernel_size: int = 3
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        context_dim: int = 0,
+        kernel_size: int = 3,
+        last_kernel_size: int | None = None,
     ) -> None:
         check_sizes(in_channels, out_channels, context_dim)
         check_at_least(1, width=width)
         super().__init__(
             make_conv(in_channels, width, kernel_size),
             nn.Sequential(nn.ReLU(), make_conv(width, width, 1), nn.ReLU()),
-            make_conv(width, out_channels, kernel_size),
+            make_conv(width, out_channels, kernel_size)
+            if last_kernel_size is None
+            else make_conv(width, out_channels, last_kernel_size, "last_kernel_size"),
             width,
             3,
             context_dim,

@@ -12,6 +12,7 @@ from pyro_scnf.transforms.coupling import (
     checkerboard_mask,
 )
 from pyro_scnf.transforms.dequantize import dequantize, quantize
+from pyro_scnf.transforms.gaussianization import MarginalGaussianization
 from pyro_scnf.transforms.logit import Logit
 from pyro_scnf.transforms.multiscale import ConditionalMultiScale, MultiScale, kept_channels, multi_scale
 from pyro_scnf.transforms.scale import SCALES
@@ -33,6 +34,7 @@ __all__ = [
     "FlowTransform",
     "InvertibleConv1x1",
     "Logit",
+    "MarginalGaussianization",
     "MaskedAffineCoupling",
     "MultiScale",
     "Permute",
