@@ -287,6 +287,38 @@ def test_validation_and_testing_do_not_use_it():
     assert relative(model.log_prob(data.x_test), test.logsumexp(-1)) < 1e-5
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_evaluate_with_evidence_by_hand(temperature):
+    """Figures of the model stay. Those of the evidence, and of both together, are added."""
+    data = moons(evidence=False)
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2), torch.tensor([0.8, 0.2]))
+    model.initialize(data.x, data.y)
+    x, y = data.x_test, data.y_test
+    evidence = (2 * torch.randn(len(x), 2)).log_softmax(-1)
+    plain = analysis.evaluate(model, x, y, temperature=temperature)
+    found = analysis.evaluate(model, x, y, label_log_prior=evidence, temperature=temperature)
+    with torch.no_grad():
+        both = (table(model, x) / temperature + evidence).log_softmax(-1)
+    for prefix, log_p in (("evidence", evidence), ("test_with_evidence", both)):
+        expected = analysis.calibration(log_p, y)
+        assert found.pop(f"{prefix}_error_pct") == pytest.approx(100 - expected["accuracy_pct"], abs=1e-3)
+        for figure in ("label_nll", "ece", "brier"):
+            assert found.pop(f"{prefix}_{figure}") == pytest.approx(expected[figure], rel=1e-4, abs=1e-6)
+    assert found == plain
+
+
+def test_evaluate_takes_a_label_that_evidence_rules_out():
+    data = moons(evidence=False)
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2))
+    model.initialize(data.x, data.y)
+    certain = torch.where(torch.nn.functional.one_hot(data.y_test, 2).bool(), 0.0, -math.inf)
+    found = analysis.evaluate(model, data.x_test, data.y_test, label_log_prior=certain)
+    assert found["evidence_error_pct"] == found["test_with_evidence_error_pct"] == 0
+    assert found["test_with_evidence_label_nll"] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="evaluate: label_log_prior has shape"):
+        analysis.evaluate(model, data.x_test, data.y_test, label_log_prior=certain[1:])
+
+
 def test_enumerated_labels_hold_the_evidence():
     """The evidence is part of the model of these rows, so their enumerated joint has it."""
     model, (x, y, u) = problem()
