@@ -15,7 +15,6 @@ from typing import NoReturn
 import torch
 
 import pyro_scnf as scnf
-from pyro_scnf.terms import needs_of
 
 
 def refuse(message: object) -> NoReturn:
@@ -83,8 +82,7 @@ def parse(parser: Parser, out: str) -> argparse.Namespace:
     if getattr(args, "log", None) == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         refuse("--log: tensorboard is not installed: pip install 'pyro-scnf[tensorboard]'")
     with refusing(args, "terms"):
-        if "evidence" in needs_of(scnf.make_terms(args.terms)):
-            refuse("--terms: a term needs evidence about labels, which the examples do not have")
+        scnf.make_terms(args.terms)
     if args.resume and not (args.out / "last.ckpt").exists():
         print(f"--resume: there is no last.ckpt in {args.out}, so this is a new run")
     return args

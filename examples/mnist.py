@@ -21,7 +21,7 @@ from command_line import parse, positive, refusing, whole
 
 import pyro_scnf as scnf
 from pyro_scnf import analysis
-from pyro_scnf.datasets import IMAGES, SPLITS, enlarged_digits, images, link_neighbours, upright_features
+from pyro_scnf.datasets import IMAGES, SPLITS, enlarged_digits, images
 from pyro_scnf.training import Machine
 
 PRESETS = {name.replace("mnist-", ""): p for name, p in scnf.presets.PRESETS.items() if "mnist-" in name}
@@ -29,12 +29,13 @@ SETS = [name for name, images in IMAGES.items() if images.shape == (1, 28, 28)]
 
 
 def main() -> dict[str, object]:
-    parser = common.parser(__doc__.splitlines()[0])
+    parser = common.parser(__doc__.splitlines()[0], graph=True)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
     parser.add_argument("--labels", type=whole(), default=100, help="labelled images")
+    parser.add_argument("--labelled", type=Path, help=".npy file of their row numbers, in place of a choice")
     parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
     parser.add_argument("--latent-dim", type=whole(1, 784), help="components of z_f, out of 784")
     parser.add_argument("--batch-size", type=whole(), help="unlabelled images a step")
@@ -45,7 +46,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--minutes", type=positive, help="stop before this time is up; --resume goes on")
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parse(parser, "mnist")
-    preset = PRESETS[args.preset]
+    preset = common.with_graph(args, PRESETS[args.preset])
     if args.smoke_test:
         args.data, slow = "digits", replace(preset.optimisation, learning_rate=1e-4)
         preset = replace(preset, optimisation=slow, batch_size=20, labelled_batch_size=10)
@@ -54,12 +55,12 @@ def main() -> dict[str, object]:
     preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)
     split = preset.split if args.split is None else args.split
-    choice = {"labels": args.labels, "split": split, "num_val": preset.held_out}
+    choice = {"split": split, "num_val": preset.held_out, "seed": args.seed}
     files = partial(images, args.data, args.data_root, download=args.download)
-    with refusing(args, "data", "data_root", "labels", "split"):
-        data = (enlarged_digits if args.data == "digits" else files)(seed=args.seed, **choice)
-    if preset.uses_pairs:
-        data = link_neighbours(data, preset.neighbours, upright_features)
+    with refusing(args, "data", "data_root", "labels", "labelled", "split"):
+        choice["labels"] = args.labels if args.labelled is None else common.row_numbers(args.labelled)
+        data = (enlarged_digits if args.data == "digits" else files)(**choice)
+    data, evidence = common.with_evidence(args, preset, data)
     with refusing(args, "prior", "latent_dim"):
         model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
     machine = Machine(args.device, args.devices, precision=args.precision, compile=args.compile)
@@ -67,20 +68,19 @@ def main() -> dict[str, object]:
     if result.rank:
         return {}
 
-    bins, test = preset.augment.bins, slice(64 if args.smoke_test else None)
-    x, y = data.x_test[test], data.y_test[test]
-    scores = analysis.evaluate(
-        model, x, y, bins=bins, draws=preset.draws, average="posterior", batch_size=500
-    )
-    metrics: dict[str, object] = {**scores, **vars(result), "val_nll": result.best_nll}
-    metrics["train_error_pct"] = analysis.evaluate(model, *data.labelled, bins=bins)["test_error_pct"]
+    test = slice(64 if args.smoke_test else None)
+    metrics: dict[str, object] = {**vars(result), "val_nll": result.best_nll}
+    metrics |= common.evaluate(preset, model, data.x_test[test], data.y_test[test], evidence)
+    labelled = analysis.evaluate(model, *data.labelled, bins=preset.augment.bins)
+    metrics["train_error_pct"] = labelled["test_error_pct"]
     x, y = data.test_examples()
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
     common.save(args, model, metrics)
+    known = len(data.labelled[0])
+    print(f"{args.data}, {known} labels, {args.preset}, {args.prior or preset.prior}, seed {args.seed}")
+    common.report(metrics)
     print(
-        f"{args.data}, {args.labels} labels, {args.preset}, {args.prior or preset.prior}, seed {args.seed}: "
-        f"test error {scores['test_error_pct']:.2f} %, {scores['test_bits_per_dim']:.3f} bits/dim, "
-        f"calibration error {scores['test_ece']:.3f}; {result.steps} steps in {result.seconds / 60:.1f} min"
+        f"{result.steps} steps in {result.seconds / 60:.1f} min"
         f"{'' if result.finished else ', not finished: go on with --resume'}; written to {args.out}"
     )
     return metrics

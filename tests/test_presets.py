@@ -13,8 +13,16 @@ from helpers import perturb, relative
 
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
-from pyro_scnf.datasets import SemiSupervisedData, digits, enlarged_digits, link_neighbours, toy
-from pyro_scnf.presets import recommended
+from pyro_scnf.datasets import (
+    SemiSupervisedData,
+    digits,
+    enlarged_digits,
+    label_evidence,
+    link_neighbours,
+    neighbour_graph,
+    toy,
+)
+from pyro_scnf.presets import GraphOptions, recommended
 from pyro_scnf.presets.base import FitOptions
 from pyro_scnf.presets.choice import column_spreads, standardise_columns
 
@@ -246,7 +254,7 @@ def test_a_class_of_digits_without_labels_is_found_as_a_cluster():
     metrics = pytest.importorskip("sklearn.metrics")
     data = digits(labels_per_class=[0 if k == 3 else 10 for k in range(10)])
     torch.manual_seed(0)
-    preset = scnf.presets.DIGITS
+    preset = scnf.presets.DIGITS.with_graph(None)
     model = preset.make_model(data, "gmm:means=clusters", latent_dim=64)
     preset.fit(model, data, steps=40, progress=False)
     with torch.no_grad():
@@ -268,12 +276,14 @@ def test_the_means_of_a_preset_start_at_the_labelled_latents(prior):
         assert torch.allclose(flow.prior.loc[k], z_f[y == k].mean(0), atol=1e-4)
 
 
-def test_pairs_that_a_preset_trains_on_must_be_there():
-    data = enlarged_digits()
-    model = scnf.presets.MNIST_CPU.make_model(data)
+def test_pairs_and_evidence_that_a_preset_trains_on_must_be_there():
+    data, preset = enlarged_digits(), scnf.presets.MNIST_CPU
+    model = preset.make_model(data)
     message = r"terms: agreement needs pairs of rows: give pairs, or link_neighbours\(data\)"
     with pytest.raises(ValueError, match=message):
-        scnf.presets.MNIST_CPU.fit(model, data, steps=1)
+        preset.fit(model, data, steps=1, terms="agreement")
+    with pytest.raises(ValueError, match="terms: classification needs evidence about the unlabelled rows"):
+        preset.fit(model, data, steps=1)
     for preset in scnf.presets.PRESETS.values():
         assert preset.neighbours > 0  # a term of the command line may use pairs
 
@@ -292,6 +302,35 @@ def test_presets_are_found_by_name_and_can_be_pickled():
 def test_presets_take_every_option_of_fit():
     options = set(inspect.signature(scnf.training.fit).parameters) - {"model", "data"}
     assert set(FitOptions.__annotations__) == options
+
+
+# -- evidence from a graph ---------------------------------------------------------------------------
+def test_a_preset_with_a_graph_prepares_its_evidence():
+    data, preset = digits(labels_per_class=5), scnf.presets.DIGITS
+    told = preset.prepare(data)
+    graph = neighbour_graph(data.x, 7, "hog")
+    assert torch.equal(told.label_log_prior, label_evidence(graph, data.y, 10).log_probs)
+    assert preset.prepare(told) is told  # what the data have already stays
+    assert preset.with_graph(None).prepare(data) is data
+
+
+def test_the_graph_of_a_preset_is_exchanged():
+    preset = scnf.presets.MNIST_CPU
+    other = preset.with_graph("pixels")
+    assert other.graph == replace(preset.graph, features="pixels")
+    assert other.terms == preset.terms
+    alone = preset.with_graph(None)
+    assert (alone.graph, alone.terms) == (None, preset.terms_without_graph)
+    assert scnf.presets.TOY.with_graph("pixels").graph == GraphOptions("pixels")
+
+
+def test_a_graph_is_trusted_little_where_nothing_checks_it():
+    """Cross-validation hides labels. It cannot hide the only one of a class."""
+    data = digits(labels_per_class=1)
+    found = GraphOptions("hog", neighbours=7).evidence(data)
+    assert (found.sharpness, found.mix) == (1.0, 0.1)
+    rows = (data.y == scnf.UNLABELLED).nonzero()[:, 0]
+    assert found.log_probs[rows].exp().amax() < 0.95
 
 
 # -- recommended for data of one's own ---------------------------------------------------------------

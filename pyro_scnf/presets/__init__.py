@@ -1,7 +1,7 @@
 """Models with the settings that train them: published, light, and recommended for data of one's own."""
 
 from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
-from pyro_scnf.presets.base import ModelOptions, Preset
+from pyro_scnf.presets.base import GraphOptions, ModelOptions, Preset
 from pyro_scnf.presets.choice import recommended
 from pyro_scnf.presets.izmailov2020 import (
     FLOWGMM_MNIST_CPU,
@@ -11,7 +11,7 @@ from pyro_scnf.presets.izmailov2020 import (
     flowgmm_mnist,
     flowgmm_table,
 )
-from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_FAST, TOY
+from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_CPU_HOUR, MNIST_FAST, TOY
 
 __all__ = [
     "DIGITS",
@@ -20,11 +20,13 @@ __all__ = [
     "FLOWGMM_TOY",
     "FLOWGMM_TOY_PAPER",
     "MNIST_CPU",
+    "MNIST_CPU_HOUR",
     "MNIST_FAST",
     "MNIST_PAPER",
     "MNIST_PAPER_SMALL_H",
     "PRESETS",
     "TOY",
+    "GraphOptions",
     "ModelOptions",
     "Preset",
     "flowgmm_mnist",
@@ -37,6 +39,7 @@ PRESETS: dict[str, Preset] = {
     "toy": TOY,
     "digits": DIGITS,
     "mnist-cpu": MNIST_CPU,
+    "mnist-cpu-hour": MNIST_CPU_HOUR,
     "mnist-fast": MNIST_FAST,
     "mnist-paper": MNIST_PAPER,
     "mnist-paper-small-h": MNIST_PAPER_SMALL_H,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
 
@@ -13,8 +13,15 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_flag, check_number, check_word
 from pyro_scnf.class_probs import ClassProbs
-from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
+from pyro_scnf.datasets import (
+    LabelEvidence,
+    SemiSupervisedData,
+    label_evidence,
+    link_neighbours,
+    neighbour_graph,
+)
 from pyro_scnf.datasets.augment import Augment
+from pyro_scnf.datasets.features import Features
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -24,7 +31,7 @@ from pyro_scnf.training.options import Machine, Optimisation
 if TYPE_CHECKING:
     from pyro_scnf.training import FitResult
 
-__all__ = ["FitOptions", "MakeFlow", "ModelOptions", "Preset"]
+__all__ = ["FitOptions", "GraphOptions", "MakeFlow", "ModelOptions", "Preset"]
 
 
 class MakeFlow(Protocol):
@@ -57,6 +64,34 @@ class ModelOptions:
         check_word("class_probs", self.class_probs, ("uniform", "learnable", "em", "empirical"))
         check_flag(scaled=self.scaled, balanced_labels=self.balanced_labels)
         check_number("labelled_weight", self.labelled_weight, above=0)
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """The graph of neighbours from which evidence about labels comes.
+
+    :ivar features: what neighbours are nearest in, a word of :data:`~pyro_scnf.datasets.FEATURES` or a
+        function, see :func:`~pyro_scnf.datasets.neighbour_graph`.
+    :ivar int neighbours: number of neighbours of each row.
+    :ivar components: number of principal components of the features; ``None`` for the features themselves.
+    """
+
+    features: str | Features
+    neighbours: int = 10
+    components: int | None = None
+
+    def evidence(self, data: SemiSupervisedData) -> LabelEvidence:
+        """What the graph of all training rows says about their labels, and about those of other rows.
+
+        Cross-validation needs two labelled rows of each class. Without them, the graph is trusted little.
+
+        :raises ValueError: as :func:`~pyro_scnf.datasets.neighbour_graph` and
+            :func:`~pyro_scnf.datasets.label_evidence` do.
+        """
+        graph = neighbour_graph(data.x, self.neighbours, self.features, self.components)
+        fewest = int(torch.bincount(data.labelled[1], minlength=data.num_classes).min())
+        trust = {} if fewest > 1 else {"sharpness": 1.0, "mix": 0.1}
+        return label_evidence(graph, data.y, data.num_classes, **trust)
 
 
 class FitOptions(TypedDict, total=False):
@@ -103,6 +138,8 @@ class Preset:
     :ivar int draws: number of dequantisations of every test row.
     :ivar prior: the prior of :meth:`make_model`, if it is given none.
     :ivar features: what the neighbours are nearest in, see :func:`~pyro_scnf.datasets.link_neighbours`.
+    :ivar graph: the graph that gives evidence about the labels of unlabelled rows; ``None`` for no evidence.
+    :ivar terms_without_graph: what :meth:`with_graph` takes for ``terms`` if there is no graph.
     :ivar str why: in words, what was chosen and why, if :func:`recommended` made the preset.
     """
 
@@ -121,7 +158,9 @@ class Preset:
     held_out: int = 0
     draws: int = 1
     prior: PriorSpec = "flow"
-    features: Callable[[Tensor], Tensor] | None = None
+    features: str | Features | None = None
+    graph: GraphOptions | None = None
+    terms_without_graph: Terms = ()
     why: str = ""
 
     @property
@@ -129,8 +168,18 @@ class Preset:
         """Whether a term uses pairs of neighbours, so that the data need links."""
         return "pairs" in needs_of(make_terms(self.terms))
 
+    def with_graph(self, features: str | Features | None) -> Preset:
+        """This preset with evidence from the graph of other features, or without evidence.
+
+        :param features: see :class:`GraphOptions`. Without any, the terms are ``terms_without_graph``.
+        """
+        if features is None:
+            return replace(self, graph=None, terms=self.terms_without_graph)
+        graph = GraphOptions(features) if self.graph is None else replace(self.graph, features=features)
+        return replace(self, graph=graph)
+
     def prepare(self, data: SemiSupervisedData, seed: int = 0) -> SemiSupervisedData:
-        """``data`` with the held-out rows and the links between neighbours that the preset trains with.
+        """``data`` with the held-out rows, the links and the evidence that the preset trains with.
 
         What the data have already stays as it is.
 
@@ -140,6 +189,8 @@ class Preset:
             data = data.hold_out(self.held_out, seed)
         if self.uses_pairs and data.neighbours is None:
             data = link_neighbours(data, self.neighbours, self.features)
+        if self.graph is not None and data.label_log_prior is None:
+            data = replace(data, label_log_prior=self.graph.evidence(data).log_probs)
         return data
 
     def make_model(
