@@ -68,11 +68,24 @@ def test_neither_offset_nor_scale_changes_the_graph(change):
     assert abs(difference).max() < 1e-5
 
 
-def test_copies_of_a_row_are_linked():
+def test_copies_of_a_row_do_not_cut_it_off():
+    """A row with 7 copies has the scale of its nearest other row; one with k copies, that of the graph."""
     x, _ = rows(30)
-    found = neighbour_graph(x[:5].repeat(6, 1), 4).weights()
-    assert found.toarray().max() == pytest.approx(1.0)
-    assert torch.from_numpy(found.toarray()).isfinite().all()
+    copied = torch.cat([x, x[:1].repeat(7, 1), 1e-3 + x[1:2].repeat(12, 1)])
+    graph = neighbour_graph(copied, 10)
+    others = graph.distances[0][graph.distances[0] > 0]
+    assert graph.scales[0] == others[0]
+    own = graph.scales[graph.distances[:, 6] > 0]
+    assert graph.scales[-1] == torch.cat([own, others[:1].expand(8)]).median()
+    weights = torch.from_numpy(graph.weights().toarray())
+    assert (weights[0, 30:37] == 1).all()
+    assert weights[0, 1:30].max() > 1e-3
+    assert weights[-1, 1] > 0.99
+    _, links = graph.links(x[:2])
+    assert (links[:, 0] == 1).all()
+    assert links[0, 9] > 1e-3
+    # Where all rows are copies, there is no scale, and every link counts alike.
+    assert set(neighbour_graph(torch.ones(12, 2), 8).weights().data) == {1.0}
 
 
 def test_links_of_other_rows_are_those_of_their_definition():
@@ -162,41 +175,93 @@ def test_components_of_features_of_other_rows():
 
 
 # -- evidence --------------------------------------------------------------------------------------
+def dense_poisson(weights: Tensor, y: Tensor) -> Tensor:
+    """u of a connected graph by its definition, in units of its mean absolute value."""
+    degrees, known = weights.sum(1), y >= 0
+    labels = torch.nn.functional.one_hot(y[known], K).double()
+    source = torch.zeros(len(y), K, dtype=F64)
+    source[known] = labels - labels.mean(0)
+    u = torch.linalg.pinv(degrees.diag() - weights, hermitian=True) @ source
+    u = u - (degrees[:, None] * u).sum(0) / degrees.sum()
+    return u / u.abs().mean()
+
+
 @pytest.mark.parametrize("shares", [None, (5.0, 3.0, 2.0)])
-@pytest.mark.parametrize("alpha", [0.5, 0.99])
-def test_evidence_is_that_of_its_definition(alpha, shares):
+@pytest.mark.parametrize(("method", "alpha"), [("spreading", 0.5), ("spreading", 0.99), ("poisson", None)])
+def test_evidence_is_that_of_its_definition(method, alpha, shares):
     x, y = rows()
     y, others = few(y), rows(20, seed=1)[0]
-    graph = neighbour_graph(x, 8)
-    found = label_evidence(graph, y, K, alpha=alpha, shares=shares, sharpness=2.0, mix=0.1)
+    graph = neighbour_graph(x, 20)  # connected
+    options = {"method": method, "alpha": alpha, "shares": shares, "sharpness": 2.0}
+    pure, found = (label_evidence(graph, y, K, **options, mix=mix) for mix in (0.0, 0.1))
     pi = torch.tensor(shares or (1.0, 1.0, 1.0), dtype=F64) / sum(shares or (1, 1, 1))
-    weights = dense_weights(x, 8)
-    spread = dense_spreading(weights, y, alpha)
-    factors = pi / (spread / spread.sum(1, keepdim=True)).mean(0)
+    weights, (near, links) = dense_weights(x, 20), graph.links(others)
+    if method == "spreading":
+        spread = dense_spreading(weights, y, alpha)
+        scores = spread.log()
+        carried = spread * weights.sum(1).rsqrt()[:, None]
+        outside = (links[..., None] * carried[near]).sum(1).log()
+    else:
+        scores = dense_poisson(weights, y) + ((4 + pi) / 13).log()  # 4 labels of each class
+        outside = (links[..., None] * scores[near]).sum(1) / links.sum(1, keepdim=True)
 
-    def trusted(spread: Tensor) -> Tensor:
-        q = spread * factors
-        q = (q / q.sum(1, keepdim=True) / pi) ** 2 * pi
-        return 0.9 * q / q.sum(1, keepdim=True) + 0.1 * pi
-
-    assert torch.allclose(found.log_probs.exp(), trusted(spread), atol=1e-6)
-    near, links = graph.links(others)
-    carried = spread * weights.sum(1).rsqrt()[:, None]
-    outside = (links[..., None] * carried[near]).sum(1)
-    assert torch.allclose(found.of(others).exp(), trusted(outside), atol=1e-6)
+    # The same offsets b in all rows, centred. They bring the mean of q near to the shares.
+    offsets = pure.log_probs - 2 * scores
+    offsets = offsets - offsets.mean(1, keepdim=True)
+    b = offsets.mean(0)
+    assert (offsets - b).abs().max() < 1e-4
+    q = pure.log_probs.exp()
+    assert torch.allclose(q.mean(0) - pi, -0.005 * b, atol=1e-6)
+    assert torch.allclose(found.log_probs.exp(), 0.9 * q + 0.1 * pi)
+    expected = 0.9 * (2 * outside + b).softmax(1) + 0.1 * pi
+    assert torch.allclose(found.of(others).exp(), expected, atol=1e-6)
     assert found.log_probs.logsumexp(-1).abs().max() < 1e-9
 
 
-def test_rows_that_no_label_reaches_have_the_expected_shares():
+def test_the_graph_may_contradict_the_expected_shares():
+    """Two clear groups of 150 and 50 rows keep their sizes, though both classes are expected alike."""
+    x = torch.cat([rows(150)[0], 100 + rows(50)[0]])
+    y = (torch.arange(200) >= 150).long()
+    for method in ("spreading", "poisson"):
+        found = label_evidence(neighbour_graph(x), few(y), 2, method=method)
+        assert torch.equal(found.log_probs.argmax(1), y)
+
+
+def test_classes_of_a_faint_boundary_get_their_shares():
+    """Most labels of one class: a boundary that the labels leave open goes where the shares put it."""
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    y = torch.full((400,), -1)
+    order = x[:, 0].argsort()
+    y[order[:4]], y[order[250:254]] = 0, 1
+    for method in ("spreading", "poisson"):
+        for shares in ((0.5, 0.5), (0.75, 0.25)):
+            found = label_evidence(neighbour_graph(x), y, 2, method=method, shares=shares, sharpness=8, mix=0)
+            assert found.log_probs.exp().mean(0)[0] == pytest.approx(shares[0], abs=0.05)
+
+
+def test_parts_of_a_graph_say_which_classes_they_hold():
+    """Poisson's equation knows nothing of a part with labels of one class. The labels themselves do."""
+    x, y = rows(120)
+    apart = torch.cat([x, 1e3 + x[y == 0]])
+    truth = torch.cat([y, torch.zeros(40, dtype=torch.long)])
+    labels = torch.cat([few(y), few(torch.zeros(40, dtype=torch.long))])
+    found = label_evidence(neighbour_graph(apart, 5), labels, K, method="poisson", sharpness=4.0, mix=0.01)
+    assert (found.log_probs.argmax(1)[120:] == 0).all()
+    assert (found.log_probs.argmax(1) == truth).double().mean() > 0.8
+
+
+@pytest.mark.parametrize("method", ["spreading", "poisson"])
+def test_rows_that_no_label_reaches_have_the_expected_shares(method):
     x, y = rows()
     island = 1e3 + rows(20, seed=1)[0]
     graph = neighbour_graph(torch.cat([x, island]), 5)
     labels = torch.cat([few(y), torch.full((20,), -1)])
-    found = label_evidence(graph, labels, K, shares=(1, 1, 2), sharpness=4.0, mix=0.01)
+    options = {"method": method, "shares": (1, 1, 2), "sharpness": 4.0, "mix": 0.01}
+    found = label_evidence(graph, labels, K, **options)
     assert torch.allclose(found.log_probs[-20:].exp(), torch.tensor([0.25, 0.25, 0.5], dtype=F64))
     assert torch.allclose(found.of(island[:3]).exp(), torch.tensor([0.25, 0.25, 0.5], dtype=F64))
     # They do not change what the others get.
-    alone = label_evidence(neighbour_graph(x, 5), few(y), K, shares=(1, 1, 2), sharpness=4.0, mix=0.01)
+    alone = label_evidence(neighbour_graph(x, 5), few(y), K, **options)
     assert torch.allclose(found.log_probs[:-20], alone.log_probs, atol=1e-6)
 
 
@@ -216,11 +281,10 @@ def test_small_traces_of_labels_count_by_their_ratio(make, k):
     y[:2], y[2:4], y[-2:] = 0, 1, 2
     spread = dense_spreading(torch.from_numpy(graph.weights().toarray()), y, 0.99)
     reached = spread.sum(1) > 0
-    q = spread[reached] / spread[reached].sum(1, keepdim=True)
-    q = q / q.mean(0)
-    found = label_evidence(graph, y, K, sharpness=1.0, mix=0.0).log_probs.exp()
-    assert torch.allclose(found[reached], q / q.sum(1, keepdim=True), atol=1e-6)
-    assert torch.allclose(found[~reached], torch.tensor(1 / K, dtype=F64))
+    found = label_evidence(graph, y, K, sharpness=1.0, mix=0.0)
+    scores, q = found.spread.scores[reached], spread[reached] / spread[reached].sum(1, keepdim=True)
+    assert torch.allclose(scores.softmax(1), q, atol=1e-6)
+    assert torch.allclose(found.log_probs[~reached].exp(), torch.tensor(1 / K, dtype=F64))
 
 
 def test_shares_may_be_learned_ones():
@@ -327,6 +391,14 @@ REFUSED = {
         r"label_evidence: graph is of type Tensor, expected a NeighbourGraph; give neighbour_graph\(x\)",
     ),
     "words": (lambda: label_evidence(GRAPH, LABELS, K, shares="abc"), "shares='abc': expected 3 positive"),
+    "method": (
+        lambda: label_evidence(GRAPH, LABELS, K, method="laplace"),
+        "method='laplace': expected 'spreading' or 'poisson'",
+    ),
+    "alpha of Poisson": (
+        lambda: label_evidence(GRAPH, LABELS, K, method="poisson", alpha=0.9),
+        "alpha=0.9: it would have no effect, because Poisson learning has no alpha",
+    ),
     "alpha": (lambda: label_evidence(GRAPH, LABELS, K, alpha=1.0), "alpha=1.0: expected"),
     "shares": (lambda: label_evidence(GRAPH, LABELS, K, shares=(1, 0, 1)), "expected 3 positive numbers"),
     "sharpness": (lambda: label_evidence(GRAPH, LABELS, K, sharpness=0.0), "sharpness=0.0: expected"),

@@ -28,7 +28,7 @@ Features = Callable[[Tensor], Tensor]
 SIDE = 28
 """Height and width of the images whose gradients are counted."""
 
-DIRECTIONS = 16
+DIRECTIONS = 12
 """Directions of gradients that are told apart."""
 
 BATCH = 1000
@@ -105,12 +105,12 @@ def hog_features(x: Tensor) -> Tensor:
     """Histograms of oriented gradients of handwriting, after :func:`deskew` (extra ``datasets``).
 
     Strokes that run alike are near each other, whatever their width and brightness. The image is averaged
-    over its channels and scaled to 28×28 pixels. At 4×4 places, the directions of its gradients are counted
-    in 16 bins in each of 2×2 cells; a cell covers a third of the image's side. The histograms of one place
-    have unit length and limited entries, and their square roots are taken, as in RootSIFT.
+    over its channels and scaled to 28×28 pixels. At 2×2 places, the directions of its gradients are counted
+    in 12 bins in each of 4×4 cells, 6 pixels apart. The histograms of one place have unit length and limited
+    entries, and their square roots are taken, as in RootSIFT.
 
     :param x: images ``(N, C, H, W)``, 0 where there is no ink.
-    :return: ``(N, 1024)``, of unit length. A black image has features of 0.
+    :return: ``(N, 768)``, of unit length. A black image has features of 0.
     :raises ValueError: for another shape.
     :raises ImportError: without Kornia.
 
@@ -119,7 +119,9 @@ def hog_features(x: Tensor) -> Tensor:
     """
     check_tensor(x, "x", "hog_features")
     sift = require("kornia.feature.siftdesc", "datasets").DenseSIFTDescriptor
-    histograms = sift(DIRECTIONS, num_spatial_bins=2, spatial_bin_size=9, stride=6, padding=0, rootsift=False)
+    histograms = sift(
+        DIRECTIONS, num_spatial_bins=4, spatial_bin_size=6, stride=10, padding=0, rootsift=False
+    )
 
     def of(some: Tensor) -> Tensor:
         upright = deskew(_in_range(_floating_images(some, "hog_features"))).mean(1, keepdim=True)

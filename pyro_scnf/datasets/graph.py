@@ -44,8 +44,18 @@ class NeighbourGraph:
 
     @property
     def scales(self) -> Tensor:
-        """The length scale of every row ``(N,)``: the distance to its 7th neighbour, or to its last one."""
-        return _scales(self.distances)
+        """The length scale of every row ``(N,)``: the distance to its 7th neighbour, or to its last one.
+
+        For a row with so many copies, it is the distance to the nearest other row. If that is no neighbour,
+        it is the median scale of the graph.
+        """
+        return _scales(self.distances, self._typical)
+
+    @property
+    def _typical(self) -> Tensor:
+        """The median scale of rows that have one; 1 if there are none."""
+        own = _scales(self.distances, self.distances.new_zeros(()))
+        return own[own > 0].median() if bool((own > 0).any()) else own.new_ones(())
 
     def weights(self) -> Any:
         r"""The weights of links, a symmetric SciPy ``csr_array`` of shape ``(N, N)``.
@@ -78,7 +88,7 @@ class NeighbourGraph:
         near, distances = nearest_rows(
             self.rows, self.neighbours.shape[1], queries=queries.to(self.rows.device)
         )
-        return near, _link(distances, _scales(distances)[:, None], self.scales[near])
+        return near, _link(distances, _scales(distances, self._typical)[:, None], self.scales[near])
 
 
 def _compared(features: Tensor, projection: Projection | None) -> Tensor:
@@ -86,9 +96,11 @@ def _compared(features: Tensor, projection: Projection | None) -> Tensor:
     return in_double(features) if projection is None else projection.of(features)
 
 
-def _scales(distances: Tensor) -> Tensor:
+def _scales(distances: Tensor, typical: Tensor) -> Tensor:
     chosen = distances[:, min(LOCAL, distances.shape[1]) - 1]
-    return chosen.clamp(min=torch.finfo(chosen.dtype).tiny)
+    other = torch.where(distances > 0, distances, torch.inf).amin(1)
+    scales = torch.where(chosen > 0, chosen, other)
+    return torch.where(scales.isfinite(), scales, typical)
 
 
 def _link(distances: Tensor, own: Tensor, others: Tensor) -> Tensor:
