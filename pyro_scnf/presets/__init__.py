@@ -11,7 +11,7 @@ from pyro_scnf.presets.izmailov2020 import (
     flowgmm_mnist,
     flowgmm_table,
 )
-from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_CPU_HOUR, MNIST_FAST, TOY
+from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_CPU_HOUR, MNIST_FAST, MNIST_LIGHT, TOY
 
 __all__ = [
     "DIGITS",
@@ -22,6 +22,7 @@ __all__ = [
     "MNIST_CPU",
     "MNIST_CPU_HOUR",
     "MNIST_FAST",
+    "MNIST_LIGHT",
     "MNIST_PAPER",
     "MNIST_PAPER_SMALL_H",
     "PRESETS",
@@ -41,6 +42,7 @@ PRESETS: dict[str, Preset] = {
     "mnist-cpu": MNIST_CPU,
     "mnist-cpu-hour": MNIST_CPU_HOUR,
     "mnist-fast": MNIST_FAST,
+    "mnist-light": MNIST_LIGHT,
     "mnist-paper": MNIST_PAPER,
     "mnist-paper-small-h": MNIST_PAPER_SMALL_H,
     "flowgmm-toy": FLOWGMM_TOY,

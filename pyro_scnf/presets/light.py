@@ -13,7 +13,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.terms import Classification, Consistency
 from pyro_scnf.training.options import Optimisation
 
-__all__ = ["DIGITS", "MNIST_CPU", "MNIST_CPU_HOUR", "MNIST_FAST", "TOY"]
+__all__ = ["DIGITS", "MNIST_CPU", "MNIST_CPU_HOUR", "MNIST_FAST", "MNIST_LIGHT", "TOY"]
 
 
 # -- two-dimensional toys --------------------------------------------------------------------------
@@ -90,10 +90,14 @@ labelled rows have a small weight in the density.
 # -- MNIST -----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _SqueezedFlow:
-    """A Glow that begins with a squeeze, so no network sees 28×28 pixels. Each level has its own width."""
+    """A Glow that begins with a squeeze, so no network sees 28×28 pixels. Each level has its own width.
+
+    :ivar int latent_dim: number of components of :math:`z_f`, if no other number is asked for.
+    """
 
     steps: tuple[int, int]
     widths: tuple[int, int]
+    latent_dim: int = 98
 
     def __call__(
         self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
@@ -107,7 +111,7 @@ class _SqueezedFlow:
             steps=self.steps,
             scale="clamp",
             gaussianize=256,
-            latent_dim=98 if latent_dim is None else latent_dim,
+            latent_dim=self.latent_dim if latent_dim is None else latent_dim,
             net=nets,
         )
         own = {"name": "flow", "steps": 4, "width": 96, "scale": "clamp"}
@@ -154,3 +158,16 @@ MNIST_FAST = replace(
     labelled_batch_size=32,
 )
 """A larger :data:`MNIST_CPU`, for a GPU."""
+
+MNIST_LIGHT = replace(
+    MNIST_CPU,
+    flow=_SqueezedFlow(steps=(4, 6), widths=(48, 96), latent_dim=196),
+    batch_size=86,
+    labelled_batch_size=42,  # a third
+    model=ModelOptions(class_probs="empirical"),
+    terms=(),
+    graph=None,
+    terms_without_graph=(),
+    split="stratified",
+)
+"""The flow of :data:`MNIST_CPU` with the loss of :data:`MNIST_PAPER`, without a graph and without terms."""
