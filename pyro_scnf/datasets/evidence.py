@@ -43,7 +43,7 @@ SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 0.5)
 MIXES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """What cross-validation chooses from. Of equally good ones it takes the first."""
 
-SLACK = 0.005
+SLACK = 0.003
 """By how much the share of a class may miss the expected one for each nat that rows are moved (lambda)."""
 
 
