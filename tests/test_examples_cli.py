@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,7 +62,10 @@ REFUSED = {
     "option of a prior": ("toy --prior gmm:size=1", "--prior: prior='gmm:size=1': no option 'size'"),
     "module": ("toy --prior my_own.Prior", "--prior: .*my_own"),
     "term": ("toy --terms nonsense", "--terms: terms='nonsense': expected"),
-    "evidence": ("toy --terms classification:targets=evidence", "--terms.*evidence about labels: this example"),
+    "evidence": (
+        "toy --terms classification:targets=evidence",
+        "--terms.*labels: this example has none",
+    ),
     "no graph": (
         "digits --graph none --terms classification:targets=evidence",
         "--terms, .*a term needs evidence about labels: --graph hog gives it",
@@ -138,6 +143,35 @@ def test_labelled_points_alone_are_trained_on(run, tmp_path):
     code, said = run("toy", "--labelled-only", *options)
     assert (code, said[-1].split(":")[0]) == (0, "circles")
     assert (tmp_path / "run" / "boundary.png").exists()
+
+
+FIGURES = ("error_pct", "label_nll", "ece")
+
+
+def test_a_file_of_rows_chooses_the_labels_and_all_three_are_reported(run, tmp_path):
+    np.save(tmp_path / "rows.npy", np.arange(70))
+    options = ("--smoke-test", "--threads", "1", "--out", "run", "--labelled", "rows.npy")
+    code, said = run("mnist", *options)
+    assert code == 0
+    assert any(line.startswith("digits, 70 labels, cpu, flow, seed 0") for line in said)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["settings"]["labelled"] == "rows.npy"
+    for prefix, name in (("test", "flow "), ("graph", "graph "), ("test_with_graph", "flow with graph")):
+        numbers = [metrics[f"{prefix}_{figure}"] for figure in FIGURES]
+        line = next(line for line in said if line.startswith(name))
+        assert line.removeprefix(name).replace("%", "").split() == [
+            f"{number:.{digits}f}" for number, digits in zip(numbers, (2, 3, 4), strict=True)
+        ]
+    assert metrics["graph_error_pct"] < 20 < metrics["test_error_pct"]  # four steps teach a flow nothing
+
+
+def test_without_a_graph_the_flow_is_alone(run, tmp_path):
+    code, said = run("digits", "--smoke-test", "--threads", "1", "--graph", "none", "--out", "run")
+    assert code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert not [name for name in metrics if "graph" in name]
+    assert not [line for line in said if line.startswith(("graph", "flow with"))]
+    assert set(metrics["baselines_label_nll"]) == set(metrics["baselines_error_pct"])
 
 
 def test_a_refusal_of_fit_leaves_no_folder(run, tmp_path, monkeypatch):

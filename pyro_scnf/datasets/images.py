@@ -139,7 +139,7 @@ def images(
 
 def enlarged_digits(
     *,
-    labels: int = 100,
+    labels: int | Numbers = 100,
     split: str = "balanced",
     classes: Numbers | None = None,
     shares: Shares | None = None,
@@ -151,7 +151,7 @@ def enlarged_digits(
 
     They stand in for MNIST where nothing can be downloaded.
 
-    :param int labels: how many labels to keep, see :func:`keep_labels`.
+    :param labels: how many labels to keep, or the row indices of those to keep, see :func:`keep_labels`.
     :param str split: how labels are chosen, one of :data:`SPLITS`.
     :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
     :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By

@@ -128,7 +128,7 @@ MNIST_CPU = Preset(
         gradient_clip=1e4,
         ema_decay=0.998,
     ),
-    steps=4000,
+    steps=3500,
     batch_size=128,
     labelled_batch_size=4,
     validate_every=500,
