@@ -8,33 +8,26 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import threads  # before torch
 import torch
 from command_line import Parser, refusing, whole
-from torch import Tensor
 
 import pyro_scnf as scnf
-from pyro_scnf import analysis
-from pyro_scnf.datasets import FEATURES, LabelEvidence, SemiSupervisedData, link_neighbours
+from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
 from pyro_scnf.presets import Preset
 from pyro_scnf.terms import needs_of
 from pyro_scnf.training import FitResult, Machine, StepBatches
 
 
-def parser(description: str, graph: bool = False) -> Parser:
-    """The options that every example has, and ``--graph`` if it can have evidence about labels."""
+def parser(description: str) -> Parser:
+    """The options that every example has."""
     parser = Parser(description)
     prior = f"p(z_f | y): {', '.join(scnf.PRIORS)}, with options (gmm:covariance=full), or an import path"
     parser.add_argument("--prior", help=f"{prior}; default: the preset's")
     parser.add_argument("--guide", default="exact", choices=scnf.GUIDES, help="how to treat unknown labels")
     terms = f"training terms: {', '.join(scnf.TERMS)}, with options (balance:weight=2); default: the preset's"
     parser.add_argument("--terms", nargs="*", help=terms)
-    if graph:
-        source = "features whose graph of neighbours gives evidence about labels; default: the preset's"
-        parser.add_argument("--graph", choices=("none", *FEATURES), help=source)
     seed = "seed of the data split and of training"
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help=seed)
     parser.add_argument("--steps", type=whole(), help="optimiser steps; by default those of the preset")
@@ -46,35 +39,6 @@ def parser(description: str, graph: bool = False) -> Parser:
     return parser
 
 
-def row_numbers(path: Path) -> np.ndarray:
-    """The row numbers in a file that ``np.save`` wrote."""
-    try:
-        rows = np.load(path)
-    except EOFError as error:
-        raise ValueError(f"{path} is empty") from error
-    if not isinstance(rows, np.ndarray):
-        raise ValueError(f"{path} holds several arrays, expected one of row numbers, as np.save writes it")
-    return rows
-
-
-def with_graph(args: argparse.Namespace, preset: Preset) -> Preset:
-    """``preset`` with the graph of ``--graph``."""
-    if args.graph is None:
-        return preset
-    return preset.with_graph(None if args.graph == "none" else args.graph)
-
-
-def with_evidence(
-    args: argparse.Namespace, preset: Preset, data: SemiSupervisedData
-) -> tuple[SemiSupervisedData, LabelEvidence | None]:
-    """``data`` with evidence from the preset's graph, and this evidence. Without a graph, the data alone."""
-    if preset.graph is None:
-        return data, None
-    with refusing(args, "graph"):
-        evidence = preset.graph.evidence(data)
-    return replace(data, label_log_prior=evidence.log_probs), evidence
-
-
 def train(
     args: argparse.Namespace,
     preset: Preset,
@@ -84,7 +48,7 @@ def train(
     *,
     machine: Machine,
     minutes: float | None = None,
-    log: Literal["csv", "tensorboard"] | None = None,
+    log: str | None = None,
 ) -> FitResult:
     """``preset.fit`` with the options of the command line. It first sets the number of CPU threads."""
     with refusing(
@@ -95,7 +59,7 @@ def train(
             remedy = "--graph hog gives it" if hasattr(args, "graph") else "this example has none"
             raise ValueError(f"a term needs evidence about labels: {remedy}")
         if preset.uses_pairs and data.neighbours is None:
-            data = link_neighbours(data, preset.neighbours)
+            data = link_neighbours(data, preset.neighbours, preset.features)
         StepBatches(data, preset.batch_size, preset.labelled_batch_size, world_size=machine.processes)
     loss, some = scnf.elbo(model), slice(min(preset.batch_size, 128))
     labels = () if len(data.unlabelled) else (data.y[some].to(args.device),)
@@ -110,26 +74,6 @@ def train(
     with refusing(args), threads.restored_if_refused(args.out):
         args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
         return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
-
-
-def evaluate(
-    preset: Preset, model: scnf.SemiSupervisedModel, x: Tensor, y: Tensor, evidence: LabelEvidence | None
-) -> dict[str, float]:
-    """Figures of the flow alone. With evidence, also those of the graph alone and of both together."""
-    about = None if evidence is None else evidence.of(x)
-    options = {"bins": preset.augment.bins, "draws": preset.draws, "batch_size": 500}
-    found = analysis.evaluate(model, x, y, label_log_prior=about, average="posterior", **options)
-    return {name.replace("evidence", "graph"): figure for name, figure in found.items()}
-
-
-def report(metrics: Mapping[str, object]) -> None:
-    """Print error, label NLL and calibration error of the flow alone, of the graph, and of both together."""
-    print(f"{'':20}{'test error':>12}{'label NLL':>12}{'calibration error':>20}")
-    for prefix, name in (("test", "flow"), ("graph", "graph"), ("test_with_graph", "flow with graph")):
-        if f"{prefix}_error_pct" in metrics:
-            error, nll, ece = (metrics[f"{prefix}_{figure}"] for figure in ("error_pct", "label_nll", "ece"))
-            print(f"{name:20}{error:10.2f} %{nll:12.3f}{ece:20.4f}")
-    print(f"flow: {metrics['test_bits_per_dim']:.3f} bits/dim")
 
 
 def save(args: argparse.Namespace, model: scnf.SemiSupervisedModel, metrics: Mapping[str, object]) -> None:

@@ -10,6 +10,7 @@ labelled. Prints its test error beside that of standard methods on the same spli
 from __future__ import annotations
 
 import common
+import evidence
 import figures
 import torch
 from command_line import parse, refusing, whole
@@ -48,21 +49,22 @@ def baselines(data: SemiSupervisedData) -> dict[str, dict[str, float]]:
 
 
 def main() -> dict[str, object]:
-    parser = common.parser(__doc__.splitlines()[0], graph=True)
+    parser = common.parser(__doc__.splitlines()[0])
+    evidence.add_graph(parser)
     parser.add_argument("--labels-per-class", type=whole(), default=10)
     args = parse(parser, "digits")
-    preset = common.with_graph(args, scnf.presets.DIGITS)
+    preset = evidence.with_graph(args, scnf.presets.DIGITS)
     torch.manual_seed(args.seed)
 
     with refusing(args, "labels_per_class"):
         data = digits(labels_per_class=args.labels_per_class, seed=args.seed)
-    data, evidence = common.with_evidence(args, preset, data)
+    data, about = evidence.with_evidence(args, preset, data)
     with refusing(args, "prior"):
         model = preset.make_model(data, args.prior).to(args.device)
     machine = scnf.training.Machine(device=args.device)
     result = common.train(args, preset, model, data, smoke_steps=10, machine=machine)
 
-    scores = common.evaluate(preset, model, data.x_test, data.y_test, evidence)
+    scores = evidence.evaluate(preset, model, data.x_test, data.y_test, about)
     others = {f"baselines_{figure}": found for figure, found in baselines(data).items()}
     metrics: dict[str, object] = {**scores, "seconds": result.seconds_in_all, **others}
     x, y = data.test_examples()
@@ -71,7 +73,7 @@ def main() -> dict[str, object]:
     common.save(args, model, metrics)
 
     print(f"\n{len(data.x_test)} test digits, {len(data.labelled[0])} labels, seed {args.seed}")
-    common.report(metrics)
+    evidence.report(metrics)
     for name, error in others["baselines_error_pct"].items():
         print(f"{name:20}{error:10.2f} %{others['baselines_label_nll'][name]:12.3f}")
     print(f"{result.seconds:.0f} s; written to {args.out}")

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import common
+import evidence
 import figures
 import torch
 from command_line import parse, positive, refusing, whole
 
 import pyro_scnf as scnf
-from pyro_scnf import analysis
 from pyro_scnf.datasets import IMAGES, SPLITS, enlarged_digits, images
 from pyro_scnf.training import Machine
 
@@ -29,7 +29,8 @@ SETS = [name for name, images in IMAGES.items() if images.shape == (1, 28, 28)]
 
 
 def main() -> dict[str, object]:
-    parser = common.parser(__doc__.splitlines()[0], graph=True)
+    parser = common.parser(__doc__.splitlines()[0])
+    evidence.add_graph(parser)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
@@ -46,7 +47,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--minutes", type=positive, help="stop before this time is up; --resume goes on")
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parse(parser, "mnist")
-    preset = common.with_graph(args, PRESETS[args.preset])
+    preset = evidence.with_graph(args, PRESETS[args.preset])
     if args.smoke_test:
         args.data, slow = "digits", replace(preset.optimisation, learning_rate=1e-4)
         preset = replace(preset, optimisation=slow, batch_size=20, labelled_batch_size=10)
@@ -54,13 +55,12 @@ def main() -> dict[str, object]:
     given = {name: getattr(args, name) for name in ("batch_size", "labelled_batch_size", "terms")}
     preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)
-    split = preset.split if args.split is None else args.split
-    choice = {"split": split, "num_val": preset.held_out, "seed": args.seed}
+    choice = {"split": args.split or preset.split, "num_val": preset.held_out, "seed": args.seed}
     files = partial(images, args.data, args.data_root, download=args.download)
     with refusing(args, "data", "data_root", "labels", "labelled", "split"):
-        choice["labels"] = args.labels if args.labelled is None else common.row_numbers(args.labelled)
+        choice["labels"] = args.labels if args.labelled is None else evidence.row_numbers(args.labelled)
         data = (enlarged_digits if args.data == "digits" else files)(**choice)
-    data, evidence = common.with_evidence(args, preset, data)
+    data, about = evidence.with_evidence(args, preset, data)
     with refusing(args, "prior", "latent_dim"):
         model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
     machine = Machine(args.device, args.devices, precision=args.precision, compile=args.compile)
@@ -70,15 +70,15 @@ def main() -> dict[str, object]:
 
     test = slice(64 if args.smoke_test else None)
     metrics: dict[str, object] = {**vars(result), "val_nll": result.best_nll}
-    metrics |= common.evaluate(preset, model, data.x_test[test], data.y_test[test], evidence)
-    labelled = analysis.evaluate(model, *data.labelled, bins=preset.augment.bins)
-    metrics["train_error_pct"] = labelled["test_error_pct"]
+    metrics |= evidence.evaluate(preset, model, data.x_test[test], data.y_test[test], about)
+    known = evidence.evaluate(preset, model, *data.labelled, None)
+    metrics["train_error_pct"] = known["test_error_pct"]
     x, y = data.test_examples()
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
     common.save(args, model, metrics)
-    known = len(data.labelled[0])
-    print(f"{args.data}, {known} labels, {args.preset}, {args.prior or preset.prior}, seed {args.seed}")
-    common.report(metrics)
+    prior, labels = args.prior or preset.prior, len(data.labelled[0])
+    print(f"{args.data}, {labels} labels, {args.preset}, {prior}, seed {args.seed}")
+    evidence.report(metrics)
     print(
         f"{result.steps} steps in {result.seconds / 60:.1f} min"
         f"{'' if result.finished else ', not finished: go on with --resume'}; written to {args.out}"

@@ -90,8 +90,9 @@ class GraphOptions:
         """
         graph = neighbour_graph(data.x, self.neighbours, self.features, self.components)
         fewest = int(torch.bincount(data.labelled[1], minlength=data.num_classes).min())
-        trust = {} if fewest > 1 else {"sharpness": 1.0, "mix": 0.1}
-        return label_evidence(graph, data.y, data.num_classes, **trust)
+        if fewest > 1:
+            return label_evidence(graph, data.y, data.num_classes)
+        return label_evidence(graph, data.y, data.num_classes, sharpness=1.0, mix=0.1)
 
 
 class FitOptions(TypedDict, total=False):

@@ -136,6 +136,7 @@ MNIST_CPU = Preset(
     terms=(Classification(500.0, end=0.1, targets="evidence"),),
     initial_rows=512,
     draws=4,
+    features="deskew",
     graph=GraphOptions("hog", components=80),
     terms_without_graph=(Classification(200.0, end=0.3), Consistency(200.0, end=0.3)),
 )
