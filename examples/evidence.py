@@ -48,6 +48,8 @@ def with_evidence(
     if preset.graph is None:
         return data, None
     with refusing(args, "graph"):
+        if not len(data.unlabelled):
+            raise ValueError("every row is labelled; give --graph none, and --terms classification")
         evidence = preset.graph.evidence(data)
     return replace(data, label_log_prior=evidence.log_probs), evidence
 

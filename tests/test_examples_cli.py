@@ -71,6 +71,10 @@ REFUSED = {
         "--terms, .*a term needs evidence about labels: --graph hog gives it",
     ),
     "graph": ("digits --graph nonsense", "--graph: invalid choice: 'nonsense'"),
+    "no row without a label": (
+        "mnist --data digits --labels 1437 --split stratified",
+        "--graph: every row is labelled; give --graph none, and --terms classification",
+    ),
     "no file of rows": ("mnist --data digits --labelled rows.npy", "--labelled, .*rows.npy"),
     "an empty file of rows": ("mnist --data digits --labelled a_file", "--labelled, .*a_file is empty"),
     "guide": ("toy --guide nonsense", "--guide: invalid choice: 'nonsense'"),
