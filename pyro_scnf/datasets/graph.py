@@ -63,8 +63,8 @@ class NeighbourGraph:
         Two rows are linked if one is a neighbour of the other, with the weight
         :math:`\exp(-d^2 / (s s'))`, where d is their distance and s, s' are their :attr:`scales`.
         """
-        n, k = self.neighbours.shape
-        values = _link(self.distances, self.scales[:, None], self.scales[self.neighbours])
+        (n, k), scales = self.neighbours.shape, self.scales
+        values = _link(self.distances, scales[:, None], scales[self.neighbours])
         parts = values.flatten().cpu().numpy(), self.neighbours.flatten().cpu().numpy()
         one_way = require("scipy.sparse", "datasets").csr_array(
             (*parts, np.arange(0, n * k + 1, k)), shape=(n, n)

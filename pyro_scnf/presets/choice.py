@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf.datasets import Jitter, SemiSupervisedData, pixel_features
 from pyro_scnf.datasets.augment import Augment
-from pyro_scnf.datasets.neighbours import Features
+from pyro_scnf.datasets.features import Features
 from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
