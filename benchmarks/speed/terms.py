@@ -148,7 +148,7 @@ def main() -> int:
     torch.set_num_threads(args.threads)
 
     torch.manual_seed(args.seed)
-    data = digits(seed=args.seed).hold_out(PRESET.held_out, args.seed)
+    data = digits(seed=args.seed)
     model = PRESET.make_model(data).to(args.device)
     rows = rows_of(data, args.batch_size, args.labelled_batch_size, args.device)
     steps = training_steps(model, rows)
