@@ -205,15 +205,14 @@ def test_evidence_is_that_of_its_definition(method, alpha, shares):
         scores = dense_poisson(weights, y) + ((4 + pi) / 13).log()  # 4 labels of each class
         outside = (links[..., None] * scores[near]).sum(1) / links.sum(1, keepdim=True)
 
-    # The same offsets b in all rows, centred. They bring the mean of q near to the shares.
-    offsets = pure.log_probs - 2 * scores
+    # The same offsets b in all rows, centred. They bring the mean of q near to the shares at sharpness 3.
+    offsets = pure.log_probs / 2 - scores
     offsets = offsets - offsets.mean(1, keepdim=True)
     b = offsets.mean(0)
     assert (offsets - b).abs().max() < 1e-4
-    q = pure.log_probs.exp()
-    assert torch.allclose(q.mean(0) - pi, -0.003 * b, atol=1e-6)
-    assert torch.allclose(found.log_probs.exp(), 0.9 * q + 0.1 * pi)
-    expected = 0.9 * (2 * outside + b).softmax(1) + 0.1 * pi
+    assert torch.allclose((3 * (scores + b)).softmax(1).mean(0) - pi, -0.003 * 3 * b, atol=1e-6)
+    assert torch.allclose(found.log_probs.exp(), 0.9 * pure.log_probs.exp() + 0.1 * pi)
+    expected = 0.9 * (2 * (outside + b)).softmax(1) + 0.1 * pi
     assert torch.allclose(found.of(others).exp(), expected, atol=1e-6)
     assert found.log_probs.logsumexp(-1).abs().max() < 1e-9
 
@@ -315,7 +314,9 @@ def test_trust_comes_from_hidden_labels_alone():
     y, graph = few(y, 2), neighbour_graph(x, 8)
     found = label_evidence(graph, y, K)
     candidates = [
-        (t, m) for t in (1.0, 2.0, 4.0, 8.0, 16.0, 0.5) for m in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+        (t, m)
+        for t in (3.0, 2.0, 4.0, 6.0, 8.0, 16.0, 1.0, 0.5)
+        for m in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     ]
     best = torch.inf, None
     fold = torch.full_like(y, -1)
@@ -323,13 +324,16 @@ def test_trust_comes_from_hidden_labels_alone():
         own = (y == k).nonzero()[:, 0]
         fold[own] = torch.arange(2)
     for t, m in candidates:
-        loss, doubts = 0.0, []
+        loss, wrong, doubts = 0.0, [], []
         for f in range(2):
-            rest = label_evidence(graph, y.masked_fill(fold == f, -1), K, sharpness=t, mix=m)
-            held = rest.log_probs[fold == f]
+            shown = y.masked_fill(fold == f, -1)
+            held = label_evidence(graph, shown, K, sharpness=t, mix=m).log_probs[fold == f]
             loss -= held.gather(1, y[fold == f][:, None]).sum().item()
-            doubts += [((1 - row.max()) / 2).log().item() for row in held.exp()]
-        best = min(best, (loss - sum(doubts) / len(doubts), (t, m)), key=lambda pair: pair[0])
+            wrong += [((1 - row.max()) / 2).log().item() for row in held.exp()]
+            balanced = label_evidence(graph, shown, K, sharpness=3.0, mix=0.0).log_probs[fold == f]
+            doubts += [max(1e-300, 1 - row.max().item()) for row in balanced.exp()]
+        loss -= sum(w * d for w, d in zip(wrong, doubts, strict=True)) / sum(doubts)
+        best = min(best, (loss, (t, m)), key=lambda pair: pair[0])
     assert (found.sharpness, found.mix) == best[1]
 
 

@@ -1,19 +1,19 @@
 r"""What a graph says about labels, and how far to trust it.
 
 Labels travel along the links of the graph and give every row n a score s of each class k, see
-:mod:`~pyro_scnf.datasets.spreading`. These are sharpened and balanced,
+:mod:`~pyro_scnf.datasets.spreading`. These are balanced and sharpened,
 
-.. math:: q_n(k) \propto \exp(t \, s_{nk} + b_k),
+.. math:: q_n(k) \propto \exp(t \, (s_{nk} + b_k)),
 
 and then mixed with the expected shares :math:`\pi` of the classes:
 :math:`(1 - \epsilon) \, q_n(k) + \epsilon \, \pi_k`. The numbers :math:`b_k` bring the mean of q near to
-:math:`\pi`: they minimise
+:math:`\pi` at the sharpness :math:`t_0` of :data:`BALANCE`. They minimise
 
-.. math:: \frac{1}{N} \sum_n \log \sum_k \exp(t \, s_{nk} + b_k) - \sum_k \pi_k b_k
-    + \frac{\lambda}{2} \sum_k b_k^2,
+.. math:: \frac{1}{N} \sum_n \log \sum_k \exp(t_0 \, (s_{nk} + b_k)) - t_0 \sum_k \pi_k b_k
+    + \frac{\lambda t_0^2}{2} \sum_k b_k^2,
 
-so that the mean of :math:`q(k)` is :math:`\pi_k - \lambda b_k`. The small :math:`\lambda` lets a clear graph
-contradict the expected shares.
+so that the mean of :math:`q(k)` is then :math:`\pi_k - \lambda t_0 b_k`. The small :math:`\lambda` lets a
+clear graph contradict the expected shares.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ __all__ = ["LabelEvidence", "label_evidence"]
 FOLDS = 5
 """Parts into which labelled rows are divided for cross-validation."""
 
-SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 0.5)
+SHARPNESS = (3.0, 2.0, 4.0, 6.0, 8.0, 16.0, 1.0, 0.5)
 MIXES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 """What cross-validation chooses from. Of equally good ones it takes the first."""
+
+BALANCE = 3.0
+"""The sharpness at which classes are balanced. A row then counts for several classes if it is in doubt."""
 
 SLACK = 0.003
 """By how much the share of a class may miss the expected one for each nat that rows are moved (lambda)."""
@@ -83,16 +86,16 @@ class LabelEvidence:
 def _balanced(scores: Tensor, sharpness: float, offsets: Tensor, shares: Tensor) -> Tensor:
     """q of rows ``(B, K)``. Without any score, it is the expected shares."""
     reached = scores.isfinite().any(-1, keepdim=True)
-    return torch.where(reached, (sharpness * scores + offsets).softmax(-1), shares)
+    return torch.where(reached, (sharpness * (scores + offsets)).softmax(-1), shares)
 
 
 def _mixed(probs: Tensor, mix: float, shares: Tensor) -> Tensor:
     return ((1 - mix) * probs + mix * shares).log()
 
 
-def _offsets(scores: Tensor, sharpness: float, shares: Tensor) -> Tensor:
+def _offsets(scores: Tensor, shares: Tensor) -> Tensor:
     """The numbers b ``(K,)`` that bring the mean of q near to ``shares``."""
-    sharp = sharpness * scores[scores.isfinite().any(-1)]
+    sharp = BALANCE * scores[scores.isfinite().any(-1)]
 
     def loss(b: np.ndarray) -> tuple[float, np.ndarray]:
         offsets = torch.from_numpy(b)
@@ -108,7 +111,7 @@ def _offsets(scores: Tensor, sharpness: float, shares: Tensor) -> Tensor:
     minimize = require("scipy.optimize", "datasets").minimize
     start = np.zeros(len(shares))
     found = minimize(loss, start, jac=True, hess=hessian, method="trust-exact", options={"gtol": 1e-8})
-    return torch.from_numpy(found.x)
+    return torch.from_numpy(found.x) / BALANCE
 
 
 def label_evidence(
@@ -176,7 +179,7 @@ def label_evidence(
     if len(powers) * len(mixes) > 1:
         best = _chosen(spread, y, pi, powers, mixes)
     found = spread(y)
-    offsets = _offsets(found.scores, best[0], pi)
+    offsets = _offsets(found.scores, pi)
     log_probs = _mixed(_balanced(found.scores, best[0], offsets, pi), best[1], pi)
     return LabelEvidence(graph, log_probs.to(graph.rows), *best, pi, offsets, found)
 
@@ -204,7 +207,7 @@ def _chosen(
     """Sharpness and mix by cross-validation on the labelled rows.
 
     Where no hidden label contradicts the graph, they would let it be certain. So one more row counts, on
-    which the graph is wrong (the rule of succession).
+    which the graph is wrong (the rule of succession). It may be any hidden row, most likely one in doubt.
     """
     counts = torch.bincount(y[y != UNLABELLED], minlength=len(shares))
     folds = min(FOLDS, int(counts.min()))
@@ -218,17 +221,30 @@ def _chosen(
         rows = (y == k).nonzero()[:, 0]
         part[rows] = torch.arange(len(rows)) % folds
     hidden = [part == fold for fold in range(folds)]
-    scores = [spread(y.masked_fill(rows, UNLABELLED)).scores for rows in hidden]
     labels = torch.cat([y[rows] for rows in hidden])[:, None]
+    scores, offsets = [], []
+    for rows in hidden:
+        found = spread(y.masked_fill(rows, UNLABELLED)).scores
+        balance = _offsets(found, shares)
+        scores.append(found[rows])
+        offsets.append(balance.expand(len(scores[-1]), -1))
+    of_hidden = torch.cat(scores), torch.cat(offsets)
+
+    def probs(sharpness: float) -> Tensor:
+        return _balanced(of_hidden[0], sharpness, of_hidden[1], shares)
+
+    likely = _in_doubt(probs(BALANCE))
+    likely = likely / likely.sum()
     losses = {}
     for power in powers:
-        offsets = [_offsets(found, power, shares) for found in scores]
-        held = [
-            _balanced(found[rows], power, b, shares)
-            for found, rows, b in zip(scores, hidden, offsets, strict=True)
-        ]
+        sharp = probs(power)
         for mix in mixes:
-            log_probs = _mixed(torch.cat(held), mix, shares)
-            doubt = (1 - log_probs.amax(-1).exp()).clamp(min=1e-300).log() - math.log(max(1, len(shares) - 1))
-            losses[power, mix] = -(log_probs.gather(1, labels).sum() + doubt.mean()).item()
+            log_probs = _mixed(sharp, mix, shares)
+            wrong = (_in_doubt(log_probs.exp()) / max(1, len(shares) - 1)).log()
+            losses[power, mix] = -(log_probs.gather(1, labels).sum() + likely @ wrong).item()
     return min(losses, key=losses.__getitem__)
+
+
+def _in_doubt(probs: Tensor) -> Tensor:
+    """The probability that the likeliest label of a row is wrong, ``(B,)``. It is never quite 0."""
+    return (1 - probs.amax(-1)).clamp(min=1e-300)

@@ -74,11 +74,13 @@ class GraphOptions:
         function, see :func:`~pyro_scnf.datasets.neighbour_graph`.
     :ivar int neighbours: number of neighbours of each row.
     :ivar components: number of principal components of the features; ``None`` for the features themselves.
+    :ivar str method: how labels travel, see :func:`~pyro_scnf.datasets.label_evidence`.
     """
 
     features: str | Features
     neighbours: int = 10
     components: int | None = None
+    method: Literal["spreading", "poisson"] = "spreading"
 
     def evidence(self, data: SemiSupervisedData) -> LabelEvidence:
         """What the graph of all training rows says about their labels, and about those of other rows.
@@ -91,8 +93,8 @@ class GraphOptions:
         graph = neighbour_graph(data.x, self.neighbours, self.features, self.components)
         fewest = int(torch.bincount(data.labelled[1], minlength=data.num_classes).min())
         if fewest > 1:
-            return label_evidence(graph, data.y, data.num_classes)
-        return label_evidence(graph, data.y, data.num_classes, sharpness=1.0, mix=0.1)
+            return label_evidence(graph, data.y, data.num_classes, method=self.method)
+        return label_evidence(graph, data.y, data.num_classes, method=self.method, sharpness=1.0, mix=0.1)
 
 
 class FitOptions(TypedDict, total=False):

@@ -137,7 +137,7 @@ MNIST_CPU = Preset(
     initial_rows=512,
     draws=4,
     features="deskew",
-    graph=GraphOptions("hog", components=80),
+    graph=GraphOptions("hog", components=80, method="poisson"),
     terms_without_graph=(Classification(200.0, end=0.3), Consistency(200.0, end=0.3)),
 )
 """MNIST on two CPU cores.
