@@ -79,14 +79,14 @@ class LabelEvidence:
         """
         near, weights = (table.cpu() for table in self.graph.links(x))
         scores = self.spread.at(near, weights)
-        probs = _balanced(scores, self.sharpness, self.offsets, self.shares)
+        probs = _sharpened(scores + self.offsets, self.sharpness, self.shares)
         return _mixed(probs, self.mix, self.shares).to(self.graph.rows)
 
 
-def _balanced(scores: Tensor, sharpness: float, offsets: Tensor, shares: Tensor) -> Tensor:
-    """q of rows ``(B, K)``. Without any score, it is the expected shares."""
-    reached = scores.isfinite().any(-1, keepdim=True)
-    return torch.where(reached, (sharpness * (scores + offsets)).softmax(-1), shares)
+def _sharpened(balanced: Tensor, sharpness: float, shares: Tensor) -> Tensor:
+    """q of rows ``(B, K)`` with the balanced scores s + b. Without any score, it is the expected shares."""
+    reached = balanced.isfinite().any(-1, keepdim=True)
+    return torch.where(reached, (sharpness * balanced).softmax(-1), shares)
 
 
 def _mixed(probs: Tensor, mix: float, shares: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ def label_evidence(
     Labels travel along the links, and the share of each class is brought near to the expected one. How far
     the graph can be trusted is chosen on labelled rows: ``sharpness`` and ``mix`` have the least label NLL of
     rows whose labels were hidden, a fifth of each class at a time (cross-validation), and of one more row, on
-    which the graph is wrong. No other label takes part. A row that no label reaches gets the expected shares;
-    so does one on which the F of label spreading underflows.
+    which the graph is wrong, most likely one in doubt. No other label takes part. A row that no label reaches
+    gets the expected shares; so does one on which the F of label spreading underflows.
 
     :param y: labels ``(N,)``, -1 where unknown.
     :param int num_classes: number of labels K.
@@ -180,7 +180,7 @@ def label_evidence(
         best = _chosen(spread, y, pi, powers, mixes)
     found = spread(y)
     offsets = _offsets(found.scores, pi)
-    log_probs = _mixed(_balanced(found.scores, best[0], offsets, pi), best[1], pi)
+    log_probs = _mixed(_sharpened(found.scores + offsets, best[0], pi), best[1], pi)
     return LabelEvidence(graph, log_probs.to(graph.rows), *best, pi, offsets, found)
 
 
@@ -222,22 +222,16 @@ def _chosen(
         part[rows] = torch.arange(len(rows)) % folds
     hidden = [part == fold for fold in range(folds)]
     labels = torch.cat([y[rows] for rows in hidden])[:, None]
-    scores, offsets = [], []
+    balanced = []
     for rows in hidden:
-        found = spread(y.masked_fill(rows, UNLABELLED)).scores
-        balance = _offsets(found, shares)
-        scores.append(found[rows])
-        offsets.append(balance.expand(len(scores[-1]), -1))
-    of_hidden = torch.cat(scores), torch.cat(offsets)
-
-    def probs(sharpness: float) -> Tensor:
-        return _balanced(of_hidden[0], sharpness, of_hidden[1], shares)
-
-    likely = _in_doubt(probs(BALANCE))
+        scores = spread(y.masked_fill(rows, UNLABELLED)).scores
+        balanced.append((scores + _offsets(scores, shares))[rows])
+    of_hidden = torch.cat(balanced)
+    likely = _in_doubt(_sharpened(of_hidden, BALANCE, shares))
     likely = likely / likely.sum()
     losses = {}
     for power in powers:
-        sharp = probs(power)
+        sharp = _sharpened(of_hidden, power, shares)
         for mix in mixes:
             log_probs = _mixed(sharp, mix, shares)
             wrong = (_in_doubt(log_probs.exp()) / max(1, len(shares) - 1)).log()
