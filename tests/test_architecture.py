@@ -27,6 +27,7 @@ FOLDERS = {
     ("sklearn", "datasets"),
     ("tensorboard", "training"),
     ("torchmetrics", "analysis"),
+    ("usearch", "datasets"),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_scnf.datasets import distances, link_neighbours, nearest_neighbours, toy
+from pyro_scnf.datasets import distances, link_neighbours, nearest_neighbours, neighbour_graph, toy
 
 ROWS = 120
 
@@ -114,8 +114,72 @@ def test_neighbours_do_not_depend_on_the_chunk(chunk):
     assert torch.equal(nearest_neighbours(x, chunk=chunk), nearest_neighbours(x, chunk=50))
 
 
-def test_two_rows_are_neighbours():
-    assert nearest_neighbours(torch.zeros(2, 3), 1).tolist() == [[1], [0]]
+@pytest.mark.parametrize("exact", [True, False])
+def test_two_rows_are_neighbours(exact):
+    assert nearest_neighbours(torch.zeros(2, 3), 1, exact=exact).tolist() == [[1], [0]]
+
+
+# -- a search in place of all pairs ----------------------------------------------------------------
+@pytest.mark.parametrize("k", [1, 5, ROWS - 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_search_finds_nearly_all_neighbours(kind, k):
+    x = made(kind)
+    found = nearest_neighbours(x, k, exact=False)
+    distances = distances_by_differences(x)
+    assert all(len(set(row)) == k for row in found.tolist())
+    assert (found != torch.arange(ROWS)[:, None]).all()
+    own, best = distances.gather(1, found), distances.sort(1).values[:, :k]
+    assert (own[:, 1:] >= own[:, :-1] * (1 - 1e-12)).all()
+    assert (own <= best * (1 + 1e-9)).double().mean() > 0.97
+
+
+def test_a_search_of_many_rows():
+    """Rows in tight groups, which a search may fail to leave. The same rows give the same neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randn(30, 1, 12, generator=generator) + 0.02 * torch.randn(
+        30, 100, 12, generator=generator
+    )
+    x = groups.flatten(0, 1)[torch.randperm(3000, generator=generator)]
+    exact, found = nearest_neighbours(x, 10, exact=True), nearest_neighbours(x, 10, exact=False)
+    assert (found[:, :, None] == exact[:, None]).any(-1).double().mean() > 0.98
+    assert torch.equal(nearest_neighbours(x, 10, exact=False), found)
+
+
+def test_more_than_a_number_of_pairs_are_searched(monkeypatch):
+    """By default, and only then. Rows that the search did not find are compared with all."""
+    sought = []
+
+    def nothing(rows, count, queries=None):
+        sought.append(len(rows if queries is None else queries))
+        return torch.full((sought[-1], count), -1)
+
+    monkeypatch.setattr(distances, "probably_near", nothing)
+    monkeypatch.setattr(distances, "PAIRS", 40**2)
+    x = made("float64")
+    expected = nearest_neighbours(x, exact=True)
+    assert torch.equal(nearest_neighbours(x[:40]), nearest_neighbours(x[:40], exact=True))
+    assert torch.equal(nearest_neighbours(x, chunk=50), expected)
+    assert sought == []
+    assert torch.equal(nearest_neighbours(x), expected)
+    graph = neighbour_graph(x, 5)
+    graph.links(x[:13])
+    assert sought == [ROWS, ROWS]
+    near, weights = graph.links(x[:14])
+    assert sought == [ROWS, ROWS, 14]
+    assert torch.equal(near[:, 0], torch.arange(14))
+    assert (weights[:, 0] == 1).all()
+
+
+def test_links_that_a_search_finds(monkeypatch):
+    x = made("float64")
+    graph = neighbour_graph(x[:100], 5)
+    expected = graph.links(x[100:])
+    monkeypatch.setattr(distances, "PAIRS", 1)
+    for got, exact in zip(graph.links(x[100:]), expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-12, atol=0)
+
+
+# -- errors ----------------------------------------------------------------------------------------
 
 
 REFUSED = {
@@ -125,6 +189,15 @@ REFUSED = {
     "k=0": (lambda: nearest_neighbours(torch.zeros(4, 2), 0), "k=0: expected at least 1"),
     "half": (lambda: nearest_neighbours(torch.zeros(4, 2), 1.5), "k=1.5: expected a whole number"),
     "chunk": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, chunk=0), "chunk=0: expected at least 1"),
+    "exact": (lambda: nearest_neighbours(torch.zeros(4, 2), 1, exact=2), "exact=2: expected True or False"),
+    "exact, graph": (
+        lambda: neighbour_graph(torch.zeros(4, 2), 1, exact=2),
+        "exact=2: expected True or False",
+    ),
+    "a search in chunks": (
+        lambda: nearest_neighbours(torch.zeros(4, 2), 1, chunk=2, exact=False),
+        "chunk=2: it would have no effect, because exact=False",
+    ),
     "vector": (lambda: nearest_neighbours(torch.zeros(4), 1), r"x has shape \(4,\), expected a table"),
     "NaN": (lambda: nearest_neighbours(torch.full((4, 2), torch.nan), 1), "x holds 8 NaN"),
     "word": (

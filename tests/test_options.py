@@ -260,7 +260,13 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "shares": (1.0, 0.5, 0.0),
         "seed": 1,
     },
-    datasets.neighbour_graph: {"x": torch.rand(12, 1, 4, 4), "k": 3, "features": "deskew", "components": 1},
+    datasets.neighbour_graph: {
+        "x": torch.rand(12, 1, 4, 4),
+        "k": 3,
+        "features": "deskew",
+        "components": 1,
+        "exact": True,
+    },
     datasets.label_evidence: {
         "graph": datasets.neighbour_graph(torch.randn(12, 2), 3),
         "y": torch.arange(12) % 3,

@@ -1,4 +1,7 @@
-"""The nearest rows of a table, exact in double precision at the price of products in single precision."""
+"""The nearest rows of a table, exact in double precision at the price of products in single precision.
+
+In large tables not all pairs are compared. A search proposes near rows, and exact distances order them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._shapes import in_double, no_autocast
+from pyro_scnf.datasets.approximate import probably_near
 
 __all__ = ["nearest_rows"]
 
@@ -18,48 +22,92 @@ SPARE = 5
 GATHERED = 2**17
 """Numbers of candidates that are held at a time."""
 
+PAIRS = 50_000**2
+"""Pairs of rows that are compared by default. Of more pairs, a search looks at a part."""
+
 
 @torch.no_grad()
 def nearest_rows(
-    rows: Tensor, k: int, chunk: int | None = None, queries: Tensor | None = None
+    rows: Tensor,
+    k: int,
+    chunk: int | None = None,
+    queries: Tensor | None = None,
+    exact: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The numbers of the ``k`` of ``rows`` ``(N, D)`` that are nearest to each query, the nearest first.
 
-    Matrix products give distances quickly, but differences of large numbers: a few too many rows are taken
-    as candidates, and differences of rows in double precision put these in order. If rounding may have hidden
-    a nearer row, products in double precision are tried next, and then differences from all rows.
-
-    :param chunk: queries at a time; by default ``chunk * N`` is at most 32 million.
+    :param chunk: queries that are compared at a time; by default ``chunk * N`` is at most 32 million.
     :param queries: other rows ``(M, D)``. By default the queries are ``rows``, of which none is near itself.
+    :param exact: whether to compare all pairs; by default up to :data:`PAIRS` of them, and with a ``chunk``.
     :return: the numbers and the distances in double precision, each ``(M, k)``.
+    :raises ImportError: without usearch, if not all pairs are compared.
     """
     count, both = len(rows), in_double(rows)
     if queries is not None:
         both = torch.cat([both, in_double(queries)])
-    exact, scale = both - both[:count].mean(0), both.new_ones(())
-    if exact.numel():
-        largest = exact.abs().max()
+    table, scale = both - both[:count].mean(0), both.new_ones(())
+    if table.numel():
+        largest = table.abs().max()
         scale = torch.where(largest > 0, largest, scale)
-        exact = exact / scale
-    left = torch.arange(0 if queries is None else count, len(exact), device=rows.device)
-    found = torch.empty((len(exact), k), dtype=torch.long, device=rows.device)
-    squared = exact.new_empty((len(exact), k))
-    with no_autocast(rows.device.type):
+        table = table / scale
+    asked = torch.arange(0 if queries is None else count, len(table), device=rows.device)
+    if exact is None:
+        exact = chunk is not None or count * len(asked) <= PAIRS
+    if exact:
+        found, squared = _compared(table, asked, k, count, chunk or max(1, NUMBERS // count))
+    else:
+        found, squared = _searched(table, asked, k, count)
+    return found, squared.sqrt() * scale
+
+
+def _compared(exact: Tensor, asked: Tensor, k: int, rows: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Which of the first ``rows`` of a table are nearest to the rows ``asked``, and squared distances.
+
+    Matrix products give distances quickly, but differences of large numbers: a few too many rows are taken
+    as candidates, and differences of rows in double precision put these in order. If rounding may have hidden
+    a nearer row, products in double precision are tried next, and then differences from all rows.
+    """
+    first = len(exact) - len(asked)
+    found = torch.empty((len(asked), k), dtype=torch.long, device=exact.device)
+    squared = exact.new_empty((len(asked), k))
+    left = asked
+    with no_autocast(exact.device.type):
         for table in (exact.float(), exact):
             if not len(left):
                 break
             unsure = [left[:0]]
             squares = table.square().sum(1)
-            for some in left.split(chunk or max(1, NUMBERS // count)):
-                found[some], squared[some], sure = _by_products(table, squares, exact, some, k, count)
+            for some in left.split(chunk):
+                at = some - first
+                found[at], squared[at], sure = _by_products(table, squares, exact, some, k, rows)
                 unsure.append(some[~sure])
             left = torch.cat(unsure)
         for row in left:
-            distances = (exact[:count] - exact[row]).square().sum(1)
-            distances[row : row + 1] = torch.inf  # itself, if it is one of `rows`
-            squared[row], found[row] = distances.topk(k, largest=False)
-    first = 0 if queries is None else count
-    return found[first:], squared[first:].sqrt() * scale
+            found[row - first], squared[row - first] = _from_all(exact, row, k, rows)
+    return found, squared
+
+
+def _searched(exact: Tensor, asked: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    """The same from candidates that a search proposes. Their distances are exact."""
+    first = len(exact) - len(asked)
+    itself = int(not first)
+    count = min(rows, k + itself + max(k // 2, SPARE))
+    candidates = probably_near(exact[:rows], count, exact[rows:] if first else None)
+    distances = _distances(exact, asked, candidates.clamp(min=0))
+    unfit = (candidates < 0) | (candidates == asked[:, None])
+    squared, places = distances.masked_fill(unfit, torch.inf).topk(k, largest=False)
+    found = candidates.gather(1, places)
+    for row in asked[~squared[:, -1].isfinite()]:
+        found[row - first], squared[row - first] = _from_all(exact, row, k, rows)
+    return found, squared
+
+
+def _from_all(exact: Tensor, row: Tensor, k: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Which of the first ``rows`` are nearest to one row, by differences from all of them."""
+    distances = (exact[:rows] - exact[row]).square().sum(1)
+    distances[row : row + 1] = torch.inf  # itself, if it is one of the first
+    nearest = distances.topk(k, largest=False)
+    return nearest.indices, nearest.values
 
 
 def _by_products(

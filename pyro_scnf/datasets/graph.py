@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_flag
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
@@ -109,20 +110,30 @@ def _link(distances: Tensor, own: Tensor, others: Tensor) -> Tensor:
 
 
 def neighbour_graph(
-    x: Tensor, k: int = 10, features: str | Features | None = None, components: int | None = None
+    x: Tensor,
+    k: int = 10,
+    features: str | Features | None = None,
+    components: int | None = None,
+    exact: bool | None = None,
 ) -> NeighbourGraph:
     """The graph of the ``k`` nearest neighbours of every row.
+
+    Neighbours of other rows are found likewise, by comparing all pairs if there are not more than of 50,000
+    rows with each other.
 
     :param x: ``(N, *event_shape)``; an array or a data frame is converted.
     :param int k: number of neighbours. A row is not its own neighbour.
     :param features: what distances are measured in, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
     :param components: number of principal components of the features to measure distances in. Fewer numbers
         are compared faster, and leave out what tells rows apart least. By default all features count.
+    :param exact: whether to compare all pairs of rows, see :func:`~pyro_scnf.datasets.nearest_neighbours`.
     :raises ValueError: as :func:`~pyro_scnf.datasets.nearest_neighbours` does, and for more components than
         there are rows or features.
+    :raises ImportError: without usearch, if not all pairs are compared.
     """
+    check_flag(exact=exact is None or exact)
     x = checked_rows(x, k, "neighbour_graph")
     rows = features_of(x, features, "neighbour_graph")
     projection = None if components is None else principal_components(rows, components)
     rows = _compared(rows, projection)
-    return NeighbourGraph(rows, *nearest_rows(rows, int(k)), features, projection, x.shape[1:])
+    return NeighbourGraph(rows, *nearest_rows(rows, int(k), exact=exact), features, projection, x.shape[1:])

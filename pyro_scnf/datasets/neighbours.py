@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pyro_scnf._numbers import check_whole
+from pyro_scnf._numbers import check_flag, check_whole, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
@@ -20,11 +20,13 @@ def nearest_neighbours(
     k: int = 5,
     features: str | Features | None = None,
     chunk: int | None = None,
+    exact: bool | None = None,
 ) -> Tensor:
     """The numbers of the ``k`` rows nearest to each row, by Euclidean distance between their features.
 
     The order is that of distances in double precision, whatever the offset and the scale of the features. Of
-    rows at the same distance, any may be taken. Features count by their spread: bring those in different
+    rows at the same distance, any may be taken. Beyond 50,000 rows a search takes the place of comparing all
+    pairs, and may miss a few of the nearest. Features count by their spread: bring those in different
     units to one scale first.
 
     :param x: ``(N, *event_shape)``, of any dtype; an array or a data frame is converted.
@@ -33,13 +35,20 @@ def nearest_neighbours(
         each row alone. By default images are compared by their :func:`pixel_features`, whose distances order
         them by angle, and other data as they are.
     :param chunk: rows compared at a time. They need ``chunk * N`` numbers; by default these are 32 million.
+        With a ``chunk``, all pairs are compared.
+    :param exact: whether to compare all pairs; by default up to 50,000 rows. A search needs the extra
+        ``datasets``.
     :return: ``(N, k)``, the nearest row first.
     :raises ValueError: for numbers out of range; for NaN or infinity in x or its features; for features of
-        another number of rows.
+        another number of rows; for ``exact=False`` with a ``chunk``.
+    :raises ImportError: without usearch, if not all pairs are compared.
     """
     check_whole("chunk", 1 if chunk is None else chunk, 1)
+    check_flag(exact=exact is None or exact)
+    if exact is not None and not exact:
+        refuse_unused("exact=False does not compare all pairs", chunk=chunk)
     x = checked_rows(x, k, "nearest_neighbours")
-    return nearest_rows(features_of(x, features, "nearest_neighbours"), int(k), chunk)[0]
+    return nearest_rows(features_of(x, features, "nearest_neighbours"), int(k), chunk, exact=exact)[0]
 
 
 def checked_rows(x: Tensor, k: int, owner: str) -> Tensor:
