@@ -14,7 +14,7 @@ import torch
 from command_line import Parser, refusing, whole
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import SemiSupervisedData, link_neighbours
+from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.presets import Preset
 from pyro_scnf.terms import needs_of
 from pyro_scnf.training import FitResult, Machine, StepBatches
@@ -58,8 +58,7 @@ def train(
         if data.label_log_prior is None and "evidence" in needs_of(scnf.make_terms(preset.terms)):
             remedy = "--graph hog gives it" if hasattr(args, "graph") else "this example has none"
             raise ValueError(f"a term needs evidence about labels: {remedy}")
-        if preset.uses_pairs and data.neighbours is None:
-            data = link_neighbours(data, preset.neighbours, preset.features)
+        data = preset.prepare(data, args.seed)
         StepBatches(data, preset.batch_size, preset.labelled_batch_size, world_size=machine.processes)
     loss, some = scnf.elbo(model), slice(min(preset.batch_size, 128))
     labels = () if len(data.unlabelled) else (data.y[some].to(args.device),)
