@@ -312,6 +312,8 @@ def test_a_preset_with_a_graph_prepares_its_evidence():
     assert torch.equal(told.label_log_prior, label_evidence(graph, data.y, 10).log_probs)
     assert preset.prepare(told) is told  # what the data have already stays
     assert preset.with_graph(None).prepare(data) is data
+    other = replace(preset, graph=replace(preset.graph, method="poisson")).prepare(data)
+    assert torch.equal(other.label_log_prior, label_evidence(graph, data.y, 10, method="poisson").log_probs)
 
 
 def test_the_graph_of_a_preset_is_exchanged():
