@@ -57,6 +57,22 @@ def test_both_tails_are_as_exact_as_their_numbers(dtype):
     assert torch.allclose(reflected, -z, atol=2e-3 if dtype == torch.float32 else 1e-9)
 
 
+@pytest.mark.parametrize("direction", [1, -1])
+def test_faint_cells_in_a_tail(direction):
+    """Cells of a mass below the rounding of 1, beside cells of nearly all the mass."""
+    layer = MarginalGaussianization((1,), cells=8)
+    with torch.no_grad():
+        layer.log_weights.copy_(torch.tensor([0.0, 0, 0, 0, -18, -20, -22, -17][::direction]))
+    x = torch.linspace(0.01, 0.99, 98)[:, None]  # no end of a cell among them
+    z, ladj = layer.inverse_and_ladj(x)
+    back, forward = layer.call_and_ladj(z)
+    assert (back - x).abs().max() < 1e-3
+    assert (ladj + forward).abs().max() < 1e-3
+    exact, exact_ladj = layer.double().inverse_and_ladj(x.double())
+    assert (z - exact).abs().max() < 1e-4
+    assert (ladj - exact_ladj).abs().max() < 1e-3
+
+
 def test_learning_finds_the_masses():
     """The loss of data is least where the masses are the frequencies."""
     torch.manual_seed(0)

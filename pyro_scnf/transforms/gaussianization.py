@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.nn import functional as F
 
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import at_least_single, in_double
@@ -61,8 +62,9 @@ class MarginalGaussianization(FlowTransform):
         """The mass of each cell, its logarithm, and the mass below and above each cell."""
         log_mass = at_least_single(self.log_weights).log_softmax(0)
         mass = log_mass.exp()
-        below = mass.cumsum(0) - mass
-        above = mass.flip(0).cumsum(0).flip(0) - mass
+        # Sums of the other cells alone. A sum minus the own mass would be wrong next to a much larger one.
+        below = F.pad(mass.cumsum(0)[:-1], (1, 0))
+        above = F.pad(mass.flip(0).cumsum(0)[:-1], (1, 0)).flip(0)
         return mass, log_mass, below, above
 
     def _ladj(self, z: Tensor, log_mass: Tensor) -> Tensor:
@@ -84,9 +86,11 @@ class MarginalGaussianization(FlowTransform):
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         mass, log_mass, below, above = self._masses()
         dtype, z = z.dtype, at_least_single(z)
-        left, right = torch.special.ndtr(z), torch.special.ndtr(-z)
-        cell = torch.searchsorted(below.detach(), left.detach().contiguous(), right=True) - 1
-        cell = cell.clamp(0, self.cells - 1)
+        # Not ndtr, which rounds small numbers of single precision to 0.
+        left, right = (0.5 * torch.erfc(side * math.sqrt(0.5)) for side in (-z, z))
+        cell = torch.where(
+            left < right, _last_at_most(below, left), self.cells - 1 - _last_at_most(above.flip(0), right)
+        )
         inside = torch.where(
             left < right, (left - below[cell]) / mass[cell], 1 - (right - above[cell]) / mass[cell]
         )
@@ -107,3 +111,10 @@ class MarginalGaussianization(FlowTransform):
         """
         eps = torch.finfo(share.dtype).eps
         return torch.where((share < eps / 4) & (share > -4 * self.cells * eps), eps / 4, share)
+
+
+@torch.no_grad()
+def _last_at_most(edges: Tensor, values: Tensor) -> Tensor:
+    """The number of the last of the ascending ``edges`` that is at most each value. The first one is 0."""
+    ascending = edges.cummax(0).values  # a GPU adds in parts, and rounding may leave a step down
+    return (torch.searchsorted(ascending, values.contiguous(), right=True) - 1).clamp(min=0)
