@@ -105,7 +105,7 @@ def histograms_by_loops(image: Tensor) -> Tensor:
 
 
 def test_histograms_are_those_of_their_definition(monkeypatch):
-    monkeypatch.setattr(features, "deskew", lambda x: x)
+    monkeypatch.setattr(features, "_deskewed", lambda x: x)
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([strokes(3), torch.rand(1, 1, 28, 28, generator=generator)]).double()
     expected = torch.stack([histograms_by_loops(image[0]) for image in x])
@@ -128,6 +128,19 @@ def test_histograms_have_unit_length_whatever_the_brightness(scale):
     x = strokes()
     torch.testing.assert_close(hog_features(scale * x), hog_features(x), atol=1e-5, rtol=0)
     torch.testing.assert_close(hog_features(x).norm(dim=1), torch.ones(6))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+def test_slant_is_that_of_the_ink_whatever_its_brightness(scale):
+    torch.testing.assert_close(upright_features(scale * strokes()), upright_features(strokes()))
+
+
+@pytest.mark.parametrize("function", [deskew, upright_features, hog_features])
+def test_negative_pixels_are_no_ink(function):
+    """The moments of standardised images say nothing of their slant."""
+    x = strokes()
+    with pytest.raises(ValueError, match=rf"{function.__name__}: x has pixels below 0.*features='pixels'"):
+        function((x - x.mean()) / x.std())
 
 
 @pytest.mark.parametrize("size", [8, 20, 32, 56])
@@ -153,8 +166,8 @@ def test_colours_are_averaged():
 def test_histograms_are_counted_in_batches(monkeypatch):
     """The memory stays that of one batch, and every image gets its own features."""
     expected, sizes = hog_features(strokes(7)), []
-    original = features.deskew
-    monkeypatch.setattr(features, "deskew", lambda x: sizes.append(len(x)) or original(x))
+    original = features._deskewed
+    monkeypatch.setattr(features, "_deskewed", lambda x: sizes.append(len(x)) or original(x))
     monkeypatch.setattr(features, "BATCH", 3)
     torch.testing.assert_close(hog_features(strokes(7)), expected)
     assert sizes == [3, 3, 1]

@@ -58,6 +58,17 @@ def _floating_images(x: Tensor, owner: str) -> Tensor:
     return at_least_single(x) if x.is_floating_point() else x.float()
 
 
+def _ink(x: Tensor, owner: str) -> Tensor:
+    """Raise unless ``x`` holds images without a negative pixel. Return them in single precision at least."""
+    x = _floating_images(x, owner)
+    if bool((x < 0).any()):
+        raise ValueError(
+            f"{owner}: x has pixels below 0, expected 0 where there is no ink, and more elsewhere; give images "
+            "as they were before they were standardised, or features='pixels'"
+        )
+    return x
+
+
 def _in_range(x: Tensor) -> Tensor:
     """Every image divided by its largest value. Squares of others might leave the range of their dtype."""
     if not x.numel():
@@ -71,16 +82,19 @@ def deskew(x: Tensor) -> Tensor:
 
     :param x: images ``(N, C, H, W)``, 0 where there is no ink.
     :return: the images in floating point, of the same shape.
-    :raises ValueError: for another shape.
+    :raises ValueError: for another shape, and for pixels below 0.
 
     Reference: LeCun et al., *Gradient-Based Learning Applied to Document Recognition*, 1998,
     section III (deslanting).
     """
-    x = _floating_images(x, "deskew")
+    return _deskewed(_ink(x, "deskew"))
+
+
+def _deskewed(x: Tensor) -> Tensor:
     if not len(x):
         return x
     height, width = x.shape[-2:]
-    ink = x.sum(1)
+    ink = _in_range(x).sum(1)
     ink = ink / ink.sum((-2, -1), keepdim=True).clamp(min=1e-6)
     # Positions of pixels in the coordinates of affine_grid, which run from -1 to 1 between the borders.
     rows = (2 * torch.arange(height, device=x.device, dtype=x.dtype) + 1) / height - 1
@@ -97,7 +111,7 @@ def deskew(x: Tensor) -> Tensor:
 
 def upright_features(x: Tensor) -> Tensor:
     """:func:`pixel_features` of handwriting, after :func:`deskew` has removed its slant."""
-    return pixel_features(deskew(x))
+    return pixel_features(_deskewed(_ink(x, "upright_features")))
 
 
 @torch.no_grad()
@@ -111,7 +125,7 @@ def hog_features(x: Tensor) -> Tensor:
 
     :param x: images ``(N, C, H, W)``, 0 where there is no ink.
     :return: ``(N, 768)``, of unit length. A black image has features of 0.
-    :raises ValueError: for another shape.
+    :raises ValueError: for another shape, and for pixels below 0.
     :raises ImportError: without Kornia.
 
     Reference: Dalal and Triggs, *Histograms of Oriented Gradients for Human Detection*, 2005; Arandjelović
@@ -124,7 +138,7 @@ def hog_features(x: Tensor) -> Tensor:
     )
 
     def of(some: Tensor) -> Tensor:
-        upright = deskew(_in_range(_floating_images(some, "hog_features"))).mean(1, keepdim=True)
+        upright = _deskewed(_in_range(_ink(some, "hog_features"))).mean(1, keepdim=True)
         places = histograms(F.interpolate(upright, (SIDE, SIDE), mode="bilinear", antialias=True))
         return F.normalize(F.normalize(places, p=1, dim=1).sqrt().flatten(1))
 

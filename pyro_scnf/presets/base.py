@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf._numbers import check_flag, check_number, check_word
+from pyro_scnf._numbers import check_flag, check_number, check_whole, check_word
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.datasets import (
     LabelEvidence,
@@ -21,7 +21,8 @@ from pyro_scnf.datasets import (
     neighbour_graph,
 )
 from pyro_scnf.datasets.augment import Augment
-from pyro_scnf.datasets.features import Features
+from pyro_scnf.datasets.features import FEATURES, Features
+from pyro_scnf.datasets.spreading import METHODS
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -75,12 +76,21 @@ class GraphOptions:
     :ivar int neighbours: number of neighbours of each row.
     :ivar components: number of principal components of the features; ``None`` for the features themselves.
     :ivar str method: how labels travel, see :func:`~pyro_scnf.datasets.label_evidence`.
+    :raises ValueError: for an unknown word, or a number below 1.
     """
 
     features: str | Features
     neighbours: int = 10
     components: int | None = None
     method: Literal["spreading", "poisson"] = "spreading"
+
+    def __post_init__(self) -> None:
+        if not callable(self.features):
+            check_word("features", self.features, FEATURES)
+        check_whole("neighbours", self.neighbours, 1)
+        if self.components is not None:
+            check_whole("components", self.components, 1)
+        check_word("method", self.method, METHODS)
 
     def evidence(self, data: SemiSupervisedData) -> LabelEvidence:
         """What the graph of all training rows says about their labels, and about those of other rows.
@@ -174,10 +184,11 @@ class Preset:
     def with_graph(self, features: str | Features | None) -> Preset:
         """This preset with evidence from the graph of other features, or without evidence.
 
-        :param features: see :class:`GraphOptions`. Without any, the terms are ``terms_without_graph``.
+        :param features: see :class:`GraphOptions`. Without any, a preset that had a graph has the terms
+            ``terms_without_graph``, and has lost its own.
         """
         if features is None:
-            return replace(self, graph=None, terms=self.terms_without_graph)
+            return self if self.graph is None else replace(self, graph=None, terms=self.terms_without_graph)
         graph = GraphOptions(features) if self.graph is None else replace(self.graph, features=features)
         return replace(self, graph=graph)
 
