@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from command_line import Parser, refusing
@@ -23,12 +24,25 @@ def add_graph(parser: Parser) -> None:
     parser.add_argument("--graph", choices=("none", *FEATURES), help=source)
 
 
+def labels_of(args: argparse.Namespace) -> int | np.ndarray:
+    """How many rows are labelled, or their numbers from the file ``--labelled``."""
+    if args.labelled is None:
+        args.labels = 100 if args.labels is None else args.labels
+        return args.labels
+    for name in ("labels", "split"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} would have no effect, because --labelled names the rows")
+    return row_numbers(args.labelled)
+
+
 def row_numbers(path: Path) -> np.ndarray:
     """The row numbers in a file that ``np.save`` wrote."""
     try:
         rows = np.load(path)
     except EOFError as error:
         raise ValueError(f"{path} is empty") from error
+    except BadZipFile as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(rows, np.ndarray):
         raise ValueError(f"{path} holds several arrays, expected one of row numbers, as np.save writes it")
     return rows

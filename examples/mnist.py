@@ -35,7 +35,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
-    parser.add_argument("--labels", type=whole(), default=100, help="labelled images")
+    parser.add_argument("--labels", type=whole(), help="labelled images; by default 100")
     parser.add_argument("--labelled", type=Path, help=".npy file of their row numbers, in place of a choice")
     parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
     parser.add_argument("--latent-dim", type=whole(1, 784), help="components of z_f, out of 784")
@@ -58,7 +58,7 @@ def main() -> dict[str, object]:
     choice = {"split": args.split or preset.split, "num_val": preset.held_out, "seed": args.seed}
     files = partial(images, args.data, args.data_root, download=args.download)
     with refusing(args, "data", "data_root", "labels", "labelled", "split"):
-        choice["labels"] = args.labels if args.labelled is None else evidence.row_numbers(args.labelled)
+        choice["labels"] = evidence.labels_of(args)
         data = (enlarged_digits if args.data == "digits" else files)(**choice)
     data, about = evidence.with_evidence(args, preset, data)
     with refusing(args, "prior", "latent_dim"):

@@ -77,6 +77,15 @@ REFUSED = {
     ),
     "no file of rows": ("mnist --data digits --labelled rows.npy", "--labelled, .*rows.npy"),
     "an empty file of rows": ("mnist --data digits --labelled a_file", "--labelled, .*a_file is empty"),
+    "a damaged file of rows": ("mnist --data digits --labelled a_zip", "--labelled, .*a_zip is damaged"),
+    "rows and a number": (
+        "mnist --data digits --labelled rows.npy --labels 50",
+        "--labelled, .*--labels would have no effect, because --labelled names the rows",
+    ),
+    "rows and a split": (
+        "mnist --data digits --labelled rows.npy --split stratified",
+        "--labelled, .*--split would have no effect",
+    ),
     "guide": ("toy --guide nonsense", "--guide: invalid choice: 'nonsense'"),
     "data": ("toy --data nonsense", "--data: invalid choice: 'nonsense'"),
     "unknown option": ("toy --nonsense 3", "unrecognized arguments: --nonsense 3"),
@@ -99,13 +108,14 @@ REFUSED = {
 def test_what_cannot_work_is_refused_in_one_line(case, run, tmp_path):
     command, message = REFUSED[case]
     (tmp_path / "a_file").touch()
+    (tmp_path / "a_zip").write_bytes(b"PK\x03\x04")
     example, *options = command.split()
     code, said = run(example, *options)
     assert code == 2
     assert len(said) == 1
     assert re.search(message, said[0])
     assert said[0].startswith(f"{example}.py: error: ")
-    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_file", "a_zip"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -249,6 +251,27 @@ def test_parts_of_a_graph_say_which_classes_they_hold():
     assert (found.log_probs.argmax(1) == truth).double().mean() > 0.8
 
 
+@pytest.mark.parametrize("distance", [100.0, 1000.0])
+def test_groups_that_a_row_between_them_links_faintly(distance):
+    """Each group counts for itself in Poisson learning, and the row between them has the expected shares."""
+    x, y = rows(60)
+    x = torch.cat([x, x + distance, x.mean(0, keepdim=True) + distance / 2])
+    labels = torch.cat([few(y), few(y), torch.tensor([-1])])
+    alone = label_evidence(neighbour_graph(x[:60]), few(y), K, method="poisson", sharpness=3.0, mix=0.0)
+    found = label_evidence(neighbour_graph(x), labels, K, method="poisson", sharpness=3.0, mix=0.0)
+    assert torch.allclose(found.log_probs[:60].exp(), alone.log_probs.exp(), atol=0.05)
+    assert torch.allclose(found.log_probs[-1].exp(), torch.tensor(1 / K, dtype=F64))
+
+
+@pytest.mark.parametrize("method", ["spreading", "poisson"])
+def test_evidence_can_be_copied_and_pickled(method):
+    x = rows(20, seed=1)[0]
+    found = label_evidence(GRAPH, LABELS, K, method=method, sharpness=2.0, mix=0.1)
+    for copied in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+        assert torch.equal(copied.log_probs, found.log_probs)
+        assert torch.equal(copied.of(x), found.of(x))
+
+
 @pytest.mark.parametrize("method", ["spreading", "poisson"])
 def test_rows_that_no_label_reaches_have_the_expected_shares(method):
     x, y = rows()
@@ -329,7 +352,7 @@ def test_trust_comes_from_hidden_labels_alone():
             shown = y.masked_fill(fold == f, -1)
             held = label_evidence(graph, shown, K, sharpness=t, mix=m).log_probs[fold == f]
             loss -= held.gather(1, y[fold == f][:, None]).sum().item()
-            wrong += [((1 - row.max()) / 2).log().item() for row in held.exp()]
+            wrong += [(1 - row.max()).log().item() for row in held.exp()]
             balanced = label_evidence(graph, shown, K, sharpness=3.0, mix=0.0).log_probs[fold == f]
             doubts += [max(1e-300, 1 - row.max().item()) for row in balanced.exp()]
         loss -= sum(w * d for w, d in zip(wrong, doubts, strict=True)) / sum(doubts)

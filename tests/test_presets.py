@@ -312,8 +312,9 @@ def test_a_preset_with_a_graph_prepares_its_evidence():
     assert torch.equal(told.label_log_prior, label_evidence(graph, data.y, 10).log_probs)
     assert preset.prepare(told) is told  # what the data have already stays
     assert preset.with_graph(None).prepare(data) is data
-    other = replace(preset, graph=replace(preset.graph, method="poisson")).prepare(data)
-    assert torch.equal(other.label_log_prior, label_evidence(graph, data.y, 10, method="poisson").log_probs)
+    options = {"method": "poisson", "shares": (2.0, *(1.0,) * 9)}
+    other = replace(preset, graph=replace(preset.graph, **options)).prepare(data)
+    assert torch.equal(other.label_log_prior, label_evidence(graph, data.y, 10, **options).log_probs)
 
 
 def test_the_graph_of_a_preset_is_exchanged():
@@ -324,6 +325,24 @@ def test_the_graph_of_a_preset_is_exchanged():
     alone = preset.with_graph(None)
     assert (alone.graph, alone.terms) == (None, preset.terms_without_graph)
     assert scnf.presets.TOY.with_graph("pixels").graph == GraphOptions("pixels")
+    for other in scnf.presets.PRESETS.values():
+        if other.graph is None:
+            assert other.with_graph(None) is other  # it keeps its terms
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "nonsense"}, "features='nonsense': expected 'pixels', 'deskew' or 'hog'"),
+        ({"features": None}, "features=None: expected 'pixels'"),
+        ({"features": "hog", "neighbours": 0}, "neighbours=0: expected at least 1"),
+        ({"features": "hog", "components": 0}, "components=0: expected at least 1"),
+        ({"features": "hog", "method": "laplace"}, "method='laplace': expected 'spreading' or 'poisson'"),
+    ],
+)
+def test_options_of_a_graph_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        GraphOptions(**options)
 
 
 def test_a_graph_is_trusted_little_where_nothing_checks_it():

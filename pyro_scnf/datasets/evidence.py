@@ -129,9 +129,10 @@ def label_evidence(
 
     Labels travel along the links, and the share of each class is brought near to the expected one. How far
     the graph can be trusted is chosen on labelled rows: ``sharpness`` and ``mix`` have the least label NLL of
-    rows whose labels were hidden, a fifth of each class at a time (cross-validation), and of one more row, on
-    which the graph is wrong, most likely one in doubt. No other label takes part. A row that no label reaches
-    gets the expected shares; so does one on which the F of label spreading underflows.
+    rows whose labels were hidden, a part of each class at a time (cross-validation in five parts, or in fewer
+    if a class has fewer labels), and of one more row, on which the graph is wrong, most likely one in doubt.
+    No other label takes part. A row that no label reaches gets the expected shares; so does one so far from
+    labels that its F is below the precision of the solver, about 1e-30.
 
     :param y: labels ``(N,)``, -1 where unknown.
     :param int num_classes: number of labels K.
@@ -166,7 +167,8 @@ def label_evidence(
     if not bool((counts > 0).all()):
         none = (counts == 0).nonzero()[:, 0].tolist()
         raise ValueError(
-            f"label_evidence: y has no labelled row of class {none}; a graph cannot find a class"
+            f"label_evidence: y has no labelled row of class {none}; a graph cannot find a class, so "
+            "label a row of each, or train without a graph"
         )
     weights = graph.weights()
 
@@ -234,7 +236,7 @@ def _chosen(
         sharp = _sharpened(of_hidden, power, shares)
         for mix in mixes:
             log_probs = _mixed(sharp, mix, shares)
-            wrong = (_in_doubt(log_probs.exp()) / max(1, len(shares) - 1)).log()
+            wrong = _in_doubt(log_probs.exp()).log()
             losses[power, mix] = -(log_probs.gather(1, labels).sum() + likely @ wrong).item()
     return min(losses, key=losses.__getitem__)
 

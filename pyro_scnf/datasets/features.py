@@ -63,8 +63,8 @@ def _ink(x: Tensor, owner: str) -> Tensor:
     x = _floating_images(x, owner)
     if bool((x < 0).any()):
         raise ValueError(
-            f"{owner}: x has pixels below 0, expected 0 where there is no ink, and more elsewhere; give images "
-            "as they were before they were standardised, or features='pixels'"
+            f"{owner}: x has pixels below 0, expected 0 where there is no ink, and more elsewhere; give "
+            "images as they were before they were standardised, or features='pixels'"
         )
     return x
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ F may fall to 1e-15 of its value along one link to a far row, and the ratios of 
 
 POISSON_RESIDUAL = 1e-10
 """The same for Poisson learning, of which differences decide."""
+
+FAINT = 1e-8
+"""Entries of S below this are no links of Poisson learning. Across such a link, u would differ so much that
+no other difference counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +63,12 @@ def spread_labels(weights: Any, y: Tensor, shares: Tensor, alpha: float) -> Spre
     system = require("scipy.sparse", "datasets").eye_array(len(y)) - alpha * links
     labels = one_hot(y + 1, len(shares) + 1)[:, 1:].double()
     potential = _solve(system, labels, SPREADING_RESIDUAL, "give a smaller alpha").clamp(min=0)
-    carried = root[:, None] * potential
+    return Spread(potential.log(), partial(_log_carried, root[:, None] * potential))
 
-    def at(near: Tensor, links: Tensor) -> Tensor:
-        return (links[..., None] * carried[near]).sum(1).log()
 
-    return Spread(potential.log(), at)
+def _log_carried(carried: Tensor, near: Tensor, links: Tensor) -> Tensor:
+    """The logarithm of what the neighbours of other rows bring them."""
+    return (links[..., None] * carried[near]).sum(1).log()
 
 
 def learn_by_poisson(weights: Any, y: Tensor, shares: Tensor, alpha: float) -> Spread:
@@ -75,14 +80,16 @@ def learn_by_poisson(weights: Any, y: Tensor, shares: Tensor, alpha: float) -> S
     The arguments are those of :func:`spread_labels`; ``alpha`` decides nothing here.
     """
     known, classes = y != UNLABELLED, len(shares)
-    count, part = require("scipy.sparse.csgraph", "datasets").connected_components(weights)
+    root, links = _normalised(weights)
+    links.data[links.data < FAINT] = 0
+    links.eliminate_zeros()
+    count, part = require("scipy.sparse.csgraph", "datasets").connected_components(links)
     part = torch.from_numpy(part).long()
     labels = one_hot(y[known], classes).double()
     in_part = torch.zeros(count, classes, dtype=torch.double).index_add_(0, part[known], labels)
     sizes = in_part.sum(1, keepdim=True)
     source = torch.zeros(len(y), classes, dtype=torch.double)
     source[known] = labels - (in_part / sizes.clamp(min=1))[part[known]]
-    root, links = _normalised(weights)
     system = require("scipy.sparse", "datasets").eye_array(len(y)) - links
     u = root[:, None] * _solve(system, root[:, None] * source, POISSON_RESIDUAL, "give method='spreading'")
     # The equation leaves a constant of each part open: the mean of u by the sums of weights is 0.
@@ -94,13 +101,15 @@ def learn_by_poisson(weights: Any, y: Tensor, shares: Tensor, alpha: float) -> S
     reached = (sizes > 0)[part]
     scale = u[reached[:, 0]].abs().mean().clamp(min=1e-300)
     scores = (u / scale + common[part]).masked_fill(~reached, -torch.inf)
+    return Spread(scores, partial(_mean_score, scores))
 
-    def at(near: Tensor, links: Tensor) -> Tensor:
-        links = links * reached[near, 0]
-        mean = (links[..., None] * scores.nan_to_num(neginf=0.0)[near]).sum(1)
-        return torch.where(links.sum(1, keepdim=True) > 0, mean / links.sum(1, keepdim=True), -torch.inf)
 
-    return Spread(scores, at)
+def _mean_score(scores: Tensor, near: Tensor, links: Tensor) -> Tensor:
+    """The mean score of those neighbours of other rows that a label reaches."""
+    found = scores[near]
+    links = links * found.isfinite().any(-1)
+    mean = (links[..., None] * found.nan_to_num(neginf=0.0)).sum(1)
+    return torch.where(links.sum(1, keepdim=True) > 0, mean / links.sum(1, keepdim=True), -torch.inf)
 
 
 METHODS: dict[str, Callable[[Any, Tensor, Tensor, float], Spread]] = {

@@ -76,6 +76,7 @@ class GraphOptions:
     :ivar int neighbours: number of neighbours of each row.
     :ivar components: number of principal components of the features; ``None`` for the features themselves.
     :ivar str method: how labels travel, see :func:`~pyro_scnf.datasets.label_evidence`.
+    :ivar shares: expected shares of the classes, likewise; equal ones by default.
     :raises ValueError: for an unknown word, or a number below 1.
     """
 
@@ -83,6 +84,7 @@ class GraphOptions:
     neighbours: int = 10
     components: int | None = None
     method: Literal["spreading", "poisson"] = "spreading"
+    shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.features):
@@ -95,16 +97,22 @@ class GraphOptions:
     def evidence(self, data: SemiSupervisedData) -> LabelEvidence:
         """What the graph of all training rows says about their labels, and about those of other rows.
 
-        Cross-validation needs two labelled rows of each class. Without them, the graph is trusted little.
+        Cross-validation needs two labelled rows of each class. Without these, the graph is trusted little.
 
         :raises ValueError: as :func:`~pyro_scnf.datasets.neighbour_graph` and
             :func:`~pyro_scnf.datasets.label_evidence` do.
         """
         graph = neighbour_graph(data.x, self.neighbours, self.features, self.components)
-        fewest = int(torch.bincount(data.labelled[1], minlength=data.num_classes).min())
-        if fewest > 1:
-            return label_evidence(graph, data.y, data.num_classes, method=self.method)
-        return label_evidence(graph, data.y, data.num_classes, method=self.method, sharpness=1.0, mix=0.1)
+        trusted = int(torch.bincount(data.labelled[1], minlength=data.num_classes).min()) > 1
+        return label_evidence(
+            graph,
+            data.y,
+            data.num_classes,
+            method=self.method,
+            shares=self.shares,
+            sharpness=None if trusted else 1.0,
+            mix=None if trusted else 0.1,
+        )
 
 
 class FitOptions(TypedDict, total=False):
