@@ -13,9 +13,9 @@ __all__ = ["probably_near"]
 def probably_near(rows: Tensor, count: int, queries: Tensor | None = None) -> Tensor:
     """The numbers of ``count`` of ``rows`` that are near each query, ``(M, count)`` (extra ``datasets``).
 
-    They come from a graph of small worlds (HNSW), which links each row to near and to far ones. A search goes
-    along the links, and misses few of the nearest rows. A row of -1 stands for one that was not found. The
-    same rows give the same numbers.
+    They come from a navigable small-world graph (HNSW), which links each row to near and to far ones. A
+    search follows the links, and misses few of the nearest rows. A number is -1 where too few rows were found.
+    The same rows give the same numbers.
 
     :param rows: ``(N, D)`` in double precision.
     :param queries: ``(M, D)``; ``rows`` by default, and then a row counts as near itself.

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_flag
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
@@ -118,8 +117,8 @@ def neighbour_graph(
 ) -> NeighbourGraph:
     """The graph of the ``k`` nearest neighbours of every row.
 
-    Neighbours of other rows are found likewise, by comparing all pairs if there are not more than of 50,000
-    rows with each other.
+    :meth:`NeighbourGraph.links` compares other rows with all rows of the graph, up to 2.5 billion pairs. Of
+    more pairs, a search looks at a part, whatever ``exact`` was.
 
     :param x: ``(N, *event_shape)``; an array or a data frame is converted.
     :param int k: number of neighbours. A row is not its own neighbour.
@@ -131,8 +130,7 @@ def neighbour_graph(
         there are rows or features.
     :raises ImportError: without usearch, if not all pairs are compared.
     """
-    check_flag(exact=exact is None or exact)
-    x = checked_rows(x, k, "neighbour_graph")
+    x = checked_rows(x, k, exact, "neighbour_graph")
     rows = features_of(x, features, "neighbour_graph")
     projection = None if components is None else principal_components(rows, components)
     rows = _compared(rows, projection)

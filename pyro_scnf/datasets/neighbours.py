@@ -44,16 +44,17 @@ def nearest_neighbours(
     :raises ImportError: without usearch, if not all pairs are compared.
     """
     check_whole("chunk", 1 if chunk is None else chunk, 1)
-    check_flag(exact=exact is None or exact)
+    x = checked_rows(x, k, exact, "nearest_neighbours")
     if exact is not None and not exact:
         refuse_unused("exact=False does not compare all pairs", chunk=chunk)
-    x = checked_rows(x, k, "nearest_neighbours")
     return nearest_rows(features_of(x, features, "nearest_neighbours"), int(k), chunk, exact=exact)[0]
 
 
-def checked_rows(x: Tensor, k: int, owner: str) -> Tensor:
+def checked_rows(x: Tensor, k: int, exact: bool | None, owner: str) -> Tensor:
     """``x`` as a tensor of rows that have ``k`` neighbours. The arguments are those of nearest_neighbours."""
     check_whole("k", k, 1)
+    if exact is not None:
+        check_flag(exact=exact)
     x = as_rows(x, "x", owner)
     if k >= len(x):
         raise ValueError(f"k={k}: there are {len(x)} rows, so at most {max(len(x) - 1, 0)} neighbours")

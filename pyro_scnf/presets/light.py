@@ -149,7 +149,7 @@ in the end, and the flow may correct the graph.
 """
 
 MNIST_CPU_HOUR = replace(MNIST_CPU, steps=14_000)
-""":data:`MNIST_CPU` for an hour."""
+""":data:`MNIST_CPU` with more steps."""
 
 MNIST_FAST = replace(
     MNIST_CPU,
