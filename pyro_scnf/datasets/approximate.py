@@ -14,8 +14,8 @@ def probably_near(rows: Tensor, count: int, queries: Tensor | None = None) -> Te
     """The numbers of ``count`` of ``rows`` that are near each query, ``(M, count)`` (extra ``datasets``).
 
     They come from a navigable small-world graph (HNSW), which links each row to near and to far ones. A
-    search follows the links, and misses few of the nearest rows. A number is -1 where too few rows were found.
-    The same rows give the same numbers.
+    search follows the links, and misses few of the nearest rows. A number is -1 where too few rows were
+    found. The same rows give the same numbers.
 
     :param rows: ``(N, D)`` in double precision.
     :param queries: ``(M, D)``; ``rows`` by default, and then a row counts as near itself.
