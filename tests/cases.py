@@ -50,6 +50,12 @@ def pooled_conv_net(inputs: int, outputs: int, context_dim: int = 0) -> snn.Cond
     return snn.PooledConvNet(inputs, outputs, WIDTH, 1, context_dim)
 
 
+# -- continuous flows ------------------------------------------------------------------------------
+SOLVER = "dopri5:rtol=1e-6,atol=1e-6,tighter=1"
+SOLVED = Tolerances(round_trip=2e-6, log_det=2e-6, batching=2e-6, gradient=1e-4)
+"""A few times the tolerance of the solver, which is the same in training and in evaluation mode."""
+
+
 # -- shapes used throughout ------------------------------------------------------------------------
 VECTOR = (4,)
 ODD = (5,)
@@ -91,6 +97,35 @@ def small_atanov2019() -> T.Compose:
     inner = [*checkerboards(kept), *step(kept, build.double(kept)[::-1])]
     stages = [T.compose(inner[::-1]), T.compose(outer[::-1])]
     return T.Compose([T.MultiScale(stages, 16), T.Logit(shape, alpha=0.05)])
+
+
+def continuous(
+    event_shape: tuple[int, ...], context_dim: int = 0, solver: str = SOLVER, **options: Any
+) -> T.ContinuousFlow | T.ConditionalContinuousFlow:
+    """A continuous flow with a small velocity field."""
+    field = {name: options.pop(name) for name in ("layer", "activation") if name in options}
+    net = snn.Dynamics(event_shape, (WIDTH,), context_dim=context_dim, **field)
+    if context_dim:
+        return T.ConditionalContinuousFlow(
+            event_shape, net, context_dim=context_dim, solver=solver, **options
+        )
+    return T.ContinuousFlow(event_shape, net, solver=solver, **options)
+
+
+class OwnField(torch.nn.Module):
+    """A velocity field of a user, without a method for products of its Jacobian."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(size, WIDTH), torch.nn.SiLU(), torch.nn.Linear(WIDTH, size)
+        )
+
+    def forward(self, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.net(z) * (1 + t)
+
+
+solved = partial(Case, tolerances=SOLVED, skip=("vmap",))
 
 
 TRANSFORMS: dict[str, Case] = {
@@ -241,6 +276,7 @@ TRANSFORMS: dict[str, Case] = {
 
 
 conditional = partial(Case, context_dim=CONTEXT)
+solved_given = partial(solved, context_dim=CONTEXT)
 
 
 def _conditional_coupling(**options: Any) -> T.ConditionalAffineCoupling:
@@ -347,6 +383,45 @@ CONDITIONAL_TRANSFORMS: dict[str, Case] = {
 }
 """Conditional transforms, for context vectors of length ``CONTEXT``."""
 
+SOLVED_TRANSFORMS: dict[str, Case] = {
+    "continuous-2d": solved(lambda: continuous((2,)), (2,)),
+    "continuous-8d": solved(lambda: continuous((8,), layer="concat", activation="softplus"), (8,)),
+    "continuous-ignore": solved(
+        lambda: continuous(ODD, layer="ignore", learn_end_time=False, end_time=0.8), ODD
+    ),
+    "continuous-image": solved(
+        lambda: continuous((2, 2, 2), layer="concat", activation="softplus", divergence="exact"), (2, 2, 2)
+    ),
+    "continuous-steps": solved(lambda: continuous(VECTOR, solver="rk4:steps=10"), VECTOR),
+    "continuous-adjoint": solved(lambda: continuous((2,), solver=f"{SOLVER},adjoint=True"), (2,)),
+    "continuous-own": solved(lambda: T.ContinuousFlow(3, OwnField(3), solver="rk4:steps=10"), (3,)),
+    "ffjord-2d": solved(lambda: flows.ffjord(2, blocks=2, hidden=(WIDTH,), solver=SOLVER), (2,)),
+    "ffjord-image": solved(
+        lambda: flows.ffjord(
+            (1, 4, 4), levels=2, hidden=(WIDTH,), solver=SOLVER, divergence="exact", logit=0.05
+        ),
+        (1, 4, 4),
+        (16,),
+        data="unit",
+    ),
+}
+"""Unconditional transforms with a solver, which are right to its tolerance."""
+
+CONDITIONAL_SOLVED_TRANSFORMS: dict[str, Case] = {
+    "continuous-vector": solved_given(lambda: continuous((3,), CONTEXT), (3,)),
+    "continuous-image": solved_given(
+        lambda: continuous((1, 2, 2), CONTEXT, layer="concat", activation="softplus"), (1, 2, 2)
+    ),
+    "continuous-steps": solved_given(lambda: continuous((2,), CONTEXT, "rk4:steps=10"), (2,)),
+    "continuous-adjoint": solved_given(
+        lambda: continuous((2,), CONTEXT, f"{SOLVER},adjoint=True", layer="ignore"), (2,)
+    ),
+    "ffjord-vector": solved_given(
+        lambda: flows.ffjord(3, hidden=(WIDTH,), solver=SOLVER, context_dim=CONTEXT), (3,)
+    ),
+}
+"""Conditional transforms with a solver."""
+
 
 # Products of a network lose digits under autocast. A mixture has none.
 MIXTURE = Tolerances(autocast=1e-6)
@@ -363,6 +438,7 @@ def prior(
 
 
 flow_prior = partial(prior, tolerances=Tolerances())
+solved_prior = partial(prior, tolerances=SOLVED)
 
 
 def own_flow_prior(event_shape: tuple[int, ...], num_classes: int) -> scnf.priors.ConditionalFlowPrior:
@@ -400,12 +476,17 @@ PRIORS: dict[str, PriorCase] = {
     "gmm-components-isotropic": prior("gmm:components=2,covariance=isotropic"),
     "gmm-components-shared": prior("gmm:components=2,covariance=shared,fit_weights=em,em_decay=0.5"),
     "flowgmm": prior("flowgmm"),
+    "ffjord": solved_prior(f"ffjord:hidden=[{WIDTH}],solver='{SOLVER}'"),
+    "ffjord-image": solved_prior({"name": "ffjord", "hidden": (WIDTH,), "solver": SOLVER}, (2, 1, 1), 2),
     "student-t": prior("student-t"),
     "student-t-image": prior("student-t:df=3.0,fit_df=gradient", (2, 2, 1)),
     "student-t-em": prior("student-t:fit_means=em,fit_scales=em"),
     "student-t-components": prior("student-t:components=2,fit_weights=em"),
 }
 """Class-conditional priors."""
+
+CLOSED_PRIORS = {name: case for name, case in PRIORS.items() if not name.startswith("ffjord")}
+"""Those in closed form, which ``torch.func`` and half precision can run."""
 
 GUIDES: dict[str, Callable[[scnf.SemiSupervisedModel], Any]] = {
     "exact": lambda model: scnf.make_guide("exact", model),

@@ -26,6 +26,7 @@ FOLDERS = {
     ("scipy", "datasets"),
     ("sklearn", "datasets"),
     ("tensorboard", "training"),
+    ("torchdiffeq", "transforms"),
     ("torchmetrics", "analysis"),
     ("usearch", "datasets"),
 }

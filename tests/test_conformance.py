@@ -6,7 +6,13 @@ Below them, layers of sizes that Hypothesis picks.
 from __future__ import annotations
 
 import torch
-from cases import CONDITIONAL_TRANSFORMS, TRANSFORMS, mlp
+from cases import (
+    CONDITIONAL_SOLVED_TRANSFORMS,
+    CONDITIONAL_TRANSFORMS,
+    SOLVED_TRANSFORMS,
+    TRANSFORMS,
+    mlp,
+)
 from helpers import each, perturb, relative
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +20,8 @@ from hypothesis import strategies as st
 from pyro_scnf import transforms as T
 from pyro_scnf.testing import TRANSFORM_CHECKS
 
-CASES = {**TRANSFORMS, **{f"conditional-{k}": v for k, v in CONDITIONAL_TRANSFORMS.items()}}
+CONDITIONAL = {**CONDITIONAL_TRANSFORMS, **CONDITIONAL_SOLVED_TRANSFORMS}
+CASES = {**TRANSFORMS, **SOLVED_TRANSFORMS, **{f"conditional-{k}": v for k, v in CONDITIONAL.items()}}
 F64 = torch.float64
 
 

@@ -35,6 +35,11 @@ def flow_with(prior: str, dtype: torch.dtype) -> scnf.SemiConditionalFlow:
     return perturb(scnf.SemiConditionalFlow(flow, case.build())).to(dtype)
 
 
+def allowed(prior: str, tolerance: float) -> float:
+    """``tolerance``, or that of the solver of a continuous prior."""
+    return max(tolerance, PRIORS[prior].tolerances.gradient) if prior.startswith("ffjord") else tolerance
+
+
 def batch(flow: scnf.SemiConditionalFlow, size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn((size,) + tuple(flow.event_shape), dtype=dtype)
     return x, torch.arange(size) % flow.num_classes
@@ -61,9 +66,9 @@ def test_marginal_of_unlabelled_data(prior, dtype, tolerance):
     model = scnf.SemiSupervisedModel(flow, torch.arange(1.0, 1.0 + flow.num_classes))
     x, _ = batch(flow, 6, dtype)
     expected = -joint_by_hand(flow, x, model.class_probs.logits).logsumexp(-1).sum()
-    check(model, scnf.elbo(model)(x), expected, tolerance)
+    check(model, scnf.elbo(model)(x), expected, allowed(prior, tolerance))
     pyros = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
-    check(model, pyros.differentiable_loss(model, scnf.exact_guide, x), expected, tolerance)
+    check(model, pyros.differentiable_loss(model, scnf.exact_guide, x), expected, allowed(prior, tolerance))
 
 
 @precisions
@@ -77,7 +82,7 @@ def test_partly_labelled_batch(prior, dtype, tolerance):
     joint = joint_by_hand(flow, x, model.class_probs.logits)
     known = joint.gather(1, y[:, None])[:, 0]
     expected = -torch.where(mixed >= 0, known, joint.logsumexp(-1)).sum()
-    check(model, scnf.elbo(model)(x, mixed), expected, tolerance)
+    check(model, scnf.elbo(model)(x, mixed), expected, allowed(prior, tolerance))
 
 
 @precisions
@@ -91,7 +96,7 @@ def test_two_plates(prior, dtype, tolerance):
     logits = model.class_probs.logits
     labelled = joint_by_hand(flow, x, logits).gather(1, y[:, None]).sum()
     expected = -labelled - joint_by_hand(flow, other, logits).logsumexp(-1).sum()
-    check(model, scnf.elbo(model)(x, y, other), expected, tolerance)
+    check(model, scnf.elbo(model)(x, y, other), expected, allowed(prior, tolerance))
 
 
 # -- weights and sizes, with one prior --------------------------

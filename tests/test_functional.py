@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CONDITIONAL_TRANSFORMS, PRIORS, TRANSFORMS
+from cases import CLOSED_PRIORS, CONDITIONAL_TRANSFORMS, TRANSFORMS
 from helpers import perturb, toy_flow
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -32,7 +32,7 @@ BLOCKS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "shared": scnf.share_encoding,
 }
 blocks = pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
-priors = pytest.mark.parametrize("case", PRIORS.values(), ids=PRIORS)
+priors = pytest.mark.parametrize("case", CLOSED_PRIORS.values(), ids=CLOSED_PRIORS)
 
 
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-8) -> None:

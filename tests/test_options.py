@@ -71,6 +71,7 @@ COUNTS = {  # integer data, which are dequantised
 }
 TRAINING = {"weight": 2.0, "start": 0.5, "end": 1.5, "until": 0.5}
 DISTORTION = {"flip": True, "rotate": 10.0, "zoom": 0.1, "shear": 5.0}
+CONTINUOUS = {"solver": "rk4", "divergence": "gaussian", "end_time": 0.4, "learn_end_time": False}
 SIZES = {"in_channels": 2, "out_channels": 4, "context_dim": 3}
 
 VALID: dict[Callable[..., Any], dict[str, Any]] = {
@@ -160,7 +161,30 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "latent_dim": 3,
         "context_dim": 2,
     },
+    flows.ffjord: {
+        **VECTOR,
+        "levels": 1,
+        "blocks": 1,
+        "hidden": (4,),
+        "layer": "concat",
+        "activation": "softplus",
+        "solver": "rk4",
+        "divergence": "gaussian",
+        "end_time": 0.4,
+        "learn_end_time": False,
+        "logit": 0.1,
+        "gaussianize": None,
+        "latent_dim": 3,
+        "context_dim": 2,
+    },
     flows.atanov2019_mnist: {"latent_dim": 98},
+    networks.Dynamics: {
+        **VECTOR,
+        "hidden": (4,),
+        "layer": "concat",
+        "activation": "softplus",
+        "context_dim": 3,
+    },
     networks.MLP: {**SIZES, "hidden": (4, 4), "activation": "tanh", "dropout": 0.5},
     networks.ResidualMLP: {**SIZES, "width": 4, "blocks": 1, "norm": "none"},
     networks.ConvNet: {**SIZES, "width": 4, "kernel_size": 3, "last_kernel_size": 1},
@@ -190,6 +214,23 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     transforms.FlowTransform: {**VECTOR, "base_shape": (4,)},
     transforms.ConditionalFlowTransform: {**VECTOR, "base_shape": (4,), "context_dim": 3},
     transforms.ActNorm: VECTOR,
+    transforms.ContinuousFlow: {**VECTOR, "net": networks.Dynamics(4, (4,)), **CONTINUOUS},
+    transforms.ConditionalContinuousFlow: {
+        **VECTOR,
+        "net": networks.Dynamics(4, (4,), context_dim=3),
+        "context_dim": 3,
+        **CONTINUOUS,
+    },
+    transforms.Solver: {
+        "method": "dopri5",
+        "rtol": 1e-4,
+        "atol": 1e-5,
+        "tighter": 0.5,
+        "steps": None,
+        "adjoint": True,
+        "max_evaluations": 100,
+    },
+    transforms.record_solves: {"energies": True},
     transforms.InvertibleConv1x1: {**VECTOR, "parameterization": "lu", "init": "identity"},
     transforms.AffineCoupling: {**VECTOR, "net": net(), "scale": "tanh", "flip": True, "split": 2},
     transforms.MaskedAffineCoupling: {**VECTOR, "net": net(4, 8), "scale": "tanh", "invert": True},
@@ -306,6 +347,7 @@ NO_OPTIONS = {
     terms.Scored,  # what the losses hand to terms
     terms.Step,
     terms.active,  # the losses check `progress`
+    transforms.SolveRecord,  # what record_solves fills
     distributions.ConcatDistribution,  # their options are those of every distribution of PyTorch
     distributions.Transformed,
     analysis.Calibration,  # what fit_temperature returns
@@ -368,6 +410,7 @@ def public() -> dict[Callable[..., Any], list[Option]]:
     members += [scnf.ClassProbs, scnf.SemiConditionalFlow, scnf.SemiSupervisedModel, scnf.bits_per_dim]
     members += CHANGES_AND_SPLITS
     callables = [m for m in members if inspect.isclass(m) or inspect.isfunction(m)]
+    callables = [m for m in callables if not (inspect.isclass(m) and issubclass(m, Exception))]
     return {member: options for member in callables if (options := options_of(member))}
 
 
@@ -462,6 +505,11 @@ RANGES: list[tuple[Callable[..., Any], str, list[float]]] = [
     (flows.glow, "levels", [0, 3]),
     (flows.realnvp, "couplings", [0]),
     (transforms.AffineCoupling, "split", [0, 4]),
+    (flows.ffjord, "levels", [0, 4]),
+    (transforms.ContinuousFlow, "end_time", [0]),
+    (transforms.Solver, "rtol", [0, 1]),
+    (transforms.Solver, "tighter", [0, 1.5]),
+    (transforms.Solver, "max_evaluations", [0]),
     (networks.ConvNet, "kernel_size", [0, 2]),
     (networks.ConvNet, "last_kernel_size", [0, 2]),
     (networks.SkipConvNet, "kernel_size", [0, 2]),
@@ -758,7 +806,7 @@ def test_a_module_that_fails_shows_its_cause(text, cause, kind, tmp_path, monkey
         ("no_such_package.part.Prior", "expected one of 'flow', .*; there is no module 'no_such_package'"),
         ("pyro_scnf.nowhere.Prior", "expected one of 'flow', .*; there is no module 'pyro_scnf.nowhere'"),
         ("pyro_scnf.priors.NoSuchPrior", "the module 'pyro_scnf.priors' has no 'NoSuchPrior'"),
-        ("gmmm", "expected one of 'flow', 'gmm', 'flowgmm', 'student-t' or the import path of a class$"),
+        ("gmmm", "expected one of 'flow', 'gmm', .*, 'student-t', 'ffjord' or the import path of a class$"),
         ("a b.c", ".* or the import path of a class$"),
         ("x..y", ".* or the import path of a class$"),
     ],

@@ -18,11 +18,20 @@ from pyro_scnf.transforms import (
     Logit,
     MarginalGaussianization,
     MaskedAffineCoupling,
+    kept_channels,
 )
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import SCALES
 
-__all__ = ["CouplingBuilder", "builders_of_levels", "data_layers", "for_each_level", "halvings"]
+__all__ = [
+    "CouplingBuilder",
+    "builders_of_levels",
+    "check_levels",
+    "data_layers",
+    "default_levels",
+    "for_each_level",
+    "halvings",
+]
 
 
 def for_each_level(name: str, values: object, levels: int) -> list[Any]:
@@ -41,6 +50,39 @@ def halvings(image: torch.Size) -> int:
     while height % 2 == 0 and width % 2 == 0:
         height, width, times = height // 2, width // 2, times + 1
     return times
+
+
+def default_levels(shape: torch.Size) -> int:
+    """1 for vectors. For images, how often they can be halved, at most 3."""
+    if len(shape) == 1:
+        return 1
+    if not halvings(shape):
+        raise ValueError(f"event_shape={tuple(shape)}: a level halves the image, expected even H and W")
+    return min(3, halvings(shape))
+
+
+def check_levels(shape: torch.Size, levels: int, coupled: bool = True) -> None:
+    """Raise unless an event of this shape can be cut ``levels`` times.
+
+    :param coupled: whether the deepest level has couplings. They need two channels there, too.
+    """
+    if len(shape) == 3:
+        if halvings(shape) < levels:
+            raise ValueError(
+                f"levels={levels}, event_shape={tuple(shape)}: each level halves the image, and it can be "
+                f"halved {halvings(shape)} times"
+            )
+        return
+    channels = shape[0]
+    for level in range(levels):
+        last = level == levels - 1
+        if channels < 2 and (coupled or not last):
+            what = "channel coupling" if coupled else "factor-out"
+            raise ValueError(
+                f"levels={levels}, event_shape={tuple(shape)}: a {what} needs 2 channels or more, and level "
+                f"{level + 1} has {channels}"
+            )
+        channels = channels if last else kept_channels(channels)
 
 
 def data_layers(shape: torch.Size, logit: float | None, gaussianize: int | None) -> list[FlowTransform]:

@@ -11,7 +11,13 @@ import torch
 from pyro_scnf._numbers import check_flag, check_whole, check_word
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import builders_of_levels, data_layers, for_each_level, halvings
+from pyro_scnf.flows.builder import (
+    builders_of_levels,
+    check_levels,
+    data_layers,
+    default_levels,
+    for_each_level,
+)
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
     ActNorm,
@@ -90,8 +96,8 @@ def glow(
     check_word("coupling", coupling, ("double", "alternate"))
     check_word("conv", conv, ("lu", "plain"))
     check_flag(factor_out=factor_out)
-    levels = _default_levels(shape) if levels is None else check_whole("levels", levels, 1)
-    _check_levels(shape, levels)
+    levels = default_levels(shape) if levels is None else check_whole("levels", levels, 1)
+    check_levels(shape, levels)
     each: list[Any] = [steps] * levels if isinstance(steps, Real) else for_each_level("steps", steps, levels)
     each = [check_whole("steps", number, 1 if factor_out else 0) for number in each]
     if not any(each):
@@ -120,31 +126,3 @@ def glow(
             shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
     scales = multi_scale(stages[::-1], latent_dim)
     return compose([scales, *preprocessing]) if preprocessing else scales
-
-
-def _default_levels(shape: torch.Size) -> int:
-    """1 for vectors. For images, how often they can be halved, at most 3."""
-    if len(shape) == 1:
-        return 1
-    if not halvings(shape):
-        raise ValueError(f"event_shape={tuple(shape)}: a level halves the image, expected even H and W")
-    return min(3, halvings(shape))
-
-
-def _check_levels(shape: torch.Size, levels: int) -> None:
-    """Raise unless an event of this shape can be cut ``levels`` times."""
-    if len(shape) == 3:
-        if halvings(shape) < levels:
-            raise ValueError(
-                f"levels={levels}, event_shape={tuple(shape)}: each level halves the image, and it can be "
-                f"halved {halvings(shape)} times"
-            )
-        return
-    channels = shape[0]
-    for level in range(levels):
-        if channels < 2:
-            raise ValueError(
-                f"levels={levels}, event_shape={tuple(shape)}: a channel coupling needs 2 channels or "
-                f"more, and level {level + 1} has {channels}"
-            )
-        channels = kept_channels(channels)

@@ -9,15 +9,17 @@ rows, in one batched call.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from pyro_scnf._copies import PortableModule
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_whole
 from pyro_scnf._shapes import over_batch
 from pyro_scnf.transforms.actnorm import center_and_spread
 
-__all__ = ["ChannelNorm", "Conditioner", "check_sizes"]
+__all__ = ["ChannelNorm", "Conditioner", "check_hidden", "check_sizes"]
 
 
 class ChannelNorm(nn.Module):
@@ -120,3 +122,13 @@ class Conditioner(PortableModule):
 def check_sizes(in_channels: int, out_channels: int, context_dim: int) -> None:
     check_at_least(1, in_channels=in_channels, out_channels=out_channels)
     check_at_least(0, context_dim=context_dim)
+
+
+def check_hidden(hidden: object) -> list[int]:
+    """Raise unless ``hidden`` holds the width of at least one layer. Return the widths."""
+    if isinstance(hidden, str) or not isinstance(hidden, Iterable):
+        raise ValueError(f"hidden={hidden!r}: expected the widths of all hidden layers, such as (64, 64)")
+    widths = [check_whole("hidden", size, 1) for size in hidden]
+    if not widths:
+        raise ValueError("hidden is empty: expected at least one width")
+    return widths

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
-from pyro_scnf._numbers import check_at_least, check_number, check_whole, check_word
-from pyro_scnf.nn.conditioners import Conditioner, check_sizes
+from pyro_scnf._numbers import check_at_least, check_number, check_word
+from pyro_scnf.nn.conditioners import Conditioner, check_hidden, check_sizes
 from pyro_scnf.nn.convolutions import make_conv
 
 __all__ = ["MLP", "ConvNet"]
@@ -55,11 +55,7 @@ class MLP(Conditioner):
         dropout: float = 0.0,
     ) -> None:
         check_sizes(in_channels, out_channels, context_dim)
-        if isinstance(hidden, str) or not isinstance(hidden, Iterable):
-            raise ValueError(f"hidden={hidden!r}: expected the widths of all hidden layers, such as (64, 64)")
-        hidden = [check_whole("hidden", size, 1) for size in hidden]
-        if not hidden:
-            raise ValueError("hidden is empty: expected at least one width")
+        hidden = check_hidden(hidden)
         if isinstance(activation, nn.Module) or not callable(activation):
             check_word("activation", activation, ACTIVATIONS)
             activation = ACTIVATIONS[str(activation)]

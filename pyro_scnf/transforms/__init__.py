@@ -3,6 +3,7 @@
 from pyro_scnf.transforms.actnorm import ActNorm
 from pyro_scnf.transforms.base import ConditionalFlowTransform, ConditionalInverse, FlowTransform
 from pyro_scnf.transforms.compose import Compose, ConditionalCompose, compose
+from pyro_scnf.transforms.continuous import ConditionalContinuousFlow, ContinuousFlow
 from pyro_scnf.transforms.conv1x1 import InvertibleConv1x1
 from pyro_scnf.transforms.coupling import (
     AffineCoupling,
@@ -17,18 +18,30 @@ from pyro_scnf.transforms.logit import Logit
 from pyro_scnf.transforms.multiscale import ConditionalMultiScale, MultiScale, kept_channels, multi_scale
 from pyro_scnf.transforms.scale import SCALES
 from pyro_scnf.transforms.shape import Flatten, Flip, Permute, Squeeze
+from pyro_scnf.transforms.solver import (
+    SOLVERS,
+    Energies,
+    Solver,
+    SolveRecord,
+    SolverError,
+    record_solves,
+)
 
 __all__ = [
     "SCALES",
+    "SOLVERS",
     "ActNorm",
     "AffineCoupling",
     "Compose",
     "ConditionalAffineCoupling",
     "ConditionalCompose",
+    "ConditionalContinuousFlow",
     "ConditionalFlowTransform",
     "ConditionalInverse",
     "ConditionalMaskedAffineCoupling",
     "ConditionalMultiScale",
+    "ContinuousFlow",
+    "Energies",
     "Flatten",
     "Flip",
     "FlowTransform",
@@ -38,6 +51,9 @@ __all__ = [
     "MaskedAffineCoupling",
     "MultiScale",
     "Permute",
+    "SolveRecord",
+    "Solver",
+    "SolverError",
     "Squeeze",
     "checkerboard_mask",
     "compose",
@@ -45,4 +61,5 @@ __all__ = [
     "kept_channels",
     "multi_scale",
     "quantize",
+    "record_solves",
 ]

@@ -1,0 +1,298 @@
+"""Continuous flows: against separate solves, other solvers and closed forms; failures and energies."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+
+import pytest
+import torch
+from cases import SOLVER, OwnField, continuous
+from helpers import gradients, perturb, relative
+
+import pyro_scnf as scnf
+from pyro_scnf import transforms as T
+from pyro_scnf.transforms.solver import ADAPTIVE, FIXED
+
+F64 = torch.float64
+TIGHT = "dopri5:rtol=1e-9,atol=1e-9,tighter=1"
+
+
+def layer(dim: int = 2, context_dim: int = 0, solver: str = TIGHT, size: float = 0.3, **options):
+    return perturb(continuous((dim,), context_dim, solver, **options), size).double()
+
+
+# -- contexts ----------------------------------------------------------------------------------------
+def test_contexts_in_one_solve_are_separate_solves():
+    flow, x, context = layer(3, 4), torch.randn(7, 3, dtype=F64), torch.randn(5, 1, 4, dtype=F64)
+    for method, value in ((flow.inverse_and_ladj, x), (flow.call_and_ladj, x)):
+        together = method(value, context)
+        assert together[0].shape == (5, 7, 3)
+        assert together[1].shape == (5, 7)
+        for k in range(5):
+            alone = method(value, context[k])
+            assert relative(together[0][k], alone[0]) < 1e-8
+            assert relative(together[1][k], alone[1]) < 1e-8
+
+
+def test_easy_contexts_do_not_loosen_the_tolerance_of_a_difficult_one():
+    """The error of a step is that of the worst row. A mean over a thousand easy ones would hide it."""
+    flow = layer(2, 1, "dopri5:rtol=1e-5,atol=1e-5,tighter=1")
+    exact = layer(2, 1)
+    with torch.no_grad():
+        for each in (flow, exact):
+            for inner in each.net.layers:
+                inner.context.weight.fill_(1.0)
+    exact.load_state_dict(flow.state_dict())
+    x = torch.randn(1, 2, dtype=F64)
+    context = torch.zeros(1000, 1, dtype=F64)
+    context[0] = 6.0
+    z, ladj = flow.inverse_and_ladj(x, context)
+    right, right_ladj = exact.inverse_and_ladj(x, context[:1])
+    alone, alone_ladj = flow.inverse_and_ladj(x, context[:1])
+    allowed = 3 * max(relative(alone, right), relative(alone_ladj, right_ladj), 1e-6)
+    assert relative(z[:1], right) < allowed
+    assert relative(ladj[:1], right_ladj) < allowed
+
+
+def test_labels_are_enumerated_in_one_solve():
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow(2, steps=1, width=4), "ffjord:hidden=[6]", 5)
+    x = torch.randn(6, 2)
+    with T.record_solves() as one:
+        flow.prior.condition(torch.zeros(6, dtype=torch.long)).log_prob(flow.encode(x)[1])
+    with T.record_solves() as all_labels:
+        flow.class_log_prob(x)
+    assert 0 < all_labels.evaluations < 2 * one.evaluations
+
+
+# -- divergence --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_estimated_divergence_is_unbiased(noise):
+    exact = layer(5)
+    estimate = copy.deepcopy(exact)
+    estimate.divergence = noise
+    x = torch.randn(1, 5, dtype=F64)
+    draws = estimate.inverse_and_ladj(x.expand(4000, 5))[1]
+    error = draws.mean() - exact.inverse_and_ladj(x)[1]
+    assert draws.std() > 0
+    assert error.abs() < 4 * draws.std() / math.sqrt(len(draws))
+
+
+def test_noise_of_the_flow_leaves_label_posteriors_alone():
+    f_w = T.compose([layer(2, divergence="rademacher")])
+    flow = scnf.SemiConditionalFlow(f_w, "gmm", 3).double()
+    perturb(flow.prior)
+    x = torch.randn(8, 2, dtype=F64)
+    first, second = flow.log_prob(x), flow.log_prob(x)
+    assert (first - second).abs().max() > 1e-4
+    assert relative(flow.posterior(x).probs, flow.posterior(x).probs) < 1e-7
+
+
+def test_noise_is_the_same_for_all_contexts_of_a_row():
+    flow = layer(2, 1, divergence="rademacher")
+    for inner in flow.net.layers:
+        torch.nn.init.zeros_(inner.context.weight)
+    ladj = flow.inverse_and_ladj(torch.randn(6, 2, dtype=F64), torch.randn(4, 1, 1, dtype=F64))[1]
+    assert relative(ladj, ladj[:1].expand(4, 6)) < 1e-12
+    assert ladj[0].std() > 0
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(8, "exact"), (9, "rademacher")])
+def test_divergence_by_default(dim, expected):
+    assert continuous((dim,)).divergence == expected
+    assert continuous((dim,), 2).divergence == "exact"
+
+
+# -- solvers -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED])
+def test_every_solver_agrees_with_a_tight_one(method):
+    options = "rtol=1e-7,atol=1e-7" if method in ADAPTIVE else "steps=400"
+    flow, exact = layer(2, solver=f"{method}:{options}"), layer(2)
+    exact.load_state_dict(flow.state_dict())
+    x = torch.randn(4, 2, dtype=F64)
+    tolerance = 5e-3 if method == "euler" else 1e-5
+    for got, expected in zip(flow.inverse_and_ladj(x), exact.inverse_and_ladj(x), strict=True):
+        assert relative(got, expected) < tolerance
+
+
+def test_adjoint_gradients_are_those_through_the_solver():
+    direct, context = layer(2, 3), torch.randn(4, 1, 3, dtype=F64)
+    adjoint = copy.deepcopy(direct)
+    adjoint.solver = T.Solver("dopri5", 1e-9, 1e-9, 1.0, adjoint=True)
+    x, found = torch.randn(5, 2, dtype=F64), []
+    for flow in (direct, adjoint):
+        inputs = [x.clone().requires_grad_(), context.clone().requires_grad_()]
+        z, ladj = flow.inverse_and_ladj(*inputs)
+        loss = z.pow(3).sum() + ladj.sum()
+        found.append([*torch.autograd.grad(loss, [*inputs, *flow.parameters()])])
+    for one, other in zip(*found, strict=True):
+        assert relative(one, other) < 1e-5
+
+
+def test_evaluation_is_tighter_than_training():
+    flow, exact = layer(2, solver="dopri5:rtol=1e-3,atol=1e-3,tighter=0.001", size=0.6), layer(2)
+    exact.load_state_dict(flow.state_dict())
+    x = torch.randn(16, 2, dtype=F64)
+    right = exact.inverse_and_ladj(x)[0]
+    in_training = relative(flow.train().inverse_and_ladj(x)[0], right)
+    assert relative(flow.eval().inverse_and_ladj(x)[0], right) < 0.3 * in_training
+
+
+def test_evaluations_are_counted():
+    flow = layer(2, solver="rk4:steps=7")
+    with T.record_solves() as outer:
+        with T.record_solves() as inner:
+            flow.inverse_and_ladj(torch.randn(3, 2, dtype=F64))
+        flow.call_and_ladj(torch.randn(3, 2, dtype=F64))
+    assert (inner.evaluations, outer.evaluations) == (28, 56)
+    assert inner.energies == []
+
+
+def test_autocast_leaves_the_solver_alone():
+    flow, x = layer(2).float(), torch.randn(4, 2)
+    flow.solver = T.Solver("dopri5")
+    plain = flow.inverse_and_ladj(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = flow.inverse_and_ladj(x)
+    assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))
+
+
+# -- energies ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("backwards", [False, True])
+def test_energies_of_a_linear_field(backwards):
+    """For f(z) = A z the path is exp(A t) z, and both energies are integrals in closed form."""
+
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = torch.nn.Parameter(torch.tensor([[0.3, -1.0], [1.0, 0.1]]))
+
+        def forward(self, t, z):
+            return z @ self.matrix.T
+
+    flow = T.ContinuousFlow(2, Linear(), solver=TIGHT, end_time=0.8).double()
+    x, matrix = torch.randn(5, 2, dtype=F64), flow.net.matrix
+    with T.record_solves(energies=True) as record:
+        z, ladj = (flow.call_and_ladj if backwards else flow.inverse_and_ladj)(x)
+    start = z if backwards else x
+    times = torch.linspace(0, 0.8, 4001, dtype=F64)
+    path = torch.stack([torch.linalg.matrix_exp(matrix * t) @ start.T for t in times])
+    speed = (matrix @ path).square().sum(1)
+    (energies,) = record.energies
+    assert relative(energies.kinetic, torch.trapezoid(speed, times, dim=0)) < 1e-6
+    assert relative(energies.jacobian, 0.8 * matrix.square().sum().expand(5)) < 1e-7
+    assert relative(ladj, (-0.8 if backwards else 0.8) * matrix.trace().expand(5)) < 1e-8
+
+
+def test_energies_can_be_minimised():
+    flow = layer(2)
+    with T.record_solves(energies=True) as record:
+        flow.inverse_and_ladj(torch.randn(5, 2, dtype=F64))
+    total = (record.energies[0].kinetic + record.energies[0].jacobian).sum()
+    assert all(g.abs().max() > 0 for g in gradients(flow, total).values() if g.numel() > 1)
+
+
+# -- fields of one's own -----------------------------------------------------------------------------
+def test_a_field_without_tangents_is_differentiated():
+    class Plain(torch.nn.Module):
+        """A field that hides the method for products of its Jacobian."""
+
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, t, z):
+            return self.net(t, z)
+
+    flow = layer(3)
+    own = T.ContinuousFlow(3, Plain(flow.net), solver=TIGHT).double()
+    own.root_end_time = flow.root_end_time
+    x = torch.randn(4, 3, dtype=F64)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), T.record_solves(energies=True) as record:
+            for got, expected in zip(own.inverse_and_ladj(x), flow.inverse_and_ladj(x), strict=True):
+                assert relative(got, expected) < 1e-9
+                assert got.requires_grad == grad
+        first, second = record.energies
+        assert relative(first.jacobian, second.jacobian) < 1e-9
+
+
+# -- failures ----------------------------------------------------------------------------------------
+class Steep(torch.nn.Module):
+    """A field that leaves the real numbers before time 1."""
+
+    def forward(self, t, z):
+        return 40 * z.square()
+
+
+def test_failures_say_where_and_what_to_try():
+    message = (
+        r"ContinuousFlow of event shape \(2,\): dopri5 with rtol .* stopped after the share 0\.\d+ of the "
+    )
+    flow = T.ContinuousFlow(2, Steep(), end_time=1.0)
+    with pytest.raises(T.SolverError, match=message) as caught:
+        flow.inverse_and_ladj(1 + torch.rand(3, 2))
+    assert re.search("lower learning rate.*rk4:steps=40", str(caught.value))
+    with pytest.raises(T.SolverError, match="more than max_evaluations=10"):
+        layer(2, solver="dopri5:max_evaluations=10").inverse_and_ladj(torch.randn(3, 2, dtype=F64))
+    with pytest.raises(T.SolverError, match=r"rk4 with 20 steps.*no longer finite"):
+        T.ContinuousFlow(2, Steep(), solver="rk4", end_time=1.0).inverse_and_ladj(1 + torch.rand(3, 2))
+
+
+def test_a_failing_adjoint_equation_says_so():
+    flow = layer(2, solver="dopri5:adjoint=True,max_evaluations=60")
+    z, _ = flow.inverse_and_ladj(torch.randn(3, 2, dtype=F64))
+    with torch.no_grad():
+        for parameter in flow.net.parameters():
+            parameter.data.mul_(200)
+    with pytest.raises(T.SolverError, match=r"max_evaluations=60|adjoint"):
+        z.sum().backward()
+
+
+def test_torch_func_is_refused_in_words():
+    flow = continuous((2,))
+    with pytest.raises(ValueError, match=r"torch\.func.*one batch"):
+        torch.func.vmap(flow.inverse_and_ladj)(torch.randn(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: T.ContinuousFlow(2, OwnField), "net=.*expected a velocity field"),
+        (lambda: T.ContinuousFlow(2, scnf.nn.Dynamics(3)), r"net: its event_shape is \(3,\), expected"),
+        (lambda: T.Solver("rk4", rtol=1e-3), "rtol=0.001: it would have no effect, because rk4 takes equal"),
+        (lambda: T.Solver(steps=4), "steps=4: it would have no effect, because dopri5 chooses"),
+        (lambda: continuous((2,), solver="newton"), "solver='newton': expected one of 'dopri5'"),
+        (lambda: scnf.flows.ffjord(2, levels=3), "levels=3.*a factor-out needs 2 channels"),
+        (lambda: scnf.make_prior("ffjord:steps=3", (2,), 3), "no option 'steps'"),
+        (lambda: scnf.make_prior("ffjord:context_dim=0", (2,), 1), "context_dim=0"),
+    ],
+)
+def test_wrong_options_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# -- training ----------------------------------------------------------------------------------------
+def test_a_continuous_flow_learns_two_moons():
+    torch.manual_seed(0)
+    data = scnf.datasets.toy("moons", seed=0)
+    f_w = scnf.flows.ffjord(2, hidden=(32, 32), solver="rk4:steps=6")
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2))
+    model.flow.initialize(*data.labelled)
+    loss, optimizer = scnf.elbo(model), torch.optim.Adam(model.parameters(), 1e-2)
+    start = -model.flow.log_prob(data.x_test).mean()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss(*data.labelled, data.unlabelled[:300]).backward()
+        optimizer.step()
+    assert -model.flow.log_prob(data.x_test).mean() < start - 0.3
+
+
+def test_scores_do_not_depend_on_the_rows_beside_them():
+    flow = layer(2, solver=SOLVER, size=0.5)
+    x = torch.randn(6, 2, dtype=F64)
+    far = torch.cat([x, 30 * torch.randn(4, 2, dtype=F64)])
+    for one, other in zip(flow.inverse_and_ladj(x), flow.inverse_and_ladj(far), strict=True):
+        assert relative(other[:6], one) < 1e-5
