@@ -17,7 +17,7 @@ from pyro_scnf import flows
 from pyro_scnf import nn as snn
 from pyro_scnf import transforms as T
 from pyro_scnf.flows.builder import CouplingBuilder
-from pyro_scnf.terms import Agreement, Balance, Classification, Consistency
+from pyro_scnf.terms import Agreement, Balance, Classification, Consistency, Energy
 from pyro_scnf.testing import Case, PriorCase, TermCase, Tolerances
 
 WIDTH = 6
@@ -508,6 +508,8 @@ TERMS: dict[str, TermCase] = {
     "agreement-two-classes": TermCase(Agreement, 2),
     "balance": TermCase(Balance),
     "balance-falling": TermCase(partial(Balance, 200.0, end=0.0), 4),
+    "energy": TermCase(Energy),
+    "energy-falling": TermCase(partial(Energy, 0.1, end=0.0, jacobian=0.3)),
     "consistency": TermCase(Consistency, common={"view": -1.0}),
     "consistency-rising": TermCase(
         partial(Consistency, 0.5, start=0.0, until=0.25), 4, (3, 5), common={"view": -1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -193,6 +194,57 @@ def test_energies_can_be_minimised():
     assert all(g.abs().max() > 0 for g in gradients(flow, total).values() if g.numel() > 1)
 
 
+def small(prior: str = "gmm") -> scnf.SemiSupervisedModel:
+    f_w = scnf.flows.ffjord(2, blocks=2, hidden=(6,), solver=TIGHT)
+    flow = scnf.SemiConditionalFlow(f_w, prior, 3)
+    return perturb(scnf.SemiSupervisedModel(flow, num_labelled=10, num_unlabelled=100)).double()
+
+
+def energy_by_hand(model: scnf.SemiSupervisedModel, x: torch.Tensor) -> torch.Tensor:
+    """The energy of each row, by the flow and by the prior under every label, with the default factor."""
+    with T.record_solves(energies=True) as record:
+        model.flow.prior.class_log_prob(model.flow.encode(x)[1])
+    parts = [(e.kinetic + e.jacobian).reshape(-1, len(x)).mean(0) for e in record.energies]
+    return torch.stack(parts).sum(0)
+
+
+@pytest.mark.parametrize("prior", ["gmm", f"ffjord:hidden=[5],solver='{TIGHT}'"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_energy_term(prior, shared):
+    """Rows count as often as they stand for data, also where a block around has some encodings already."""
+    model, y = small(prior), torch.tensor([0, 1])
+    x, other = torch.randn(2, 2, dtype=F64), torch.randn(5, 2, dtype=F64)
+    expected = 5 * energy_by_hand(model, x).sum() + 20 * energy_by_hand(model, other).sum()
+    loss = scnf.elbo(model, terms="energy:weight=0.1")
+    plain = scnf.elbo(model)(x, y, other)
+    with scnf.share_encoding() if shared else nullcontext():
+        if shared:
+            model.flow.encode(x)
+        total = loss(x, y, other)
+    assert relative(loss.parts["energy"], 0.1 * expected) < 1e-6
+    assert relative(total, plain + 0.1 * expected) < 1e-6
+    assert all(g.isfinite().all() for g in gradients(model, total).values())
+
+
+def test_the_energy_term_costs_no_further_pass():
+    model, x = small(), torch.randn(5, 2, dtype=F64)
+    counts = []
+    for terms in ((), ("energy", "balance")):
+        with T.record_solves() as record:
+            scnf.elbo(model, terms=terms)(x)
+        counts.append(record.evaluations)
+    assert counts[0] == counts[1]
+
+
+def test_the_energy_term_needs_a_continuous_flow():
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(scnf.flows.glow(2, steps=1, width=4), "gmm", 2))
+    with pytest.raises(ValueError, match=r"energy needs a continuous flow: give a model with one"):
+        scnf.elbo(model, terms="energy")(torch.randn(3, 2))
+    data = scnf.datasets.toy("moons", seed=0)
+    with pytest.raises(ValueError, match=r"energy needs a continuous flow"):
+        scnf.training.fit(model, data, terms="energy", steps=2, progress=False)
+
+
 # -- fields of one's own -----------------------------------------------------------------------------
 def test_a_field_without_tangents_is_differentiated():
     class Plain(torch.nn.Module):
@@ -238,6 +290,24 @@ def test_failures_say_where_and_what_to_try():
         layer(2, solver="dopri5:max_evaluations=10").inverse_and_ladj(torch.randn(3, 2, dtype=F64))
     with pytest.raises(T.SolverError, match=r"rk4 with 20 steps.*no longer finite"):
         T.ContinuousFlow(2, Steep(), solver="rk4", end_time=1.0).inverse_and_ladj(1 + torch.rand(3, 2))
+
+
+def test_training_stops_with_the_layer_and_keeps_its_checkpoints(tmp_path):
+    """A run that fails can go on from its latest checkpoint, with another learning rate, say."""
+    data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
+    f_w = scnf.flows.ffjord(2, blocks=2, hidden=(6,), solver="dopri5:max_evaluations=40")
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2))
+    model.initialize(data.x, data.y)
+    options = {"batch_size": 20, "out": tmp_path, "progress": False, "log": None}
+    scnf.training.fit(model, data, steps=4, **options)
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with torch.no_grad():
+        for parameter in model.flow.transform.stages[0].layers[0].net.parameters():
+            parameter.mul_(100)
+    message = r"training stopped at step \d: flow\.transform\.\S+, ContinuousFlow of .* max_evaluations=40"
+    with pytest.raises(T.SolverError, match=message):
+        scnf.training.fit(model, data, steps=4, batch_size=20, progress=False)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
 def test_a_failing_adjoint_equation_says_so():

@@ -206,6 +206,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     terms.Agreement: {**TRAINING, "purity": 0.9},
     terms.Classification: {**TRAINING, "targets": "labels"},
     terms.Consistency: {**TRAINING, "kind": "likelihood"},
+    terms.Energy: {**TRAINING, "jacobian": 0.5},
     terms.log_agreement: {
         "log_posterior": torch.zeros(2, 3).log_softmax(-1),
         "pairs": torch.tensor([[0, 1]]),

@@ -27,6 +27,7 @@ from pyro_scnf.terms import (
     Balance,
     Classification,
     Consistency,
+    Energy,
     Scored,
     Step,
     TrainingTerm,
@@ -62,6 +63,8 @@ def log_posteriors(given, log_prior):
 
 def by_hand(term, step):
     """What a term minimises, in loops over rows and labels."""
+    if isinstance(term, Energy):
+        return step.energy[0] + term.jacobian * step.energy[1]
     shown = step.unlabelled if step.labelled is None else step.labelled
     k = shown.given.shape[1]
     total = torch.zeros((), dtype=shown.given.dtype)
@@ -152,6 +155,9 @@ def problem(term, evidence=False, **sizes):
     """A model with learned class probabilities, a batch in two plates, and what ``term`` needs besides."""
     classes = 3
     flow = toy_flow("flow", classes, dtype=F64)
+    if "energy" in term.needs:
+        f_w = scnf.flows.ffjord(2, hidden=(4,), solver="rk4:steps=3")
+        flow = perturb(scnf.SemiConditionalFlow(f_w, "gmm", classes)).double()
     model = scnf.SemiSupervisedModel(flow, "learnable", **sizes)
     perturb(model.class_probs, 0.5)
     batch = (
@@ -187,7 +193,15 @@ def hand_step(model, y, x, u, extra, labelled_scale, unlabelled_scale):
     unlabelled = rows(u, unlabelled_scale, about)
     view = rows(extra["view"], unlabelled_scale, about) if "view" in extra else None
     labelled = rows(x, labelled_scale, log_probs)
-    return Step(y, 0.0, extra.get("pairs"), labelled, unlabelled, view, evidence)
+    energy = labelled_scale * energy_of(model.flow, x) + unlabelled_scale * energy_of(model.flow, u)
+    return Step(y, 0.0, extra.get("pairs"), labelled, unlabelled, view, evidence, energy)
+
+
+def energy_of(flow, x):
+    """Kinetic and Jacobian energy of the rows of ``x``, 0 without a continuous layer."""
+    with scnf.transforms.record_solves(energies=True) as record:
+        flow.encode(x)
+    return sum((torch.stack([e.kinetic.sum(), e.jacobian.sum()]) for e in record.energies), torch.zeros(2))
 
 
 def nll_by_hand(step):
@@ -697,7 +711,11 @@ def test_fit_uses_the_weight_of_the_moment_and_leaves_nothing_behind(name):
         data = link_neighbours(data, 2)
     if "evidence" in term.needs:
         data = replace(data, label_log_prior=torch.randn(40, 2).log_softmax(-1))
-    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2))
+    flow = toy_flow("gmm", 2)
+    if "energy" in term.needs:
+        f_w = scnf.flows.ffjord(2, hidden=(4,), solver="rk4:steps=3")
+        flow = scnf.SemiConditionalFlow(f_w, "gmm", 2).float()
+    model = scnf.SemiSupervisedModel(flow)
     model.initialize(data.x, data.y)
     before = names_and_keys(model)
     fit(model, data, terms=term, steps=steps, batch_size=12, augment=jitter, progress=False)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED, validating
 from pyro_scnf._numbers import check_number
 from pyro_scnf._state import Parts
+from pyro_scnf.models.paths import continuous_layers, path_energy
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 from pyro_scnf.terms import Part, Scored, Step, TrainingTerm, active, needs_of
 
@@ -24,6 +25,7 @@ HINTS: dict[Part, str] = {
     "pairs": "pairs of rows: give pairs, or link_neighbours(data)",
     "view": "a second view of the unlabelled rows: give view, or augment",
     "evidence": "evidence about the unlabelled rows: give label_log_prior",
+    "energy": "a continuous flow: give a model with one, such as flows.ffjord",
 }
 """What a term needs, in words, and where a user gives it."""
 
@@ -128,10 +130,12 @@ def score_step(
                 "augment has to change rows"
             )
     rows: dict[Part, Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
-    given = {"y": known, "pairs": extra.pairs, "evidence": evidence, **rows}
+    continuous = continuous_layers(model.flow) or None
+    given = {"y": known, "pairs": extra.pairs, "evidence": evidence, "energy": continuous, **rows}
     current = active(terms, extra.progress)
     check_needs(current, given)
     needs = needs_of(current)
+    energy = _energy(model, batch, labelled, unlabelled) if "energy" in needs else None
     wanted = {part: some for part, some in rows.items() if some is not None and part in needs}
     scored = _score(model, batch, wanted)
     return Step(
@@ -142,6 +146,7 @@ def score_step(
         scored.get("unlabelled"),
         scored.get("view"),
         evidence if "evidence" in needs else None,
+        energy,
     )
 
 
@@ -168,6 +173,16 @@ def divide(model: SemiSupervisedModel, batch: Arguments) -> tuple[Tensor | None,
 
 def _scale(size: int | None, rows: int) -> float:
     return 1.0 if size is None else size / rows
+
+
+def _energy(
+    model: SemiSupervisedModel, batch: Arguments, labelled: Rows | None, unlabelled: Rows | None
+) -> Tensor:
+    """The energy of the rows of a batch, scaled up to the data set."""
+    xs = [x for x in (batch.x, batch.x_unlabelled) if x is not None]
+    parts = [rows for rows in (labelled, unlabelled) if rows is not None]
+    scales = [next(rows.scale for rows in parts if rows.x is x) for x in xs]
+    return path_energy(model.flow, xs, scales)
 
 
 def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, Rows]) -> dict[Part, Scored]:

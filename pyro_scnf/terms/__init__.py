@@ -9,6 +9,7 @@ from pyro_scnf.terms.balance import Balance, imbalance
 from pyro_scnf.terms.base import Part, Scored, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification, cross_entropy
 from pyro_scnf.terms.consistency import Consistency, label_disagreement
+from pyro_scnf.terms.energy import Energy
 from pyro_scnf.terms.spec import TERMS, Terms, TermSpec, active, make_terms, needs_of, weighted
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Balance",
     "Classification",
     "Consistency",
+    "Energy",
     "Part",
     "Scored",
     "Step",

@@ -13,7 +13,7 @@ from pyro_scnf._numbers import LARGEST, check_number
 
 __all__ = ["Part", "Scored", "Step", "TrainingTerm"]
 
-Part = Literal["y", "pairs", "labelled", "unlabelled", "view", "evidence"]
+Part = Literal["y", "pairs", "labelled", "unlabelled", "view", "evidence", "energy"]
 """The fields of :class:`Step` that a term may need."""
 
 
@@ -66,6 +66,8 @@ class Step:
     :ivar unlabelled: the unlabelled rows, ``B'`` of them.
     :ivar view: the unlabelled rows, perturbed at random once more.
     :ivar evidence: log-probabilities of the labels of the unlabelled rows, ``(B', K)``.
+    :ivar energy: kinetic energy and Jacobian energy of the paths through continuous layers, ``(2,)``, summed
+        over the data that the batch stands for.
     """
 
     y: Tensor | None = None
@@ -75,6 +77,7 @@ class Step:
     unlabelled: Scored | None = None
     view: Scored | None = None
     evidence: Tensor | None = None
+    energy: Tensor | None = None
 
 
 @dataclass(frozen=True)

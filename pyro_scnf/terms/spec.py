@@ -12,6 +12,7 @@ from pyro_scnf.terms.balance import Balance
 from pyro_scnf.terms.base import Part, Step, TrainingTerm
 from pyro_scnf.terms.classification import Classification
 from pyro_scnf.terms.consistency import Consistency
+from pyro_scnf.terms.energy import Energy
 
 __all__ = ["TERMS", "TermSpec", "Terms", "active", "make_terms", "needs_of", "weighted"]
 
@@ -20,6 +21,7 @@ TERMS: dict[str, Callable[..., TrainingTerm]] = {
     "balance": Balance,
     "classification": Classification,
     "consistency": Consistency,
+    "energy": Energy,
 }
 """Training terms by name."""
 

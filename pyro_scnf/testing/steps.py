@@ -98,6 +98,7 @@ class TermCase(AnyCase[TrainingTerm]):
             scored("unlabelled", unlabelled),
             scored("view", unlabelled),
             about[unlabelled] if evidence else None,
+            torch.rand(2, dtype=dtype),
         )
 
     def ruled_out(self, evidence: bool, dtype: torch.dtype = F64) -> Step:
@@ -111,7 +112,7 @@ class TermCase(AnyCase[TrainingTerm]):
         shift[-1] = -torch.inf
 
         def change(name: str, value: Tensor) -> Tensor:
-            if name in ("y", "pairs") or name.endswith("common"):
+            if name in ("y", "pairs", "energy") or name.endswith("common"):
                 return torch.zeros_like(value) if name == "y" else value
             if name.endswith("log_class_probs") or value.dim() == 1:
                 return (value + shift).log_softmax(-1)
@@ -166,7 +167,7 @@ def rename(step: Step, order: Tensor) -> Step:
     def change(name: str, value: Tensor) -> Tensor:
         if name == "y":
             return new[value]
-        return value if name == "pairs" or name.endswith("common") else value[..., order]
+        return value if name in ("pairs", "energy") or name.endswith("common") else value[..., order]
 
     return map_tensors(step, change)
 
@@ -201,6 +202,8 @@ def join(first: Step, second: Step) -> Step:
         return value
 
     def change(name: str, value: Tensor) -> Tensor:
+        if name == "energy":
+            return value + tensors[name]
         if name == "pairs":
             value = renumber(value, 0, other, one)
         return torch.cat([value, tensors[name]]) if name == "pairs" or has_rows(name, value) else value
@@ -210,7 +213,9 @@ def join(first: Step, second: Step) -> Step:
 
 
 def has_rows(name: str, value: Tensor) -> bool:
-    """Whether a tensor has an entry for each row. Class probabilities alone have none."""
+    """Whether a tensor has an entry for each row. Class probabilities alone and energies have none."""
+    if name == "energy":
+        return False
     return not name.endswith("log_class_probs") and not (name.endswith("log_prior") and value.dim() == 1)
 
 
@@ -218,4 +223,5 @@ def rescale(step: Step, factor: float) -> Step:
     """A step whose rows stand for ``factor`` times as many data."""
     tables = {part: getattr(step, part) for part in TABLES}
     scaled = {part: replace(rows, scale=factor * rows.scale) for part, rows in tables.items()}
-    return replace(step, **scaled)
+    assert step.energy is not None
+    return replace(step, **scaled, energy=factor * step.energy)

@@ -218,7 +218,8 @@ def adds_up_over_rows(case: TermCase) -> None:
 def _with_class_probs(step: Step, other: Step) -> Step:
     """``step`` with the class probabilities of another step, which are its tensors without rows."""
     theirs = _tensors(other)
-    return map_tensors(step, lambda name, value: value if has_rows(name, value) else theirs[name])
+    kept = map_tensors(step, lambda name, value: value if has_rows(name, value) else theirs[name])
+    return replace(kept, energy=step.energy)
 
 
 def scales_with_the_data(case: TermCase) -> None:

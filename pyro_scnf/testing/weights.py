@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_scnf.flows import realnvp
+from pyro_scnf.flows import ffjord, realnvp
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.objective import elbo
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -79,7 +79,8 @@ def no_pass_of_the_flow(case: TermCase) -> None:
 def _problem(case: TermCase) -> tuple[SemiSupervisedModel, tuple[Tensor, ...], dict[str, Tensor]]:
     """A small model, a batch for it, and the keyword arguments that the term needs."""
     (labelled, unlabelled), k, needs = case.rows, case.num_classes, case.build().needs
-    flow = SemiConditionalFlow(realnvp((2,), couplings=2, width=4, blocks=1), "gmm", k).to(F64)
+    transform = ffjord(2, hidden=(4,)) if "energy" in needs else realnvp(2, couplings=2, width=4, blocks=1)
+    flow = SemiConditionalFlow(transform, "gmm", k).to(F64)
     x, other, view = (torch.randn(rows, 2, dtype=F64) for rows in (labelled, unlabelled, unlabelled))
     pairs = torch.randint(labelled + unlabelled, (unlabelled, 2))
     evidence = torch.randn(unlabelled, k, dtype=F64).log_softmax(-1)

@@ -19,6 +19,7 @@ from pyro_scnf._warn import warn
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.models.paths import continuous_layers
 from pyro_scnf.models.scoring import check_needs
 from pyro_scnf.terms import Part, TrainingTerm, needs_of
 from pyro_scnf.training.folder import LOGS
@@ -75,9 +76,12 @@ def check_options(
 
 
 def check_terms(
-    terms: Mapping[str, TrainingTerm], data: SemiSupervisedData, augment: Callable[[Tensor], Tensor] | None
+    terms: Mapping[str, TrainingTerm],
+    model: SemiSupervisedModel,
+    data: SemiSupervisedData,
+    augment: Callable[[Tensor], Tensor] | None,
 ) -> None:
-    """Raise if a term needs what the data lack at any step, or if no term uses the neighbours."""
+    """Raise if a term needs what model or data lack at any step, or if no term uses the neighbours."""
     labelled = bool((data.y != UNLABELLED).any())
     unlabelled = bool((data.y == UNLABELLED).any())
     given: dict[Part, object] = {
@@ -87,6 +91,7 @@ def check_terms(
         "pairs": data.neighbours is not None,
         "view": unlabelled and augment is not None,
         "evidence": data.label_log_prior is not None,
+        "energy": continuous_layers(model.flow) > 0,
     }
     for name, term in terms.items():
         _check_comparable(name, term)

@@ -146,7 +146,7 @@ def fit(
     )
     steps, seed = int(steps), int(seed)  # torch takes no number of NumPy
     named = make_terms(terms)
-    check_terms(named, data, augment)
+    check_terms(named, model, data, augment)
     check_launch(data, machine, out)
     StepBatches(data, batch_size, labelled_batch_size, world_size=machine.processes)  # checks the sizes
     started, home = time.perf_counter(), reference_tensor(model).device

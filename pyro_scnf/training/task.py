@@ -26,6 +26,7 @@ from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_fini
 from pyro_scnf.training.options import Optimisation, check_same_run, plain
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
 from pyro_scnf.training.surroundings import noise
+from pyro_scnf.transforms import SolverError
 
 if TYPE_CHECKING:
     import lightning.pytorch as lightning
@@ -65,8 +66,8 @@ class SemiSupervisedTask(lightning.LightningModule):
     :param augment: see :class:`~pyro_scnf.datasets.Augment`.
     :param int seed: seed of all noise.
     :param settings: further settings, by name. A run resumes from a checkpoint only if it has the same ones.
-    :raises RuntimeError: in training, if the loss or its gradient is NaN or infinite. The message names
-        the step and the term.
+    :raises RuntimeError: in training, if the loss or its gradient is NaN or infinite, or if the solver of a
+        continuous layer cannot go on. The message names the step, and the term or the layer.
     """
 
     def __init__(
@@ -136,6 +137,8 @@ class SemiSupervisedTask(lightning.LightningModule):
         given = {name: value for name, value in options.items() if value is not None}
         try:
             loss: Tensor = objective(*arguments, **given, progress=progress)
+        except SolverError as error:
+            raise self._stopped_by_solver(error) from error
         except ValueError as error:
             self._check_changed(x, x_unlabelled)
             term = first_bad_term(self.model, x, x_unlabelled)
@@ -195,6 +198,14 @@ class SemiSupervisedTask(lightning.LightningModule):
             f"training stopped at step {self.global_step}: {cause}; the first term that is not finite is "
             f"{term}. Lower learning_rate or gradient_clip"
         )
+
+    def _stopped_by_solver(self, error: SolverError) -> SolverError:
+        """The error that ends training, with the step and the layer."""
+        while error.layer is None and isinstance(error.__cause__, SolverError):
+            error = error.__cause__  # Pyro raises a new error, with the shapes of all sites
+        names = {module: name for name, module in self.model.named_modules()}
+        layer = f"{names[error.layer]}, " if error.layer in names else ""
+        return SolverError(f"training stopped at step {self.global_step}: {layer}{error}")
 
     # -- held-out rows -------------------------------------------------------------------------
     def on_validation_epoch_start(self) -> None:

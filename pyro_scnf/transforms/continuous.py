@@ -31,7 +31,7 @@ from pyro_scnf._numbers import check_flag, check_scale, check_word
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
-from pyro_scnf.transforms.solver import Energies, SolverSpec, make_solver, records_of_energies
+from pyro_scnf.transforms.solver import Energies, SolverError, SolverSpec, make_solver, records_of_energies
 
 __all__ = ["ConditionalContinuousFlow", "ContinuousFlow", "Divergence"]
 
@@ -107,15 +107,19 @@ class _Continuous(Bijection):
         if not state.numel():
             return value.expand(batch + self.event_shape), state[..., size]
         velocity = partial(self._velocity, tangents, context, backwards, bool(records))
-        with no_autocast(value.device.type):
-            end = self.solver.solve(
-                velocity,
-                state,
-                training=self.training,
-                norm=partial(_worst_row, size),
-                parameters=(*self.parameters(), *context),
-                owner=owner,
-            )
+        try:
+            with no_autocast(value.device.type):
+                end = self.solver.solve(
+                    velocity,
+                    state,
+                    training=self.training,
+                    norm=partial(_worst_row, size),
+                    parameters=(*self.parameters(), *context),
+                    owner=owner,
+                )
+        except SolverError as error:
+            error.layer = self
+            raise
         for record in records:
             record.energies.append(Energies(end[..., size + 1], end[..., size + 2]))
         return end[..., :size].reshape(batch + self.event_shape), end[..., size]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_scnf._during import during
 from pyro_scnf._extras import require
@@ -28,7 +28,12 @@ FIXED = ("rk4", "midpoint", "heun3", "euler", "explicit_adams", "implicit_adams"
 
 
 class SolverError(RuntimeError):
-    """A solver could not go on. The message says where, with which tolerance, and what to try."""
+    """A solver could not go on. The message says where, with which tolerance, and what to try.
+
+    :ivar layer: the layer whose equation it solved; ``None`` if it solved the adjoint equation.
+    """
+
+    layer: nn.Module | None = None
 
 
 @dataclass(frozen=True)
