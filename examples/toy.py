@@ -4,6 +4,7 @@ Trains a semi-conditional flow on a 2-D toy data set. Five points of each class 
 ``metrics.json``, ``model.pt``, checkpoints and three figures to ``--out``:
 
     python examples/toy.py --data moons --prior flow --guide exact --seed 0 --out out/moons
+    python examples/toy.py --data circles --flow ffjord --prior gmm --out out/circles
     python examples/toy.py --preset flowgmm --data circles --noise 0.05 --factor 0.4 --out out/circles
 """
 
@@ -19,6 +20,7 @@ import pyro_scnf as scnf
 from pyro_scnf import analysis, plots
 from pyro_scnf.datasets import TOYS, toy
 
+FLOWS = ("glow", "realnvp", "ffjord")
 PRESETS = {"scnf": scnf.presets.TOY, "flowgmm": scnf.presets.FLOWGMM_TOY}
 
 
@@ -26,6 +28,7 @@ def main() -> dict[str, float | None]:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--data", default="moons", choices=TOYS)
     parser.add_argument("--preset", default="scnf", choices=PRESETS)
+    parser.add_argument("--flow", choices=FLOWS, help="f_w; default: the preset's")
     parser.add_argument("--labels-per-class", type=whole(), default=5)
     parser.add_argument("--labelled-only", action="store_true", help="leave out the unlabelled points")
     parser.add_argument("--noise", type=positive, default=0.1, help="standard deviation of the noise")
@@ -43,13 +46,17 @@ def main() -> dict[str, float | None]:
             data = replace(data, x=data.labelled[0], y=data.labelled[1])
         elif preset.held_out:
             data = data.hold_out(preset.held_out, args.seed)
-    with refusing(args, "prior"):
+    with refusing(args, "flow", "prior"):
+        preset = preset if args.flow is None else replace(preset, flow=scnf.presets.ToyFlow(args.flow))
         model = preset.make_model(data, args.prior).to(args.device)
     machine = scnf.training.Machine(device=args.device)
     result = common.train(args, preset, model, data, smoke_steps=20, machine=machine)
 
+    with scnf.transforms.record_solves() as record:
+        model.flow.class_log_prob(data.x_test.to(args.device))
     metrics = {
         **analysis.evaluate(model, data.x_test, data.y_test),
+        "function_evaluations": record.evaluations or None,
         "val_nll": result.best_nll,
         "best_step": result.best_step,
         "seconds": result.seconds_in_all,

@@ -24,6 +24,7 @@ FOLDERS = {
     ("matplotlib", "plots"),
     ("scipy", "analysis"),
     ("scipy", "datasets"),
+    ("scipy", "training"),
     ("sklearn", "datasets"),
     ("tensorboard", "training"),
     ("torchdiffeq", "transforms"),

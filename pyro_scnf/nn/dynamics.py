@@ -29,7 +29,7 @@ LAYERS = ("concatsquash", "concat", "ignore")
 
 def _tanh(h: Tensor) -> tuple[Tensor, Tensor]:
     value = h.tanh()
-    return value, 1 - value.square()
+    return value, torch.addcmul(value.new_ones(()), value, value, value=-1)  # 1 - value²
 
 
 def _softplus(h: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +73,7 @@ class _TimedLayer(nn.Module):
 
     def modulation(self, t: Tensor, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The gate and the shift of the channels at time ``t``, ``None`` where there is none."""
+        t = t[..., None] if t.dim() else t
         gate = None
         if self.gate is not None and self.gate_slope is not None:
             gate = self.gate + self.gate_slope * t
@@ -155,7 +156,7 @@ class Dynamics(PortableModule):
     def forward(self, t: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity at time ``t``.
 
-        :param t: a scalar.
+        :param t: a scalar, or one time for each row, ``(*batch,)``.
         :param z: ``(*batch, *event_shape)``.
         :param context: ``(*batch, context_dim)``; its batch broadcasts against that of ``z``.
         :return: ``(*batch, *event_shape)``.

@@ -11,7 +11,7 @@ from pyro_scnf.presets.izmailov2020 import (
     flowgmm_mnist,
     flowgmm_table,
 )
-from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_CPU_HOUR, MNIST_FAST, MNIST_LIGHT, TOY
+from pyro_scnf.presets.light import DIGITS, MNIST_CPU, MNIST_CPU_HOUR, MNIST_FAST, MNIST_LIGHT, TOY, ToyFlow
 
 __all__ = [
     "DIGITS",
@@ -30,6 +30,7 @@ __all__ = [
     "GraphOptions",
     "ModelOptions",
     "Preset",
+    "ToyFlow",
     "flowgmm_mnist",
     "flowgmm_table",
     "recommended",

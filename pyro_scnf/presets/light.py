@@ -4,35 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from pyro_scnf._numbers import check_word
 from pyro_scnf.datasets import ImageAugment, Jitter
-from pyro_scnf.flows import glow
+from pyro_scnf.flows import ffjord, glow, realnvp
 from pyro_scnf.presets.base import GraphOptions, ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.terms import Classification, Consistency
 from pyro_scnf.training.options import Optimisation
+from pyro_scnf.transforms.compose import Layer
 
-__all__ = ["DIGITS", "MNIST_CPU", "MNIST_CPU_HOUR", "MNIST_FAST", "MNIST_LIGHT", "TOY"]
+__all__ = ["DIGITS", "MNIST_CPU", "MNIST_CPU_HOUR", "MNIST_FAST", "MNIST_LIGHT", "TOY", "ToyFlow"]
 
 
 # -- two-dimensional toys --------------------------------------------------------------------------
-def _toy_flow(prior: PriorSpec, num_classes: int, latent_dim: int | None = None) -> SemiConditionalFlow:
-    """A Glow on the plane. If the prior is a flow, that part of it depends on the label.
+@dataclass(frozen=True)
+class ToyFlow:
+    """A flow of the plane. If the prior is a flow, too, that part of it depends on the label.
 
-    The networks are small and smooth. A thousand points are too few to tell a sharp bend from noise.
+    The networks are small and smooth. A thousand points are too few to tell a sharp bend from noise. With
+    either kind of prior, the kinds of flow have about as many parameters as each other.
+
+    :ivar str kind: ``"glow"``, ``"realnvp"`` or ``"ffjord"`` (extra ``ode``).
+    :raises ValueError: for another word.
     """
-    if latent_dim not in (None, 2):
-        raise ValueError(f"latent_dim={latent_dim}: the toys are two-dimensional, expected 2")
-    net = {"name": "mlp", "hidden": (32, 32), "activation": "tanh"}
-    own = {"name": "flow", "steps": 6, "coupling": "alternate", "scale": "clamp", "net": net}
-    with_flow = prior == "flow"
-    flow = glow((2,), steps=4 if with_flow else 10, coupling="alternate", scale="clamp", net=net)
-    return SemiConditionalFlow(flow, own if with_flow else prior, num_classes)
+
+    kind: Literal["glow", "realnvp", "ffjord"] = "glow"
+
+    def __post_init__(self) -> None:
+        check_word("kind", self.kind, ("glow", "realnvp", "ffjord"))
+
+    def __call__(
+        self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
+    ) -> SemiConditionalFlow:
+        if latent_dim not in (None, 2):
+            raise ValueError(f"latent_dim={latent_dim}: the toys are two-dimensional, expected 2")
+        own: dict[str, dict[str, object]] = {
+            "flow": {"name": "flow", "steps": 6, "coupling": "alternate", "scale": "clamp", "net": _SMOOTH},
+            "ffjord": {"name": "ffjord", "hidden": (64, 64)},
+        }
+        with_flow = isinstance(prior, str) and prior in own
+        return SemiConditionalFlow(
+            self._transform(with_flow), own[prior] if with_flow else prior, num_classes
+        )
+
+    def _transform(self, small: bool) -> Layer:
+        """The flow of all labels; a small one beside a prior that is a flow."""
+        if self.kind == "ffjord":
+            return ffjord(2, hidden=(64, 64) if small else (64, 64, 64))
+        if self.kind == "realnvp":
+            return realnvp(2, couplings=4 if small else 10, scale="clamp", net=_SMOOTH)
+        return glow(2, steps=4 if small else 10, coupling="alternate", scale="clamp", net=_SMOOTH)
+
+
+_SMOOTH: Mapping[str, object] = {"name": "mlp", "hidden": (32, 32), "activation": "tanh"}
 
 
 TOY = Preset(
-    flow=_toy_flow,
+    flow=ToyFlow(),
     augment=Jitter(0.05),  # half the noise in the data
     optimisation=Optimisation(),
     steps=1500,

@@ -13,6 +13,7 @@ from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES, make_optimizer, 
 if TYPE_CHECKING:
     from pyro_scnf.training.checkpoint import AtomicCheckpointIO
     from pyro_scnf.training.fitting import FitResult, fit
+    from pyro_scnf.training.flow_matching import match_flow
     from pyro_scnf.training.task import SemiSupervisedTask
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "fit",
     "make_optimizer",
     "make_schedule",
+    "match_flow",
 ]
 
 __getattr__, __dir__ = lazy(
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy(
         "FitResult": "pyro_scnf.training.fitting",
         "SemiSupervisedTask": "pyro_scnf.training.task",
         "fit": "pyro_scnf.training.fitting",
+        "match_flow": "pyro_scnf.training.flow_matching",
     },
     __all__,
 )

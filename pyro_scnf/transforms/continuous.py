@@ -172,8 +172,10 @@ class _Continuous(Bijection):
 def _worst_row(size: int, error: Tensor) -> Tensor:
     """Largest error of a row: the root mean square over its components, or the error of its log-determinant.
 
-    A mean over rows would let easy rows, or easy contexts of a row, loosen the tolerance of the others.
+    A mean over rows would let easy rows, or easy contexts of a row, loosen the tolerance of the others. No
+    gradient flows through it: the steps that follow from it are constants.
     """
+    error = error.detach()
     components = error[..., :size].square().mean(-1).sqrt().amax()
     return torch.maximum(components, error[..., size].abs().amax())
 
