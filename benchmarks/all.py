@@ -99,6 +99,7 @@ BENCHMARKS = (
     Benchmark("semi_conditional", "cpu", "speed.semi_conditional", 2),
     Benchmark("terms", "cpu", "speed.terms", 2),
     Benchmark("peers", "cpu", "speed.peers", 1, packages=PEERS),
+    Benchmark("continuous", "cpu", "speed.continuous", 3, packages=("zuko",)),
     Benchmark("accuracy", "cpu", "papers.accuracy", 4, resumes=True, smoke=("--runs-of", "toy --data moons")),
     Benchmark("recommended", "cpu", "accuracy.recommended", 4, resumes=True, smoke=SMALL, mnist=True),
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
@@ -118,6 +119,7 @@ BENCHMARKS = (
         )
         for table, (seeds, minutes, mnist) in FLOWGMM.items()
     ),
+    Benchmark("toy_table", "cpu", "papers.toy_table", 4, resumes=True, smoke=("--only", "GMM, moons")),
     Benchmark("overhead", "cpu", "speed.overhead", 1),
     Benchmark("step_time", "cuda", "speed.step_time", 4, ("--batch-sizes", "256", "1024", "--compile")),
     Benchmark("semi_conditional", "cuda", "speed.semi_conditional", 1, ("--batch-size", "256")),

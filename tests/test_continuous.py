@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import SOLVER, OwnField, continuous
 from helpers import gradients, perturb, relative
+from trainee import jitter
 
 import pyro_scnf as scnf
 from pyro_scnf import transforms as T
@@ -366,3 +367,76 @@ def test_scores_do_not_depend_on_the_rows_beside_them():
     far = torch.cat([x, 30 * torch.randn(4, 2, dtype=F64)])
     for one, other in zip(flow.inverse_and_ladj(x), flow.inverse_and_ladj(far), strict=True):
         assert relative(other[:6], one) < 1e-5
+
+
+# -- flow matching -----------------------------------------------------------------------------------
+def matched(
+    coupling: str, steps: int, seed: int = 0, batch_size: int = 64
+) -> tuple[scnf.SemiSupervisedModel, torch.Tensor]:
+    torch.manual_seed(1)
+    data = scnf.datasets.toy("moons", num_train=300, num_test=50, seed=0)
+    f_w = scnf.flows.ffjord(2, hidden=(32, 32))
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2))
+    model.initialize(data.x, data.y)
+    losses = scnf.training.match_flow(
+        model, data, steps=steps, batch_size=batch_size, coupling=coupling, augment=jitter, seed=seed
+    )
+    return model, losses
+
+
+@pytest.mark.parametrize(("coupling", "steps", "batch"), [("optimal", 400, 64), ("independent", 1000, 256)])
+def test_matched_latents_are_normal(coupling, steps, batch):
+    """The flow of the matched field carries the data near to standard normal noise."""
+    model, losses = matched(coupling, steps, batch_size=batch)
+    assert losses.shape == (steps,)
+    assert losses[-50:].mean() < 0.9 * losses[:50].mean()
+    z = model.flow.encode(scnf.datasets.toy("moons", num_train=300, num_test=50, seed=0).x)[1].detach()
+    assert z.mean(0).abs().max() < 0.2
+    assert (torch.cov(z.T) - torch.eye(2)).abs().max() < 0.3
+
+
+def test_optimal_pairs_are_nearer():
+    from pyro_scnf.training.flow_matching import _paired
+
+    x = torch.randn(64, 2)
+    torch.manual_seed(0)
+    near = _paired(x, "optimal")
+    torch.manual_seed(0)
+    far = _paired(x, "independent")
+    assert torch.equal(near.sort(0).values, far.sort(0).values)
+    assert (x - near).square().sum() < 0.7 * (x - far).square().sum()
+
+
+def test_matching_repeats_leaves_generators_alone_and_sets_the_prior():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, _ = matched("independent", 3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    second, _ = matched("independent", 3)
+    third, _ = matched("independent", 3, seed=1)
+    same = [torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)]
+    assert all(same)
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), third.parameters(), strict=True))
+    data = scnf.datasets.toy("moons", num_train=300, num_test=50, seed=0)
+    means = torch.stack(
+        [first.flow.encode(data.labelled[0][data.labelled[1] == k])[1].mean(0) for k in (0, 1)]
+    )
+    assert relative(first.flow.prior.loc, means) < 0.2
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda: scnf.flows.glow(2, steps=1, width=4),
+        lambda: scnf.flows.ffjord(2, blocks=2, hidden=(4,)),
+        lambda: T.compose([scnf.flows.glow(2, steps=1, width=4), scnf.flows.ffjord(2, hidden=(4,))]),
+        lambda: scnf.flows.ffjord(4, levels=2, hidden=(4,)),
+    ],
+)
+def test_flow_matching_needs_one_continuous_layer(transform):
+    f_w = transform()
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2))
+    data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
+    with pytest.raises(ValueError, match="needs a transform with one continuous layer, the deepest"):
+        scnf.training.match_flow(model, data, steps=1)

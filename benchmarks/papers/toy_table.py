@@ -3,13 +3,13 @@
     python -m benchmarks.papers.toy_table --seeds 5 --out out/toy_table --json toy_table.json
 
 The cells of the paper are two flows f_w (Glow, FFJORD) with two priors (Glow, GMM). Added are a conditional
-FFJORD as prior, which the paper proposes without figures, FlowGMM, and a Student-t mixture. All cells of f_w
-and prior have the same preset, and about as many parameters. Each seed is another data set and another choice
-of labels, the same for all cells. An NLL is in nats; no model can be below 1.013 (moons) and 0.805 (circles) on
-average.
+FFJORD as prior, which the paper proposes without figures, FlowGMM, and a Student-t mixture. All cells of
+f_w and prior have the same preset, and about as many parameters. Each seed is another data set and another
+choice of labels, the same for all cells. An NLL is in nats; no model can be below 1.013 (moons) and 0.805
+(circles) on average.
 
-The figure of each cell, for the first seed, is in the folder ``figures`` of ``--out``. Finished runs are found
-in ``--out`` and not repeated, so give the same command again after a call with ``--minutes``.
+The figure of each cell, for the first seed, is in the folder ``figures`` of ``--out``. Finished runs are
+found in ``--out`` and not repeated, so give the same command again after a call with ``--minutes``.
 """
 
 from __future__ import annotations

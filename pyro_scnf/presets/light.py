@@ -45,10 +45,9 @@ class ToyFlow:
             "flow": {"name": "flow", "steps": 6, "coupling": "alternate", "scale": "clamp", "net": _SMOOTH},
             "ffjord": {"name": "ffjord", "hidden": (64, 64)},
         }
-        with_flow = isinstance(prior, str) and prior in own
-        return SemiConditionalFlow(
-            self._transform(with_flow), own[prior] if with_flow else prior, num_classes
-        )
+        if isinstance(prior, str) and prior in own:
+            return SemiConditionalFlow(self._transform(small=True), own[prior], num_classes)
+        return SemiConditionalFlow(self._transform(small=False), prior, num_classes)
 
     def _transform(self, small: bool) -> Layer:
         """The flow of all labels; a small one beside a prior that is a flow."""

@@ -27,6 +27,7 @@ from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.transforms import Compose, ContinuousFlow, FlowTransform, MultiScale
+from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.shape import Rearrangement
 
 __all__ = ["match_flow"]
@@ -102,7 +103,7 @@ def match_flow(
     return found
 
 
-def _parts(transform: FlowTransform) -> tuple[list[FlowTransform], ContinuousFlow]:
+def _parts(transform: FlowTransform) -> tuple[list[Layer], ContinuousFlow]:
     """The layers that data pass first, and the continuous layer behind them."""
     path = _path(transform)
     while path and isinstance(path[-1], Rearrangement):
@@ -116,7 +117,7 @@ def _parts(transform: FlowTransform) -> tuple[list[FlowTransform], ContinuousFlo
     return path[:-1], path[-1]
 
 
-def _path(layer: FlowTransform) -> list[FlowTransform]:
+def _path(layer: Layer) -> list[Layer]:
     """The layers of a flow of one scale, from data to latent."""
     if isinstance(layer, MultiScale) and len(layer.stages) == 1:
         return _path(layer.stages[0])
