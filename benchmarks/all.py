@@ -120,6 +120,7 @@ BENCHMARKS = (
         for table, (seeds, minutes, mnist) in FLOWGMM.items()
     ),
     Benchmark("toy_table", "cpu", "papers.toy_table", 4, resumes=True, smoke=("--only", "GMM, moons")),
+    Benchmark("continuous_digits", "cpu", "accuracy.continuous_digits", 6),
     Benchmark("overhead", "cpu", "speed.overhead", 1),
     Benchmark("step_time", "cuda", "speed.step_time", 4, ("--batch-sizes", "256", "1024", "--compile")),
     Benchmark("semi_conditional", "cuda", "speed.semi_conditional", 1, ("--batch-size", "256")),
