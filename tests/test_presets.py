@@ -474,3 +474,22 @@ def test_a_model_of_data_in_double_precision_is_refused_by_the_name_of_the_data(
     double = replace(data, x=data.x.double(), x_test=data.x_test.double())
     with pytest.raises(ValueError, match=r"^make_model: data.x has dtype torch.float64 .* data.x.to\("):
         recommended(double).make_model(double)
+
+
+# -- flows of the plane --------------------------------------------------------
+def test_toy_flows_have_about_as_many_parameters():
+    """The SCNF paper compares flows and priors of roughly the same size."""
+    sizes = {}
+    for kind in ("glow", "realnvp", "ffjord"):
+        for prior in ("flow", "gmm", "student-t", "ffjord"):
+            flow = scnf.presets.ToyFlow(kind)(prior, 2)
+            sizes[kind, prior] = sum(p.numel() for p in flow.parameters() if p.requires_grad)
+            assert flow.log_prob(torch.randn(3, 2)).isfinite().all()
+    assert max(sizes.values()) <= 1.5 * min(sizes.values()), sizes
+
+
+def test_toy_flows_refuse_other_kinds_and_latents():
+    with pytest.raises(ValueError, match="kind='maf': expected 'glow', 'realnvp' or 'ffjord'"):
+        scnf.presets.ToyFlow("maf")
+    with pytest.raises(ValueError, match="latent_dim=1: the toys are two-dimensional"):
+        scnf.presets.ToyFlow()("flow", 2, 1)
