@@ -32,6 +32,7 @@ smoke:
 	$(PYTHON) examples/toy.py --smoke-test --data circles --prior gmm --guide em --terms classification:weight=20 agreement:weight=5,start=0 --out $(OUT)/circles
 	$(PYTHON) examples/toy.py --smoke-test --data pinwheel --prior student-t --guide em-sample --out $(OUT)/pinwheel
 	$(PYTHON) examples/toy.py --smoke-test --data eight_gaussians --prior flowgmm --guide em-ema --out $(OUT)/eight_gaussians
+	$(PYTHON) examples/toy.py --smoke-test --data circles --flow ffjord --prior ffjord --terms energy:weight=0.01 --out $(OUT)/ffjord
 	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits
 	$(PYTHON) examples/mnist.py --smoke-test --preset cpu --precision bf16-mixed --out $(OUT)/mnist
 	$(PYTHON) examples/mnist.py --smoke-test --preset fast --out $(OUT)/mnist_fast

@@ -86,7 +86,7 @@ def main() -> int:
             "benchmark": "continuous_digits",
             "settings": {name: getattr(args, name) for name in ("minutes_each", "seed", "threads")},
             "environment": environment("cpu", ("lightning", "scikit-learn", "torchdiffeq")),
-            "results": results,
+            "flows": results,
             "complete": not args.smoke_test,
         },
     )

@@ -180,9 +180,9 @@ def main() -> int:
             "benchmark": "continuous",
             "settings": {**settings, "tolerance": TOLERANCE},
             "environment": environment("cpu", ("zuko", "torchdiffeq")),
-            "results": results,
+            "libraries": results,
             "ratios": {name: asdict(found) for name, found in ratios.items()},
-            "bound": BOUND,
+            "bounds": dict.fromkeys(ratios, BOUND),
             "complete": not args.smoke_test,
         },
     )

@@ -58,6 +58,7 @@ UNLISTED |= HIDDEN
 
 OF_PAPERS = {
     "accuracy_pct": ("accuracy, %", 2),
+    "error_pct": ("test error, %", 2),
     "nll": ("NLL, nats", 3),
     "label_nll": ("label NLL, nats", 3),
     "ece": ("ECE", 4),
@@ -75,6 +76,8 @@ OF_PAPERS = {
     "others_by_d": ("to another / D", 3),
     "accuracy_quarter_pct": ("accuracy after a quarter, %", 2),
     "minutes": ("minutes", 1),
+    "function_evaluations": ("evaluations of a solve", 0),
+    "parameters": ("parameters", 0),
 }
 """Figures of published tables by name: heading, and digits after the point."""
 
