@@ -194,7 +194,8 @@ def _import(path: str, known: Mapping[str, object], kind: str) -> Callable[..., 
 def as_plain(value: object) -> object:
     """A copy of ``value`` in numbers, strings, ``None``, lists, tuples and dicts of Python's own types.
 
-    NumPy's numbers become Python's, and arrays and tensors become nested lists.
+    NumPy's numbers become Python's, arrays and tensors become nested lists, and an object with a method
+    ``as_spec`` becomes what that returns.
 
     :raises TypeError: if it holds anything else.
     """
@@ -207,6 +208,9 @@ def as_plain(value: object) -> object:
         return as_plain(value.tolist())
     if value is None:
         return None
+    as_spec = getattr(value, "as_spec", None)
+    if callable(as_spec):
+        return as_plain(as_spec())
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bool | np.bool_):

@@ -182,9 +182,26 @@ def test_energies_of_a_linear_field(backwards):
     path = torch.stack([torch.linalg.matrix_exp(matrix * t) @ start.T for t in times])
     speed = (matrix @ path).square().sum(1)
     (energies,) = record.energies
-    assert relative(energies.kinetic, torch.trapezoid(speed, times, dim=0)) < 1e-6
-    assert relative(energies.jacobian, 0.8 * matrix.square().sum().expand(5)) < 1e-7
+    assert relative(energies.kinetic, 0.8 * torch.trapezoid(speed, times, dim=0)) < 1e-6
+    assert relative(energies.jacobian, 0.8**2 * matrix.square().sum().expand(5)) < 1e-7
     assert relative(ladj, (-0.8 if backwards else 0.8) * matrix.trace().expand(5)) < 1e-8
+
+
+def test_energies_are_those_of_the_paths_whatever_their_time():
+    """Twice the time and half the velocity are the same paths, the same solve and the same energies."""
+    fast, found = layer(2, layer="ignore"), []
+    slow = copy.deepcopy(fast)
+    with torch.no_grad():
+        slow.root_end_time.mul_(2**0.5)
+        for parameter in (slow.net.layers[-1].map.weight, slow.net.layers[-1].map.bias):
+            parameter.div_(2)
+    x = torch.randn(5, 2, dtype=F64)
+    for flow in (fast, slow):
+        with T.record_solves(energies=True) as record:
+            z, ladj = flow.inverse_and_ladj(x)
+        found.append((z, ladj, record.energies[0].kinetic, record.energies[0].jacobian))
+    for one, other in zip(*found, strict=True):
+        assert relative(one, other) < 1e-8
 
 
 def test_energies_can_be_minimised():
@@ -225,6 +242,14 @@ def test_the_energy_term(prior, shared):
     assert relative(loss.parts["energy"], 0.1 * expected) < 1e-6
     assert relative(total, plain + 0.1 * expected) < 1e-6
     assert all(g.isfinite().all() for g in gradients(model, total).values())
+
+
+def test_the_energy_term_of_rows_given_twice():
+    """The same tensor as labelled and as unlabelled rows: each counts by its own scale."""
+    model, y, x = small(), torch.tensor([0, 1]), torch.randn(2, 2, dtype=F64)
+    loss = scnf.elbo(model, terms="energy")
+    loss(x, y, x)
+    assert relative(loss.parts["energy"], (5 + 50) * energy_by_hand(model, x).sum()) < 1e-6
 
 
 def test_the_energy_term_costs_no_further_pass():
@@ -271,12 +296,159 @@ def test_a_field_without_tangents_is_differentiated():
         assert relative(first.jacobian, second.jacobian) < 1e-9
 
 
+def test_a_field_may_ignore_its_input():
+    class Drift(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.speed = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+        def forward(self, t, z):
+            return self.speed.expand_as(z)
+
+    x = torch.randn(3, 2)
+    z, ladj = T.ContinuousFlow(2, Drift(), end_time=0.5).inverse_and_ladj(x)
+    assert relative(z, x + 0.5 * torch.tensor([1.0, -2.0])) < 1e-5
+    assert torch.equal(ladj, torch.zeros(3))
+
+
+def test_fields_of_ones_own_in_inference_mode():
+    flow, x = T.ContinuousFlow(3, OwnField(3), solver="rk4:steps=4"), torch.randn(4, 3)
+    expected = flow.inverse_and_ladj(x)
+    with torch.inference_mode():
+        made = torch.randn(2, 3)
+        assert flow.inverse_and_ladj(made)[1].isfinite().all()
+        got = flow.inverse_and_ladj(x)
+    for value, wanted in zip(got, expected, strict=True):
+        assert relative(value, wanted.detach()) < 1e-6
+
+
+# -- what flow and prior consist of ------------------------------------------------------------------
+def test_new_fields_ignore_their_context():
+    flow, x = continuous((3,), 2), torch.randn(4, 3)
+    z, ladj = flow.inverse_and_ladj(x, torch.randn(5, 1, 2))
+    assert torch.equal(z, z[:1].expand_as(z))
+    assert torch.equal(ladj, ladj[:1].expand_as(ladj))
+
+
+def test_layers_of_ffjord():
+    vector = scnf.flows.ffjord(3, blocks=2)
+    image = scnf.flows.ffjord((1, 8, 8), levels=2, logit=0.05)
+    kinds = [type(part).__name__ for part in image.modules() if isinstance(part, T.FlowTransform)]
+    assert [kinds.count(k) for k in ("ContinuousFlow", "ActNorm", "Squeeze", "Logit")] == [2, 2, 2, 1]
+    norms = [part for part in vector.modules() if isinstance(part, T.ActNorm)]
+    x = 5 + 3 * torch.randn(200, 3)
+    vector.initialize(x)
+    assert len(norms) == 2
+    assert all((norm.center != 0).all() for norm in norms)
+    for flow, gated, activation in ((vector, True, "tanh"), (image, False, "softplus")):
+        fields = [part for part in flow.modules() if isinstance(part, scnf.nn.Dynamics)]
+        assert {part.activation for part in fields} == {activation}
+        assert all((each.gate is not None) == gated for part in fields for each in part.layers)
+
+
+def test_every_option_of_the_prior_reaches_it():
+    options = {
+        "blocks": 2,
+        "hidden": (5, 4),
+        "layer": "concat",
+        "activation": "softplus",
+        "solver": "rk4:steps=3",
+        "divergence": "gaussian",
+        "base": "learnable",
+        "base_scale": 0.7,
+        "embedding_dim": 6,
+    }
+    prior = scnf.make_prior({"name": "ffjord", **options}, (2, 1, 1), 3)
+    layers = [part for part in prior.modules() if isinstance(part, T.ConditionalContinuousFlow)]
+    assert len(layers) == 2
+    for each in layers:
+        assert each.context_dim == 6
+        assert (each.solver.method, each.solver.steps, each.divergence) == ("rk4", 3, "gaussian")
+        assert each.net.activation == "softplus"
+        assert [inner.map.out_features for inner in each.net.layers] == [5, 4, 2]
+        assert all(inner.gate is None and inner.slope is not None for inner in each.net.layers)
+    assert prior.embedding.weight.shape == (3, 6)
+    assert relative(torch.nn.functional.softplus(prior.base.raw_scale), torch.full((2,), 0.7)) < 1e-6
+
+
+def test_solvers_are_saved_as_they_were_given(tmp_path):
+    solver = T.Solver("dopri5", rtol=1e-4, adjoint=True)
+    for given in (solver, solver.as_spec()):
+        f_w = scnf.flows.ffjord(2, hidden=(4,), solver=given)
+        scnf.save(scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2)), tmp_path / "model.pt")
+        loaded = scnf.load(tmp_path / "model.pt").flow.transform
+        assert [part.solver for part in loaded.modules() if isinstance(part, T.ContinuousFlow)] == [solver]
+
+
 # -- failures ----------------------------------------------------------------------------------------
 class Steep(torch.nn.Module):
     """A field that leaves the real numbers before time 1."""
 
     def forward(self, t, z):
         return 40 * z.square()
+
+
+def test_errors_of_the_log_determinant_count():
+    """A path at rest whose divergence oscillates: a solver that watches the path alone takes one step."""
+
+    class Wave(torch.nn.Module):
+        def with_tangents(self, t, z, tangents):
+            return torch.zeros_like(z), 30 * torch.cos(30 * t) * tangents.expand(len(tangents), *z.shape)
+
+    flow = T.ContinuousFlow(2, Wave(), solver="dopri5:rtol=1e-7,atol=1e-7", end_time=1.0).double()
+    ladj = flow.inverse_and_ladj(torch.randn(3, 2, dtype=F64))[1]
+    assert (ladj - 2 * math.sin(30)).abs().max() < 1e-5
+
+
+def test_tolerances_by_default():
+    solver = T.Solver()
+    assert solver.tolerances(training=True) == (1e-5, 1e-5)
+    assert solver.tolerances(training=False) == pytest.approx((1e-6, 1e-6))
+    assert T.Solver("dopri5", adjoint=True).tolerances(training=False) == pytest.approx((1e-6, 1e-6))
+
+
+def test_numbers_that_are_not_finite_are_named():
+    flow, x = layer(2), torch.randn(3, 2, dtype=F64)
+    with pytest.raises(T.SolverError, match="the input of the layer is not finite"):
+        flow._inverse_ladj(x / 0)
+    with torch.no_grad():
+        flow.net.layers[0].map.bias[0] = math.nan
+    with pytest.raises(T.SolverError, match="the velocity is not finite"):
+        flow.inverse_and_ladj(x)
+    model = small().float()
+    with torch.no_grad():
+        model.flow.transform.stages[0].layers[0].net.layers[0].map.bias[0] = math.nan
+    data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
+    with pytest.raises(
+        RuntimeError, match=r"the first term that is not finite is the parameter flow\.transform"
+    ):
+        scnf.training.fit(model, data, steps=2, progress=False)
+
+
+def test_a_solve_that_ends_in_infinity_is_refused():
+    """Equal steps look at the state before each step, and once more at the end."""
+
+    class Jump(torch.nn.Module):
+        def forward(self, t, z):
+            return torch.where(t > 0.99, torch.inf, 1.0) * torch.ones_like(z)
+
+    flow = T.ContinuousFlow(2, Jump(), solver="euler:steps=1000", end_time=1.0, learn_end_time=False)
+    with pytest.raises(T.SolverError, match=r"not finite|no longer finite"):
+        flow.inverse_and_ladj(torch.randn(3, 2))
+    flow.solver = T.Solver("rk4", steps=1)
+    with pytest.raises(T.SolverError, match="the state is not finite"):
+        flow.inverse_and_ladj(torch.randn(3, 2))
+
+
+def test_evaluations_of_each_solve_are_limited_and_counted():
+    """The limit is that of one solve, however often the adjoint equation is solved."""
+    flow, x = layer(2, solver="dopri5:adjoint=True,max_evaluations=100"), torch.randn(3, 2, dtype=F64)
+    with T.record_solves() as record:
+        z = flow.inverse_and_ladj(x.requires_grad_())[0]
+        forwards = record.evaluations
+        for _ in range(8):
+            torch.autograd.grad(z.sum(), x, retain_graph=True)
+    assert record.evaluations > forwards + 8 * 7
 
 
 def test_failures_say_where_and_what_to_try():
@@ -312,12 +484,12 @@ def test_training_stops_with_the_layer_and_keeps_its_checkpoints(tmp_path):
 
 
 def test_a_failing_adjoint_equation_says_so():
-    flow = layer(2, solver="dopri5:adjoint=True,max_evaluations=60")
+    flow = layer(2, solver="dopri5:adjoint=True")
     z, _ = flow.inverse_and_ladj(torch.randn(3, 2, dtype=F64))
     with torch.no_grad():
         for parameter in flow.net.parameters():
-            parameter.data.mul_(200)
-    with pytest.raises(T.SolverError, match=r"max_evaluations=60|adjoint"):
+            parameter.data.fill_(math.inf)  # ``data``, so that autograd does not notice
+    with pytest.raises(T.SolverError, match=r"the velocity is not finite|adjoint"):
         z.sum().backward()
 
 
@@ -332,6 +504,22 @@ def test_torch_func_is_refused_in_words():
     [
         (lambda: T.ContinuousFlow(2, OwnField), "net=.*expected a velocity field"),
         (lambda: T.ContinuousFlow(2, scnf.nn.Dynamics(3)), r"net: its event_shape is \(3,\), expected"),
+        (
+            lambda: T.ConditionalContinuousFlow(2, scnf.nn.Dynamics(2), context_dim=3),
+            "net: its context_dim is 0",
+        ),
+        (
+            lambda: T.ContinuousFlow(2, scnf.nn.Dynamics(2, context_dim=3)),
+            "net: its context_dim is 3, expected 0",
+        ),
+        (
+            lambda: scnf.nn.Dynamics(2)(torch.zeros(()), torch.randn(2), torch.randn(3)),
+            "context_dim=0, and got one",
+        ),
+        (
+            lambda: scnf.nn.Dynamics(2, context_dim=3)(torch.zeros(()), torch.randn(2)),
+            "context_dim=3, and got none",
+        ),
         (lambda: T.Solver("rk4", rtol=1e-3), "rtol=0.001: it would have no effect, because rk4 takes equal"),
         (lambda: T.Solver(steps=4), "steps=4: it would have no effect, because dopri5 chooses"),
         (lambda: continuous((2,), solver="newton"), "solver='newton': expected one of 'dopri5'"),
@@ -367,6 +555,20 @@ def test_scores_do_not_depend_on_the_rows_beside_them():
     far = torch.cat([x, 30 * torch.randn(4, 2, dtype=F64)])
     for one, other in zip(flow.inverse_and_ladj(x), flow.inverse_and_ladj(far), strict=True):
         assert relative(other[:6], one) < 1e-5
+
+
+def test_validation_meets_the_same_noise_each_time():
+    """An estimated log-determinant does not make the best checkpoint a matter of chance."""
+    data = scnf.datasets.toy("moons", num_train=80, num_test=4, seed=0).hold_out(30)
+    best = []
+    for seed in (0, 1):
+        torch.manual_seed(3)
+        f_w = T.ContinuousFlow(2, scnf.nn.Dynamics(2, (6,)), solver="rk4:steps=3", divergence="rademacher")
+        model = perturb(scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2)), 0.3)
+        torch.manual_seed(seed)
+        options = {"steps": 4, "batch_size": 20, "validate_every": 2, "progress": False, "seed": 0}
+        best.append(scnf.training.fit(model, data, **options).best_nll)
+    assert best[0] == best[1]
 
 
 # -- flow matching -----------------------------------------------------------------------------------
@@ -423,6 +625,40 @@ def test_matching_repeats_leaves_generators_alone_and_sets_the_prior():
         [first.flow.encode(data.labelled[0][data.labelled[1] == k])[1].mean(0) for k in (0, 1)]
     )
     assert relative(first.flow.prior.loc, means) < 0.2
+
+
+def test_matching_sees_augmented_rows_and_any_field():
+    seen = []
+
+    def change(x):
+        seen.append(len(x))
+        return 2 * x
+
+    data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
+    f_w = T.ContinuousFlow(2, OwnField(2), solver="rk4:steps=4")
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, "gmm", 2))
+    losses = scnf.training.match_flow(
+        model, data, steps=3, batch_size=2, augment=change, coupling="independent"
+    )
+    assert seen == [2, 2, 2]
+    assert losses.isfinite().all()
+    assert all(parameter.grad is None for parameter in f_w.parameters())
+    wide = scnf.training.match_flow(model, data, steps=200, augment=lambda x: 100 * x, coupling="independent")
+    assert wide[0] > 1000
+
+
+def test_matching_refuses_what_cannot_learn():
+    data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
+    model = small().float()
+    one = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(scnf.flows.ffjord(2, hidden=(4,)), "gmm", 2))
+    with pytest.raises(RuntimeError, match=r"match_flow stopped at step \d+: the loss is not finite"):
+        scnf.training.match_flow(one, data, steps=50, learning_rate=1e30, coupling="independent")
+    frozen = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(scnf.flows.ffjord(2, hidden=(4,)), "gmm", 2))
+    frozen.requires_grad_(False)
+    with pytest.raises(ValueError, match="model: no parameter of its velocity field"):
+        scnf.training.match_flow(frozen, data, steps=1)
+    with pytest.raises(ValueError, match="needs a transform with one continuous layer"):
+        scnf.training.match_flow(model, data, steps=1)
 
 
 @pytest.mark.parametrize(

@@ -179,10 +179,11 @@ def _energy(
     model: SemiSupervisedModel, batch: Arguments, labelled: Rows | None, unlabelled: Rows | None
 ) -> Tensor:
     """The energy of the rows of a batch, scaled up to the data set."""
-    xs = [x for x in (batch.x, batch.x_unlabelled) if x is not None]
-    parts = [rows for rows in (labelled, unlabelled) if rows is not None]
-    scales = [next(rows.scale for rows in parts if rows.x is x) for x in xs]
-    return path_energy(model.flow, xs, scales)
+    assert batch.x is not None  # _check_batch raises otherwise
+    scales = [rows.scale for rows in (labelled, unlabelled) if rows is not None]
+    if batch.x_unlabelled is None:  # rows of one batch all have the same scale
+        return path_energy(model.flow, [batch.x], scales[:1])
+    return path_energy(model.flow, [batch.x, batch.x_unlabelled], scales)
 
 
 def _score(model: SemiSupervisedModel, batch: Arguments, wanted: Mapping[Part, Rows]) -> dict[Part, Scored]:

@@ -73,7 +73,8 @@ class _TimedLayer(nn.Module):
 
     def modulation(self, t: Tensor, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The gate and the shift of the channels at time ``t``, ``None`` where there is none."""
-        t = t[..., None] if t.dim() else t
+        if t.dim() and self.event_dim == 3:
+            t = t[..., 0, 0]  # (*batch, 1), to broadcast against channels
         gate = None
         if self.gate is not None and self.gate_slope is not None:
             gate = self.gate + self.gate_slope * t
@@ -123,8 +124,7 @@ class Dynamics(PortableModule):
     :param hidden: widths of the hidden layers.
     :param layer: ``"concatsquash"``, the map above; ``"concat"``, without the gate; or ``"ignore"``, without
         gate and time. The context enters all of them.
-    :param activation: ``"tanh"`` or ``"softplus"``. Others would not be smooth, and an adaptive solver would
-        take many more steps.
+    :param activation: ``"tanh"`` or ``"softplus"``. Both are smooth, so that a solver can take long steps.
     :param int context_dim: length of the context vector, 0 for none.
     :raises ValueError: for another word, or no hidden layer.
 
@@ -156,7 +156,8 @@ class Dynamics(PortableModule):
     def forward(self, t: Tensor, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity at time ``t``.
 
-        :param t: a scalar, or one time for each row, ``(*batch,)``.
+        :param t: a scalar, or times that broadcast against z: ``(*batch, 1)``, for images
+            ``(*batch, 1, 1, 1)``.
         :param z: ``(*batch, *event_shape)``.
         :param context: ``(*batch, context_dim)``; its batch broadcasts against that of ``z``.
         :return: ``(*batch, *event_shape)``.
@@ -178,6 +179,9 @@ class Dynamics(PortableModule):
     def _run(
         self, t: Tensor, h: Tensor, tangents: Tensor | None, context: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        if (context is None) == bool(self.context_dim):
+            given = "none" if context is None else "one"
+            raise ValueError(f"context: this field has context_dim={self.context_dim}, and got {given}")
         *inner, last = self.layers
         activation = ACTIVATIONS[self.activation]
         for layer in inner:

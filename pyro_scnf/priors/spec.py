@@ -88,8 +88,9 @@ PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
 ``initialize`` sees labelled rows, the means of these two start at the labelled latents of their class
 (``means="auto"``). ``flowgmm`` is the prior of FlowGMM, with fixed random means and fixed unit scales.
 ``ffjord`` is a conditional continuous flow with the options ``blocks``, ``hidden``, ``layer``,
-``activation``, ``solver`` and ``divergence`` of :func:`~pyro_scnf.flows.ffjord`. Its divergence is exact
-unless told otherwise, which costs about as many passes as :math:`z_f` has components.
+``activation``, ``solver`` and ``divergence`` of :func:`~pyro_scnf.flows.ffjord`, and ``base``,
+``base_scale``, ``embedding_dim`` and ``context_dim`` of :class:`ConditionalFlowPrior`. Its divergence is
+exact unless told otherwise, which costs about as many passes as :math:`z_f` has components.
 """
 
 PriorSpec = str | Mapping[str, object] | Callable[..., ClassConditionalPrior] | ClassConditionalPrior

@@ -16,16 +16,18 @@ __all__ = ["Energy"]
 class Energy(TrainingTerm):
     r"""The energy of the paths that the rows take through the continuous layers of a flow,
 
-    .. math:: \sum_n \int_0^T \lVert f \rVert^2 + \lambda \Bigl\lVert \frac{\partial f}{\partial z}
+    .. math:: \sum_n T \int_0^T \lVert f \rVert^2 + \lambda \Bigl\lVert \frac{\partial f}{\partial z}
         \Bigr\rVert_F^2 \, dt.
 
-    Among all flows of the same density it prefers one that the solver follows in few steps. In the layers of
-    a prior, each row has a path for each label, and their mean counts.
+    The factor T makes it a property of the paths, whatever the time T that they take. Short, straight paths
+    need few steps of the solver. In the layers of a prior, each row has a path for each label, and their mean
+    counts.
 
     :param float jacobian: the factor :math:`\lambda`, 1 by default, 0 or more.
     :raises ValueError: for a number out of range.
 
-    Reference: Finlay et al., *How to Train Your Neural ODE*, 2020, where both factors are 0.01 for images.
+    Reference: Finlay et al., *How to Train Your Neural ODE*, 2020, where T is 1, and both factors are 0.01
+    for images.
     """
 
     jacobian: float = 1.0

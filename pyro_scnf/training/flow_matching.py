@@ -54,7 +54,8 @@ def match_flow(
     refines the flow.
 
     :param model: an initialised model whose :math:`f_w` has one continuous layer, the deepest, such as
-        ``flows.ffjord(2)``. Layers nearer to the data stay as they are.
+        ``flows.ffjord(2)``. Layers nearer to the data stay as they are. A field of your own is called with
+        times that broadcast against z, ``(B, 1)`` or ``(B, 1, 1, 1)``.
     :param data: rows to learn from, the labelled ones and the others. Their labels matter to the prior only.
     :param int steps: optimiser steps of Adam, whose learning rate falls to 0 along a cosine.
     :param int batch_size: rows a step.
@@ -65,7 +66,8 @@ def match_flow(
     :param augment: see :class:`~pyro_scnf.datasets.Augment`.
     :param int seed: seed of batches and noise. The global random generators stay as they are.
     :return: the loss of each step, ``(steps,)``: the mean squared error of a component of the velocity.
-    :raises ValueError: for another kind of :math:`f_w`, or an option out of range.
+    :raises ValueError: for another kind of :math:`f_w`, a frozen field, or an option out of range.
+    :raises RuntimeError: if the loss becomes NaN or infinite.
 
     References: Lipman et al., *Flow Matching for Generative Modeling*, 2023; Tong et al., *Improving and
     Generalizing Flow-Based Generative Models with Minibatch Optimal Transport*, 2024.
@@ -80,27 +82,32 @@ def match_flow(
     check_word("coupling", coupling, ("optimal", "independent"))
     before, layer = _parts(model.flow.transform)
     change, device = as_augment(augment), reference_tensor(model).device
-    optimizer = torch.optim.Adam(layer.net.parameters(), learning_rate)
+    trained = [parameter for parameter in layer.net.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("model: no parameter of its velocity field has requires_grad=True")
+    optimizer = torch.optim.Adam(trained, learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses = []
-    with seeded(seed, device), torch.enable_grad():
-        for _ in range(steps):
+    with seeded(seed, device), torch.inference_mode(False), torch.enable_grad():
+        for number in range(steps):
             rows = data.x[torch.randint(len(data.x), (batch_size,))].to(device)
             x = model.flow.check_data(change(rows), "augment(x)", "match_flow")
             with torch.no_grad():
                 for each in before:
                     x = each._inverse_ladj(x)[0]
             loss = _error(layer, x, _paired(x, coupling))
+            if not torch.isfinite(loss):
+                raise RuntimeError(
+                    f"match_flow stopped at step {number}: the loss is not finite; lower learning_rate"
+                )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
+        optimizer.zero_grad(set_to_none=True)
         _initialize_prior(model, data, change.prepare)
-    found = torch.stack(losses).cpu()
-    if not torch.isfinite(found).all():
-        raise RuntimeError("match_flow: the loss is not finite; lower learning_rate")
-    return found
+    return torch.stack(losses).cpu()
 
 
 def _parts(transform: FlowTransform) -> tuple[list[Layer], ContinuousFlow]:
@@ -141,7 +148,7 @@ def _error(layer: ContinuousFlow, x: Tensor, noise: Tensor) -> Tensor:
     share = torch.rand((len(x),) + (1,) * (x.dim() - 1), dtype=x.dtype, device=x.device)
     between = (1 - share) * x + share * noise
     end_time = layer.end_time.detach()
-    velocity = layer.net(share.reshape(-1) * end_time, between)
+    velocity = layer.net(share * end_time, between)
     return (end_time * velocity - (noise - x)).square().mean()
 
 

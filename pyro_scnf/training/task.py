@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,7 +67,8 @@ class SemiSupervisedTask(lightning.LightningModule):
     :param int seed: seed of all noise.
     :param settings: further settings, by name. A run resumes from a checkpoint only if it has the same ones.
     :raises RuntimeError: in training, if the loss or its gradient is NaN or infinite, or if the solver of a
-        continuous layer cannot go on. The message names the step, and the term or the layer.
+        continuous layer cannot go on. The message names the step, and the term or the layer. In validation,
+        and for the adjoint equation, it is the message of the solver alone.
     """
 
     def __init__(
@@ -138,6 +139,10 @@ class SemiSupervisedTask(lightning.LightningModule):
         try:
             loss: Tensor = objective(*arguments, **given, progress=progress)
         except SolverError as error:
+            with suppress(SolverError):  # that of the search
+                term = first_bad_term(self.model, x, x_unlabelled)
+                if term is not None:
+                    raise self._stopped("scoring failed", term) from error
             raise self._stopped_by_solver(error) from error
         except ValueError as error:
             self._check_changed(x, x_unlabelled)
@@ -227,19 +232,23 @@ class SemiSupervisedTask(lightning.LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: object, batch_idx: int) -> Tensor:
-        x, _ = self._prepared("predict", batch, batch_idx)
-        probs: Tensor = self.model.posterior(x).probs
+        x, _ = as_rows(batch, self.model.flow.num_classes)
+        with self._same_noise("predict", batch_idx):
+            probs: Tensor = self.model.posterior(self.augment.prepare(x)).probs
         return probs
 
-    def _prepared(self, kind: str, batch: object, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        """The rows of a batch, dequantised the same way each time, and their labels."""
-        x, y = as_rows(batch, self.model.flow.num_classes)
-        with noise(derive_seed(self.seed, kind, batch_idx, self.global_rank), self.device):
-            return self.augment.prepare(x), y
+    def _same_noise(self, kind: str, batch_idx: int) -> AbstractContextManager[None]:
+        """A block in which a batch of held-out rows meets the same noise each time.
+
+        Rows are dequantised by it, and a flow may estimate its log-determinant.
+        """
+        return noise(derive_seed(self.seed, kind, batch_idx, self.global_rank), self.device)
 
     def _score(self, kind: str, batch: object, batch_idx: int) -> None:
-        x, y = self._prepared(kind, batch, batch_idx)
-        ((table, common),) = self.model.flow.scores(x)
+        x, y = as_rows(batch, self.model.flow.num_classes)
+        with self._same_noise(kind, batch_idx):
+            x = self.augment.prepare(x)
+            ((table, common),) = self.model.flow.scores(x)
         # Decide by the table alone. In a sum with what all labels share, rounding could hide the differences.
         joint = table + self.model.class_probs.log_probs
         known = torch.zeros(len(x), dtype=torch.bool, device=x.device) if y is None else y != UNLABELLED

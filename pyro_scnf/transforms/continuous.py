@@ -9,10 +9,10 @@ The log-determinant is integrated together with the state. From latent to data t
 
 The divergence is exact, or one unbiased estimate :math:`\epsilon^T (\partial f / \partial z)\, \epsilon` with
 noise :math:`\epsilon` that stays the same during a solve (Hutchinson). In the flow :math:`f_w` of a
-semi-conditional flow an estimate is harmless. The log-determinant of :math:`f_w` is the same for every label,
-so its noise cancels in :math:`p(y \mid x)` and leaves :math:`\log p(x)` unbiased. In a flow that sees the
-label, the noise stands inside of :math:`\log \sum_y p(y)\, p(x \mid y)`, which is not linear, and biases it.
-A conditional layer therefore computes the divergence exactly unless told otherwise.
+semi-conditional flow an estimate biases nothing. The log-determinant of :math:`f_w` is the same for every
+label, so its noise cancels in :math:`p(y \mid x)` and leaves :math:`\log p(x)` unbiased. In a flow that sees
+the label, the noise stands inside of :math:`\log \sum_y p(y)\, p(x \mid y)`, which is not linear, and biases
+it. A conditional layer therefore computes the divergence exactly unless told otherwise.
 
 References: Grathwohl et al., *FFJORD*, 2019; Atanov et al., *Semi-Conditional Normalizing Flows*, 2019,
 appendix C (conditional); Finlay et al., *How to train your neural ODE*, 2020 (energies).
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_scnf._numbers import check_flag, check_scale, check_word
-from pyro_scnf._shapes import no_autocast
+from pyro_scnf._shapes import as_event_shape, no_autocast
 from pyro_scnf.transforms.base import ConditionalFlowTransform, FlowTransform
 from pyro_scnf.transforms.bijection import Bijection
 from pyro_scnf.transforms.solver import Energies, SolverError, SolverSpec, make_solver, records_of_energies
@@ -59,9 +59,12 @@ class _Continuous(Bijection):
             raise ValueError(
                 f"net={net!r}: expected a velocity field (pyro_scnf.nn.Dynamics, or a module of your own)"
             )
-        own = getattr(net, "event_shape", self.event_shape)
+        own = as_event_shape(getattr(net, "event_shape", self.event_shape), "net: its event_shape")
         if own != self.event_shape:
             raise ValueError(f"net: its event_shape is {tuple(own)}, expected {tuple(self.event_shape)}")
+        length = self.context_dim if isinstance(self, ConditionalFlowTransform) else 0
+        if getattr(net, "context_dim", length) != length:
+            raise ValueError(f"net: its context_dim is {net.context_dim}, expected {length}")
         self.net, self.solver = net, make_solver(solver)
         if divergence is None:
             small = self.event_shape.numel() <= SMALL or isinstance(self, ConditionalFlowTransform)
@@ -161,12 +164,11 @@ class _Continuous(Bijection):
         else:
             divergence = (products * tangents.flatten(-event_dim)).sum((0, -1))
         velocity = velocity.flatten(-event_dim)
-        signed = torch.cat([velocity, divergence[..., None]], -1)
-        parts = [-signed if backwards else signed]
-        if energies:
-            kinetic, jacobian = velocity.square().sum(-1), products.square().sum((0, -1))
-            parts.append(torch.stack([kinetic, jacobian], -1))
-        return end_time * torch.cat(parts, -1) if energies else end_time * parts[0]
+        change = (-end_time if backwards else end_time) * torch.cat([velocity, divergence[..., None]], -1)
+        if not energies:
+            return change
+        squares = torch.stack([velocity.square().sum(-1), products.square().sum((0, -1))], -1)
+        return torch.cat([change, end_time.square() * squares], -1)
 
 
 def _worst_row(size: int, error: Tensor) -> Tensor:
@@ -192,19 +194,28 @@ def velocity_and_products(
     if with_tangents is not None:
         return with_tangents(t, z, tangents, *context)
     wanted = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        t, z, tangents, *others = (_usable(each) for each in (t, z, tangents, *context))
         if not z.requires_grad:
             z = z.detach().requires_grad_()
-        velocity = net(t, z, *context)
-        products = torch.stack(
-            [
-                torch.autograd.grad(velocity, z, along.expand_as(z), create_graph=wanted, retain_graph=True)[
-                    0
-                ]
-                for along in tangents
-            ]
-        )
-    return velocity if wanted else velocity.detach(), products
+        velocity = _checked(net(t, z, *others), z)
+        if not velocity.requires_grad:  # it depends on nothing
+            return velocity, velocity.new_zeros((len(tangents), *z.shape))
+        options = {"create_graph": wanted, "retain_graph": True, "materialize_grads": True}
+        each = [torch.autograd.grad(velocity, z, along.expand_as(z), **options)[0] for along in tangents]
+    return velocity if wanted else velocity.detach(), torch.stack(each)
+
+
+def _usable(value: Tensor) -> Tensor:
+    """``value``, or a copy that autograd can use if it was made in inference mode."""
+    return value.clone() if value.is_inference() else value
+
+
+def _checked(velocity: Tensor, z: Tensor) -> Tensor:
+    """Raise unless ``velocity`` has the shape of ``z``."""
+    if velocity.shape != z.shape:
+        raise ValueError(f"net: gives a velocity of shape {tuple(velocity.shape)} at z of {tuple(z.shape)}")
+    return velocity
 
 
 class ContinuousFlow(_Continuous, FlowTransform):
@@ -213,7 +224,7 @@ class ContinuousFlow(_Continuous, FlowTransform):
     :param event_shape: ``(D,)`` or ``(C, H, W)``.
     :param net: the velocity field, called with ``(t, z)``, see :class:`~pyro_scnf.nn.Dynamics`. A module of
         your own may have a method like :meth:`~pyro_scnf.nn.Dynamics.with_tangents`. Otherwise automatic
-        differentiation takes its place.
+        differentiation takes its place. It must give the same velocity each time, so no dropout.
     :param solver: a word of :data:`~pyro_scnf.transforms.SOLVERS`, with options (``"dopri5:rtol=1e-6"``), or
         a :class:`~pyro_scnf.transforms.Solver`.
     :param divergence: ``"exact"``, or estimated with ``"gaussian"`` or ``"rademacher"`` noise. By default it
@@ -225,7 +236,9 @@ class ContinuousFlow(_Continuous, FlowTransform):
     :raises ImportError: without torchdiffeq.
     :raises SolverError: while it runs, if the solver cannot go on.
 
-    Values are those of the solver: right to its tolerance, and in evaluation mode to a tighter one. Single
+    Values are those of the solver. An adaptive one keeps the error of each step within its tolerance, in
+    evaluation mode within a tighter one. Equal steps keep to no tolerance. With an estimated divergence, two
+    calls give different log-determinants. Single
     precision resolves about :math:`10^{-7}`. The transforms of ``torch.func``, such as ``vmap``, cannot run
     it.
 
@@ -255,7 +268,9 @@ class ConditionalContinuousFlow(_Continuous, ConditionalFlowTransform):
     K contexts for each row are solved together. A step of the solver is as short as the most difficult pair
     of row and context needs. By default the divergence is exact.
 
-    :param int context_dim: length of a context vector; ``net`` must take contexts of this length.
+    :param int context_dim: length of a context vector; ``net`` must take contexts of this length. It is
+        called with ``(t, z, context)``. The batch of the context broadcasts against that of z, and may lack
+        dimensions.
 
     See :class:`ContinuousFlow` for the other parameters and :class:`ConditionalFlowTransform` for how batch
     shapes broadcast.

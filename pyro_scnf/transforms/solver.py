@@ -1,7 +1,7 @@
 """Solvers of ordinary differential equations for continuous flows, and what they did.
 
-The solvers are those of torchdiffeq. This module adds an error norm by rows, errors that tell what to try,
-and a record of function evaluations and energies.
+The solvers are those of torchdiffeq. This module adds errors that tell what to try, and a record of function
+evaluations and energies.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import torch
@@ -48,8 +48,8 @@ class Solver:
     :param float tighter: factor on both tolerances in evaluation mode, 0.1 by default.
     :param int steps: steps of a solver with equal steps, 20 by default.
     :param bool adjoint: whether to solve the adjoint equation backwards for the gradient. It needs memory for
-        one evaluation, and gives the gradient to the tolerance. By default the gradient goes through the
-        steps of the solver, which is exact for these steps, and faster.
+        one evaluation, gives the gradient to the tolerance, and has no second derivatives. By default the
+        gradient goes through the steps of the solver, which is exact for these steps, and faster.
     :param int max_evaluations: a solve that needs more evaluations raises :class:`SolverError`.
     :raises ValueError: for another method, a number out of range, or a setting that the method does not have.
     :raises ImportError: without torchdiffeq.
@@ -81,6 +81,11 @@ class Solver:
         check_flag(adjoint=self.adjoint)
         check_whole("solver: max_evaluations", self.max_evaluations, 1)
         require("torchdiffeq", "ode")
+
+    def as_spec(self) -> dict[str, object]:
+        """The solver as a mapping with the key ``name``, as files say it."""
+        given = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "method"}
+        return {"name": self.method, **{name: value for name, value in given.items() if value is not None}}
 
     @property
     def adaptive(self) -> bool:
@@ -184,7 +189,7 @@ def make_solver(spec: SolverSpec) -> Solver:
 
 
 class _Watched:
-    """A velocity whose evaluations are counted, and which stops a solve that can lead to nothing.
+    """A velocity whose evaluations are counted, and which stops a solve that cannot end.
 
     torchdiffeq calls ``callback_step`` before each step, and ``callback_step_adjoint`` before each step of
     the adjoint equation.
@@ -192,15 +197,20 @@ class _Watched:
 
     def __init__(self, velocity: Callable[[Tensor, Tensor], Tensor], solver: Solver, what: str) -> None:
         self.velocity, self.limit, self.what = velocity, solver.max_evaluations, what
-        self.evaluations = 0
+        self.evaluations = 0  # of this solve
+        self.records = _RECORDS.get()  # here, because the adjoint equation may be solved in another thread
 
     def __call__(self, s: Tensor, state: Tensor) -> Tensor:
         self.evaluations += 1
-        for record in _RECORDS.get():
+        for record in self.records:
             record.evaluations += 1
         if self.evaluations > self.limit:
             self._stop(s, f"more than max_evaluations={self.limit} evaluations of the velocity")
-        return self.velocity(s, state)
+        change = self.velocity(s, state)
+        if self.evaluations == 1 and not torch.isfinite(change).all():
+            what = "velocity" if torch.isfinite(state).all() else "input of the layer"
+            raise SolverError(f"{self.what}: the {what} is not finite")
+        return change
 
     def callback_step(self, s: Tensor, state: Tensor, step: Tensor) -> None:
         if not torch.isfinite(state).all():
@@ -209,6 +219,8 @@ class _Watched:
             self._stop(s, f"steps became too short, {float(step.detach()):.1e}")
 
     def callback_step_adjoint(self, s: Tensor, state: tuple[Tensor, ...], step: Tensor) -> None:
+        if abs(float(s)) == 1:  # the equation begins at the end
+            self.evaluations = 0
         if not all(bool(torch.isfinite(part).all()) for part in state):
             self._stop(s, "the adjoint state is no longer finite")
         if s + step == s:
@@ -223,8 +235,8 @@ class _Watched:
         share = abs(float(s.detach()))
         raise SolverError(
             f"{self.what}: stopped after the share {share:.3g} of the time and {self.evaluations} "
-            f"evaluations: {cause}. The velocity has become too steep. Try a lower learning rate, weight "
-            "decay, the training term 'energy', looser tolerances, double precision, or equal steps "
+            f"evaluations: {cause}. The velocity may have become too steep. Try a lower learning rate, "
+            "weight decay, the training term 'energy', looser tolerances, double precision, or equal steps "
             "(solver='rk4:steps=40')"
         )
 
@@ -234,9 +246,11 @@ class _Watched:
 class Energies:
     r"""Energies of the paths of the rows of one solve, ``(*batch,)`` each.
 
-    :ivar Tensor kinetic: :math:`\int \lVert f \rVert^2 dt`.
-    :ivar Tensor jacobian: :math:`\int \lVert \partial f / \partial z \rVert_F^2 dt`, estimated without bias
-        where the divergence is.
+    :ivar Tensor kinetic: :math:`T \int_0^T \lVert f \rVert^2 dt`.
+    :ivar Tensor jacobian: :math:`T \int_0^T \lVert \partial f / \partial z \rVert_F^2 dt`, estimated without
+        bias where the divergence is.
+
+    The factor T makes them the same for every T that gives the same paths.
     """
 
     kinetic: Tensor
