@@ -11,7 +11,7 @@ from torch import Tensor
 from trainee import BY_EM, EVERY_TERM, PAIRED, grouped, make_data, make_model
 
 from pyro_scnf.datasets import Augment
-from pyro_scnf.terms import Balance, Classification
+from pyro_scnf.terms import Balance, Classification, Energy
 from pyro_scnf.training import fit
 
 
@@ -54,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {
         "terms": tuple(term for term in EVERY_TERM if not term.per_process),
     },
     "balance": {"terms": (Balance(20.0),)},
+    "energy": {"continuous": True, "sizes": True, "terms": (Energy(0.1),)},
     "mixture by EM": {"prior": BY_EM, "class_probs": "em", "sizes": True},
     "no folder": {"out": None, "log": None},
 }
@@ -68,12 +69,13 @@ def train(
     linked: bool = False,
     evidence: int | None = None,
     class_probs: str = "learnable",
+    continuous: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """The weights and the result of a run of eleven steps, on this process."""
     data = make_data(validated=True, linked=linked, evidence=evidence)
     known = {"num_labelled": len(data.labelled[0]), "num_unlabelled": len(data.unlabelled)} if sizes else {}
-    model = make_model(data, prior, class_probs=class_probs, **known)
+    model = make_model(data, prior, continuous, class_probs=class_probs, **known)
     augment = Views() if any("view" in term.needs for term in options.get("terms", ())) else None
     options = {"out": folder, "log": "csv", "batch_size": 16, **options}
     with torch.no_grad():  # ranks begin with different weights; those of rank 0 must win

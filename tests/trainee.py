@@ -70,10 +70,14 @@ BY_EM = "gmm:components=2,fit_means=em,fit_scales=em,fit_weights=em,em_decay=0.8
 """A mixture that EM trains."""
 
 
-def make_model(data: SemiSupervisedData, prior: Any = "gmm", **options: Any) -> scnf.SemiSupervisedModel:
+def make_model(
+    data: SemiSupervisedData, prior: Any = "gmm", continuous: bool = False, **options: Any
+) -> scnf.SemiSupervisedModel:
     torch.manual_seed(0)
-    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=8, blocks=1), prior, 2)
-    model = scnf.SemiSupervisedModel(flow, **options)
+    f_w = scnf.flows.glow((2,), steps=1, width=8, blocks=1)
+    if continuous:  # equal steps, because adaptive ones depend on the other rows of a batch
+        f_w = scnf.flows.ffjord(2, hidden=(8,), solver="rk4:steps=3")
+    model = scnf.SemiSupervisedModel(scnf.SemiConditionalFlow(f_w, prior, 2), **options)
     model.initialize(data.x, data.y)
     return model
 

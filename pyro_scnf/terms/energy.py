@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pyro_scnf._numbers import LARGEST
 from pyro_scnf.terms.base import Part, Step, TrainingTerm
 
 __all__ = ["Energy"]
@@ -36,7 +37,7 @@ class Energy(TrainingTerm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._set_number("jacobian", at_least=0)
+        self._set_number("jacobian", at_least=0, at_most=LARGEST)
 
     def nats(self, step: Step) -> Tensor:
         assert step.energy is not None
