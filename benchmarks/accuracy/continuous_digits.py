@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy.continuous_digits --minutes-each 2 --json continuous_digits.json
 
 Both have a hundred labels, no graph, the same prior, augmentation and optimiser. The number of steps of each
-is chosen so that training takes ``--minutes-each`` on the CPU's clock: 20 steps of each are timed first.
+is chosen so that training takes ``--minutes-each`` on the CPU's clock: short runs of each are timed first.
 FFJORD has two levels of one continuous flow. Its divergence is estimated, in training and in evaluation.
 """
 
@@ -50,8 +50,10 @@ def trained(
 
 def measured(preset: Preset, data: SemiSupervisedData, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of one kind of flow."""
-    timed = 2 if args.smoke_test else TIMED
-    steps = int(60 * args.minutes_each / (trained(preset, data, timed, args)[1] / timed))
+    few = 2 if args.smoke_test else TIMED
+    start = trained(preset, data, few, args)[1]  # what every run takes, and a few steps
+    more = trained(preset, data, 4 * few, args)[1] - start
+    steps = max(few, int(60 * args.minutes_each / (max(more, 1e-3) / (3 * few))))
     model, seconds = trained(preset, data, 2 if args.smoke_test else steps, args)
     torch.manual_seed(args.seed)
     bins, draws = preset.augment.bins, preset.draws
