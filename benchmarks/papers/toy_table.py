@@ -84,7 +84,13 @@ class Cell(Run):
         }
 
 
-FIGURES = "error_pct nll minutes function_evaluations parameters"
+FIGURES = {
+    "error_pct": "error_pct",
+    "nll": "nll",
+    "cpu_minutes": "cpu_minutes_of_last_call",
+    "function_evaluations": "function_evaluations",
+    "parameters": "parameters",
+}
 PAPER: dict[tuple[str, str, str], tuple[str, str]] = {  # error in per cent and NLL, by data, f_w and prior
     ("moons", "glow", "flow"): ("0.6 ± 0.4", "1.11 ± 0.02"),
     ("moons", "glow", "gmm"): ("1.2 ± 1.2", "1.15 ± 0.01"),

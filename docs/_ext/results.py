@@ -76,6 +76,7 @@ OF_PAPERS = {
     "others_by_d": ("to another / D", 3),
     "accuracy_quarter_pct": ("accuracy after a quarter, %", 2),
     "minutes": ("minutes", 1),
+    "cpu_minutes": ("CPU minutes", 1),
     "function_evaluations": ("evaluations of a solve", 0),
     "parameters": ("parameters", 0),
 }
