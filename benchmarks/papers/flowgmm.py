@@ -249,11 +249,20 @@ def record(
         "table": args.table,
         "settings": {"seeds": args.seeds, "first_seed": args.first_seed, "smoke_test": args.smoke_test},
         "environment": environment("cpu", ("lightning", "scikit-learn")),
+        **lines_of(rows, made, args.seeds),
+        "paired_accuracy": paired(args.table, made),
+    }
+
+
+def lines_of(
+    rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]], seeds: int
+) -> dict[str, object]:
+    """The entries of a result file that its lines fill."""
+    return {
         "runs": {row.name: repr(row.run) for row in rows},
         "paper": {row.name: dict(row.paper) for row in rows},
         "ours": {row.name: summary(_finished(made[row.name]), row.figures) for row in rows},
-        "paired_accuracy": paired(args.table, made),
-        "complete": all(len(_finished(made[row.name])) == args.seeds for row in rows),
+        "complete": all(len(_finished(made[row.name])) == seeds for row in rows),
     }
 
 
@@ -261,16 +270,14 @@ def _finished(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [each for each in records if each.get("finished")]
 
 
-def show(table: str, rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]]) -> None:
-    """Print the table: for each line our figures, then those of the paper; and the differences of lines."""
+def show(rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]]) -> None:
+    """Print lines of a table: our figures, then those of the paper."""
     for each in rows:
         done = _finished(made[each.name])
         print(f"{each.name}: {len(done)} seeds")
         for figure, found in summary(done, each.figures).items():
             theirs = f"   (paper {each.paper[figure]})" if figure in each.paper else ""
             print(f"    {figure:20s} {found['mean']:10.4f} ± {found['std']:.4f}{theirs}")
-    for name, found in paired(table, made).items():
-        print(f"{name}: {found['mean']:.3f} % of accuracy, standard error {found['standard_error']:.3f}")
 
 
 def chosen(table: str, only: Sequence[str] | None) -> list[Row]:
@@ -330,7 +337,9 @@ def main() -> int:
             made[each.name].append(each.run.found_or_made(number, args, minutes))
             write_json(args.json, record(rows, made, args))
     print(f"Table {args.table}, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
-    show(args.table, rows, made)
+    show(rows, made)
+    for name, found in paired(args.table, made).items():
+        print(f"{name}: {found['mean']:.3f} % of accuracy, standard error {found['standard_error']:.3f}")
     return 0
 
 

@@ -49,9 +49,14 @@ class Run:
         text = "_".join([type(self).__name__.lower(), *chosen])
         return "".join(c if c.isalnum() or c in "=._-" else "-" for c in text)
 
+    def folder(self, seed: int, args: argparse.Namespace) -> Path:
+        """Where the run of a seed is kept."""
+        folder: Path = args.out / ("smoke" if args.smoke_test else "runs") / self.slug / str(seed)
+        return folder
+
     def found_or_made(self, seed: int, args: argparse.Namespace, minutes: float | None) -> Metrics:
         """The figures of a finished run in its folder, or of a run as far as ``minutes`` allow."""
-        folder = args.out / ("smoke" if args.smoke_test else "runs") / self.slug / str(seed)
+        folder = self.folder(seed, args)
         found = read_json(folder / "metrics.json")
         if found.get("finished") or (minutes is not None and minutes < 1):
             return found

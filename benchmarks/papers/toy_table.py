@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 import pyro_scnf as scnf
-from benchmarks.papers.flowgmm import Row, row, summary
+from benchmarks.papers.flowgmm import Row, lines_of, row, show
 from benchmarks.papers.flowgmm_runs import Metrics, Run
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
@@ -129,9 +129,7 @@ def draw(line: Row, number: int, args: argparse.Namespace) -> None:
     """The regions of the classes, and the density, of a finished run."""
     run = line.run
     assert isinstance(run, Cell)
-    model = scnf.load(
-        args.out / ("smoke" if args.smoke_test else "runs") / run.slug / str(number) / "model.pt"
-    )
+    model = scnf.load(run.folder(number, args) / "model.pt")
     data: SemiSupervisedData = toy(run.data, seed=number)
     folder = args.out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +141,6 @@ def record(
     rows: Sequence[Row], made: Mapping[str, list[Mapping[str, Any]]], args: argparse.Namespace
 ) -> dict[str, object]:
     """What the result file holds."""
-    done = {name: [each for each in records if each.get("finished")] for name, records in made.items()}
     return {
         "benchmark": "toy_table",
         "table": "1",
@@ -154,10 +151,7 @@ def record(
             "smoke_test": args.smoke_test,
         },
         "environment": environment("cpu", ("lightning", "scikit-learn", "torchdiffeq")),
-        "runs": {line.name: repr(line.run) for line in rows},
-        "paper": {line.name: dict(line.paper) for line in rows},
-        "ours": {line.name: summary(done[line.name], line.figures) for line in rows},
-        "complete": all(len(done[line.name]) == args.seeds for line in rows),
+        **lines_of(rows, made, args.seeds),
     }
 
 
@@ -195,12 +189,7 @@ def main() -> int:
             if metrics.get("finished") and number == args.first_seed:
                 draw(line, number, args)
     print(f"Table 1, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
-    for line in rows:
-        done = [each for each in made[line.name] if each.get("finished")]
-        print(f"{line.name}: {len(done)} seeds")
-        for figure, found in summary(done, line.figures).items():
-            theirs = f"   (paper {line.paper[figure]})" if figure in line.paper else ""
-            print(f"    {figure:20s} {found['mean']:10.4f} ± {found['std']:.4f}{theirs}")
+    show(rows, made)
     return 0
 
 

@@ -86,16 +86,18 @@ def _recorded(call: Callable[[], object]) -> int:
     return record.evaluations
 
 
-def ours(seed: int) -> Peer:
-    net = field(seed)
+def _of(net: nn.Module) -> Peer:
+    """This library's flow along a field."""
     flow = ContinuousFlow(2, net, solver=SOLVER, end_time=1.0, learn_end_time=False)
     return Peer(net, flow.inverse_and_ladj, _recorded)
+
+
+def ours(seed: int) -> Peer:
+    return _of(field(seed))
 
 
 def differentiated(seed: int) -> Peer:
-    net = Counted(field(seed))
-    flow = ContinuousFlow(2, net, solver=SOLVER, end_time=1.0, learn_end_time=False)
-    return Peer(net, flow.inverse_and_ladj, _recorded)
+    return _of(Counted(field(seed)))
 
 
 def zuko(seed: int) -> Peer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -96,21 +97,14 @@ def ffjord(
     if activation is None:
         activation = "softplus" if images else "tanh"
 
+    make: Callable[..., Layer] = ContinuousFlow
+    if context_dim:
+        make = partial(ConditionalContinuousFlow, context_dim=context_dim)
+
     def continuous(shape: torch.Size) -> Layer:
-        net = Dynamics(shape, hidden, layer, activation, context_dim)
-        if not context_dim:
-            return ContinuousFlow(
-                shape,
-                net,
-                solver=solver,
-                divergence=divergence,
-                end_time=end_time,
-                learn_end_time=learn_end_time,
-            )
-        return ConditionalContinuousFlow(
+        return make(
             shape,
-            net,
-            context_dim=context_dim,
+            Dynamics(shape, hidden, layer, activation, context_dim),
             solver=solver,
             divergence=divergence,
             end_time=end_time,

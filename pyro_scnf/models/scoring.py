@@ -130,11 +130,11 @@ def score_step(
                 "augment has to change rows"
             )
     rows: dict[Part, Rows | None] = {"labelled": labelled, "unlabelled": unlabelled, "view": view}
-    continuous = continuous_layers(model.flow) or None
-    given = {"y": known, "pairs": extra.pairs, "evidence": evidence, "energy": continuous, **rows}
     current = active(terms, extra.progress)
-    check_needs(current, given)
     needs = needs_of(current)
+    continuous = "energy" in needs and continuous_layers(model.flow) > 0
+    given = {"y": known, "pairs": extra.pairs, "evidence": evidence, "energy": continuous, **rows}
+    check_needs(current, given)
     energy = _energy(model, batch, labelled, unlabelled) if "energy" in needs else None
     wanted = {part: some for part, some in rows.items() if some is not None and part in needs}
     scored = _score(model, batch, wanted)
