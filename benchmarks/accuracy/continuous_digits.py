@@ -89,7 +89,6 @@ def main() -> int:
             "settings": {name: getattr(args, name) for name in ("minutes_each", "seed", "threads")},
             "environment": environment("cpu", ("lightning", "scikit-learn", "torchdiffeq")),
             "flows": results,
-            "complete": not args.smoke_test,
         },
     )
     return 0
