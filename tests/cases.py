@@ -99,6 +99,14 @@ def small_atanov2019() -> T.Compose:
     return T.Compose([T.MultiScale(stages, 16), T.Logit(shape, alpha=0.05)])
 
 
+def fitted(layer: Any) -> Any:
+    """A layer whose knots, rotations and scales are those of skewed and correlated data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, *layer.event_shape, generator=generator)
+    layer.initialize(x.cumsum(-1) + 0.3 * x.exp())
+    return layer
+
+
 def continuous(
     event_shape: tuple[int, ...], context_dim: int = 0, solver: str = SOLVER, **options: Any
 ) -> T.ContinuousFlow | T.ConditionalContinuousFlow:
@@ -199,6 +207,12 @@ TRANSFORMS: dict[str, Case] = {
     "logit-no-contraction": Case(lambda: T.Logit(VECTOR, alpha=0), VECTOR, data="unit"),
     "gaussianization-vector": Case(lambda: T.MarginalGaussianization(VECTOR, cells=5), VECTOR, data="unit"),
     "gaussianization-image": Case(lambda: T.MarginalGaussianization(IMAGE), IMAGE, data="unit"),
+    "quantile-spline": Case(lambda: fitted(T.QuantileSpline(VECTOR, bins=6)), VECTOR),
+    "quantile-spline-identity": Case(lambda: T.QuantileSpline((1,), bins=4), (1,)),
+    "principal-components": Case(lambda: fitted(T.PrincipalComponents(ODD)), ODD),
+    "glow-quantiles": Case(
+        lambda: fitted(flows.glow(VECTOR, steps=1, width=WIDTH, blocks=1, quantiles=5)), VECTOR
+    ),
     "compose-vector": Case(
         lambda: T.Compose([T.ActNorm(VECTOR), T.AffineCoupling(VECTOR, mlp(2, 4)), T.Flip(VECTOR)]), VECTOR
     ),
@@ -481,6 +495,8 @@ PRIORS: dict[str, PriorCase] = {
     "student-t": prior("student-t"),
     "student-t-image": prior("student-t:df=3.0,fit_df=gradient", (2, 2, 1)),
     "student-t-em": prior("student-t:fit_means=em,fit_scales=em"),
+    "student-t-full": prior("student-t:covariance=full,fit_df=gradient", (2, 2, 1)),
+    "student-t-full-em": prior("student-t:covariance=full,components=2,fit_means=em,fit_scales=em"),
     "student-t-components": prior("student-t:components=2,fit_weights=em"),
 }
 """Class-conditional priors."""

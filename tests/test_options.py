@@ -266,6 +266,8 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     transforms.Permute: VECTOR,
     transforms.Logit: {**VECTOR, "alpha": 0.1},
     transforms.MarginalGaussianization: {**VECTOR, "cells": 4},
+    transforms.PrincipalComponents: VECTOR,
+    transforms.QuantileSpline: {**VECTOR, "bins": 4},
     transforms.dequantize: {"x": torch.tensor([0, 3]), "bins": 4},
     transforms.quantize: {"x": torch.tensor([0.1, 0.9]), "bins": 4},
     distributions.BaseNormal: {**VECTOR, "scale": "learnable", "init_scale": 0.5},

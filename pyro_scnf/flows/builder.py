@@ -18,6 +18,7 @@ from pyro_scnf.transforms import (
     Logit,
     MarginalGaussianization,
     MaskedAffineCoupling,
+    QuantileSpline,
     kept_channels,
 )
 from pyro_scnf.transforms.compose import Layer
@@ -85,17 +86,24 @@ def check_levels(shape: torch.Size, levels: int, coupled: bool = True) -> None:
         channels = channels if last else kept_channels(channels)
 
 
-def data_layers(shape: torch.Size, logit: float | None, gaussianize: int | None) -> list[FlowTransform]:
-    """The layer next to the data that one of the two options asks for, if any."""
-    layers: list[FlowTransform] = []
-    if gaussianize is not None:
-        layers = [MarginalGaussianization(shape, check_whole("gaussianize", gaussianize, 1))]
+def data_layers(
+    shape: torch.Size, logit: float | None, gaussianize: int | None, quantiles: int | None
+) -> list[FlowTransform]:
+    """The layer next to the data that one of the options asks for, if any."""
+    given = {"logit": logit, "gaussianize": gaussianize, "quantiles": quantiles}
+    first, *others = [name for name, value in given.items() if value is not None] or [""]
+    if others:
+        refuse_unused(f"{others[-1]} takes its place", **{first: given[first]})
     if logit is not None:
-        logit = check_number("logit", logit, at_least=0, below=1)
-        if layers:
-            refuse_unused("gaussianize takes its place", logit=logit)
-        layers = [Logit(shape, logit)]
-    return layers
+        return [Logit(shape, check_number("logit", logit, at_least=0, below=1))]
+    if gaussianize is not None:
+        return [MarginalGaussianization(shape, check_whole("gaussianize", gaussianize, 1))]
+    if quantiles is not None:
+        quantiles = check_whole("quantiles", quantiles, 4)
+        if len(shape) != 1:
+            raise ValueError(f"quantiles={quantiles}, event_shape={tuple(shape)}: only for vectors (D,)")
+        return [QuantileSpline(shape, quantiles)]
+    return []
 
 
 class CouplingBuilder:

@@ -45,6 +45,7 @@ def ffjord(
     learn_end_time: bool = True,
     logit: float | None = None,
     gaussianize: int | None = None,
+    quantiles: int | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
 ) -> Layer:
@@ -70,6 +71,8 @@ def ffjord(
         data in the unit interval. By default there is no logit.
     :param int gaussianize: cells of a :class:`~pyro_scnf.transforms.MarginalGaussianization` next to the
         data, in place of the logit. For dequantised images, give the number of grey levels.
+    :param int quantiles: bins of a :class:`~pyro_scnf.transforms.QuantileSpline` next to the data, in place
+        of the logit: for columns of a table in any units.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all components
         of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
@@ -111,7 +114,7 @@ def ffjord(
             learn_end_time=learn_end_time,
         )
 
-    preprocessing = data_layers(shape, logit, gaussianize)
+    preprocessing = data_layers(shape, logit, gaussianize, quantiles)
     stages: list[Layer] = []  # the one nearest the data comes first
     for level in range(levels):
         layers: list[Layer] = []

@@ -46,6 +46,7 @@ def glow(
     conv: Literal["lu", "plain"] = "lu",
     logit: float | None = None,
     gaussianize: int | None = None,
+    quantiles: int | None = None,
     latent_dim: int | None = None,
     factor_out: bool = True,
     context_dim: int = 0,
@@ -74,6 +75,8 @@ def glow(
         data in the unit interval. By default there is no logit.
     :param int gaussianize: cells of a :class:`~pyro_scnf.transforms.MarginalGaussianization` next to the
         data, in place of the logit. For dequantised images, give the number of grey levels.
+    :param int quantiles: bins of a :class:`~pyro_scnf.transforms.QuantileSpline` next to the data, in place
+        of the logit: for columns of a table in any units.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param bool factor_out: whether half of the channels leave the flow between two levels. If not, all
@@ -104,7 +107,7 @@ def glow(
         raise ValueError(f"steps={steps!r}: no level has a step of flow, expected at least one that has")
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
     init: Literal["identity", "orthogonal"] = "identity" if conv == "plain" else "orthogonal"
-    preprocessing = data_layers(shape, logit, gaussianize)
+    preprocessing = data_layers(shape, logit, gaussianize, quantiles)
 
     stages: list[Layer] = []  # the one nearest the data comes first
     for level, build in enumerate(builders):

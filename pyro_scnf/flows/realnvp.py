@@ -30,6 +30,7 @@ def realnvp(
     scale: ScaleName = "tanh",
     logit: float | None = None,
     gaussianize: int | None = None,
+    quantiles: int | None = None,
     latent_dim: int | None = None,
     context_dim: int = 0,
     net: NetSpec | Sequence[NetSpec] | None = None,
@@ -52,6 +53,8 @@ def realnvp(
         data in the unit interval. By default there is no logit.
     :param int gaussianize: cells of a :class:`~pyro_scnf.transforms.MarginalGaussianization` next to the
         data, in place of the logit. For dequantised images, give the number of grey levels.
+    :param int quantiles: bins of a :class:`~pyro_scnf.transforms.QuantileSpline` next to the data, in place
+        of the logit: for columns of a table in any units.
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all
         components of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
@@ -80,7 +83,7 @@ def realnvp(
         )
     levels = levels or (1 if len(shape) == 1 else 2)
     builders = builders_of_levels(levels, net, width, blocks, scale, context_dim)
-    preprocessing = data_layers(shape, logit, gaussianize)
+    preprocessing = data_layers(shape, logit, gaussianize, quantiles)
     if len(shape) == 1:
         layers = [builders[0].split(shape, flip=bool(i % 2)) for i in range(couplings or 8)]
         stages: list[Layer] = [compose(layers[::-1])]

@@ -16,6 +16,8 @@ from pyro_scnf.transforms.dequantize import dequantize, quantize
 from pyro_scnf.transforms.gaussianization import MarginalGaussianization
 from pyro_scnf.transforms.logit import Logit
 from pyro_scnf.transforms.multiscale import ConditionalMultiScale, MultiScale, kept_channels, multi_scale
+from pyro_scnf.transforms.principal_components import PrincipalComponents
+from pyro_scnf.transforms.quantile_spline import QuantileSpline
 from pyro_scnf.transforms.scale import SCALES
 from pyro_scnf.transforms.shape import Flatten, Flip, Permute, Squeeze
 from pyro_scnf.transforms.solver import (
@@ -51,6 +53,8 @@ __all__ = [
     "MaskedAffineCoupling",
     "MultiScale",
     "Permute",
+    "PrincipalComponents",
+    "QuantileSpline",
     "SolveRecord",
     "Solver",
     "SolverError",
