@@ -25,6 +25,7 @@ from pyro_scnf._numbers import (
 from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf.class_probs import categorical
 from pyro_scnf.priors.base import ClassConditionalPrior
+from pyro_scnf.priors.full_covariance import cholesky, most_likely_factors
 from pyro_scnf.priors.initial_means import (
     BY_LABELS,
     Means,
@@ -47,6 +48,9 @@ SMALLEST_SCALE = 1e-4
 
 FEWEST = 1e-6
 """EM leaves a component alone if its rows weigh less than this in all."""
+
+TINY = torch.finfo(torch.float64).tiny
+"""Divides the statistics of a component without rows."""
 
 
 class _Mixture(Portable, dist.MixtureSameFamily):
@@ -88,6 +92,7 @@ class LocationScalePrior(ClassConditionalPrior):
 
     loc: Tensor
     log_scale: Tensor
+    off_diagonal: Tensor
     log_weights: Tensor
     begun: Tensor
 
@@ -131,6 +136,10 @@ class LocationScalePrior(ClassConditionalPrior):
         self._table("loc", loc.reshape(*first, *self.event_shape), self.fits["fit_means"])
         shape = (*first, *scale_shape) if per_component else scale_shape
         self._table("log_scale", torch.full(shape, math.log(scale)), self.fits["fit_scales"])
+        self.full = full
+        if full:  # the scales are the diagonals of Cholesky factors
+            below = torch.zeros(*first, *scale_shape, *scale_shape)
+            self._table("off_diagonal", below, self.fits["fit_scales"])
         if components > 1:
             self._table("log_weights", torch.zeros(first), self.fits["fit_weights"])
         if self.fitted_by_em:
@@ -188,6 +197,11 @@ class LocationScalePrior(ClassConditionalPrior):
     def _of_component(self, table: Tensor, y: Tensor, event_dim: int) -> Tensor:
         """:meth:`_pick` from a table with ``event_dim`` dimensions for each component."""
         return self._pick(table, y, event_dim + len(self._inner))
+
+    def _cholesky(self, y: Tensor, cast: Cast) -> Tensor:
+        """The Cholesky factors of the components, ``(*batch, D, D)``, if these have full covariances."""
+        log_scale = self._of_component(cast(self.log_scale), y, 1)
+        return cholesky(log_scale, self._of_component(cast(self.off_diagonal), y, 2))
 
     def _event(self, value: Tensor) -> Tensor:
         """``value`` ``(*batch,)`` with an axis of length 1 for each event dimension."""
@@ -250,7 +264,10 @@ class LocationScalePrior(ClassConditionalPrior):
         self.moments.add(flat, rows, u)
 
     def _precisions(self, z: Tensor) -> Tensor | None:
-        """Weights of the numbers of rows ``(B, D)`` in each component, ``(B, P, D)``, if they have any."""
+        """Weights of rows ``(B, D)`` in each component, if they have any.
+
+        One for each number, ``(B, P, D)``; with full covariances one for each row, ``(B, P)``.
+        """
         return None
 
     @torch.no_grad()
@@ -280,7 +297,15 @@ class LocationScalePrior(ClassConditionalPrior):
 
     def _covariances(self) -> Tensor:
         """Variances ``(P, D)`` of the components, or covariances ``(P, D, D)`` if these are full."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _covariances")
+        if not self.full:
+            raise NotImplementedError(f"{type(self).__name__} does not define _covariances")
+        tril = self._wide_factors()
+        return tril @ tril.mT
+
+    def _wide_factors(self) -> Tensor:
+        """The Cholesky factors of all components in double precision, ``(P, D, D)``."""
+        (rows, dim), below = self.moments.mean.shape, in_double(self.off_diagonal)
+        return cholesky(in_double(self.log_scale).reshape(rows, dim), below.reshape(rows, dim, dim))
 
     @torch.no_grad()
     def maximise(self) -> None:
@@ -302,7 +327,12 @@ class LocationScalePrior(ClassConditionalPrior):
 
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         """Set the scales of ``live`` components from the scatter about means, ``(P, D)`` or ``(P, D, D)``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _maximise_scales")
+        if not self.full:
+            raise NotImplementedError(f"{type(self).__name__} does not define _maximise_scales")
+        each = scatter / in_double(self.moments.count).clamp(min=TINY)[:, None, None]
+        log_scale, below = most_likely_factors(each, live, SMALLEST_SCALE)
+        self._replace("log_scale", log_scale, live)
+        self._replace("off_diagonal", below, live)
 
     def _replace(self, name: str, value: Tensor, live: Tensor) -> None:
         """Set the rows of ``live`` components ``(P,)`` of a table."""

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pyro.distributions as dist
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_scnf._copies import Portable
 from pyro_scnf._numbers import check_at_least, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
-from pyro_scnf.distributions import Independent, Transformed
+from pyro_scnf.distributions import Independent
+from pyro_scnf.priors.full_covariance import MultivariateNormal, reshaped
 from pyro_scnf.priors.initial_means import Means
-from pyro_scnf.priors.location_scale import SMALLEST_SCALE, Cast, Fit, LocationScalePrior, log_std
+from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
 
 __all__ = ["GaussianMixturePrior"]
 
@@ -67,8 +66,6 @@ class GaussianMixturePrior(LocationScalePrior):
     and B.
     """
 
-    off_diagonal: Tensor
-
     def __init__(
         self,
         event_shape: Sequence[int] | int,
@@ -114,16 +111,16 @@ class GaussianMixturePrior(LocationScalePrior):
             em_decay=em_decay,
         )
         self.covariance = covariance
-        if covariance == "full":
-            self._table(
-                "off_diagonal", torch.zeros(num_classes, *self._inner, dim, dim), self.fits["fit_scales"]
-            )
 
     def _component(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
         event_dim = len(self.event_shape)
         loc = self._of_component(cast(self.loc), y, event_dim)
-        if self.covariance == "full":
-            return self._full(y, loc, temperature, cast)
+        if self.full:
+            # PyTorch cannot validate a batch of no rows.
+            flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
+            tril = temperature * self._cholesky(y, cast)
+            normal = MultivariateNormal(flat, scale_tril=tril, validate_args=validate)
+            return reshaped(normal, self.event_shape)
         if self.covariance == "shared":
             log_scale = cast(self.log_scale)
         elif self.covariance == "isotropic":
@@ -132,53 +129,20 @@ class GaussianMixturePrior(LocationScalePrior):
             log_scale = self._of_component(cast(self.log_scale), y, event_dim)
         return Independent(dist.Normal(loc, temperature * log_scale.exp()), event_dim)
 
-    def _full(self, y: Tensor, loc: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
-        off_diagonal = self._of_component(cast(self.off_diagonal), y, 2).tril(-1)
-        diagonal = self._of_component(cast(self.log_scale), y, 1).exp()
-        scale_tril = temperature * (off_diagonal + torch.diag_embed(diagonal))
-        # PyTorch cannot validate a batch of no rows.
-        validate = None if loc.numel() else False
-        flat = _MultivariateNormal(
-            loc.flatten(-len(self.event_shape)), scale_tril=scale_tril, validate_args=validate
-        )
-        if len(self.event_shape) == 1:
-            return flat
-        reshape = torch.distributions.ReshapeTransform(flat.event_shape, self.event_shape)
-        return Transformed(flat, [reshape])
-
     def _covariances(self) -> Tensor:
-        shape = self.moments.mean.shape
-        if self.covariance == "full":
-            flat = (shape[0], shape[1], shape[1])
-            diagonal = torch.diag_embed(in_double(self.log_scale).exp().reshape(shape))
-            tril = in_double(self.off_diagonal).reshape(flat).tril(-1) + diagonal
-            return tril @ tril.mT
-        log_scale = in_double(self.log_scale)
+        if self.full:
+            return super()._covariances()
+        log_scale, shape = in_double(self.log_scale), self.moments.mean.shape
         rows = 1 if self.covariance == "shared" else shape[0]
         return (2 * log_scale).exp().reshape(rows, -1).expand(shape)
 
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
         count = in_double(self.moments.count)
-        if self.covariance == "shared":
+        if self.full:
+            super()._maximise_scales(scatter, live)
+        elif self.covariance == "shared":
             self.log_scale.copy_(log_std(scatter.sum(0) / count.sum()).reshape(self.log_scale.shape))
-            return
-        each = scatter / count.clamp(min=torch.finfo(count.dtype).tiny).reshape(
-            -1, *(1,) * (scatter.dim() - 1)
-        )
-        if self.covariance == "isotropic":
-            self._replace("log_scale", log_std(each.mean(-1)), live)
-        elif self.covariance == "diagonal":
-            self._replace("log_scale", log_std(each), live)
         else:
-            # The most likely covariance whose variances are not too small has the same axes.
-            values, axes = torch.linalg.eigh(
-                torch.where(live[:, None, None], each, torch.eye(each.shape[-1]).to(each))
-            )
-            values = values.clamp(min=SMALLEST_SCALE**2)
-            tril = torch.linalg.cholesky(axes * values[:, None, :] @ axes.mT)
-            self._replace("log_scale", tril.diagonal(dim1=-2, dim2=-1).log(), live)
-            self._replace("off_diagonal", tril.tril(-1), live)
-
-
-class _MultivariateNormal(Portable, dist.MultivariateNormal):
-    """``MultivariateNormal`` that can be copied at any time."""
+            each = scatter / count.clamp(min=TINY)[:, None]
+            each = each.mean(-1) if self.covariance == "isotropic" else each
+            self._replace("log_scale", log_std(each), live)

@@ -52,18 +52,20 @@ class Moments(SumsOverSteps):
 
         :param z: ``(B, D)``.
         :param q: weight of each row in each component, ``(B, P)``.
-        :param u: further weights of each number, ``(B, P, D)``, which do not count in ``count``.
+        :param u: further weights, which do not count in ``count``: of each number, ``(B, P, D)``, or of each
+            row, ``(B, P)``, if the scatter is a matrix.
         """
         z, q = in_double(z), in_double(q)
         center = self._center(z)
         z = z - center
-        if u is not None:
+        if u is None or self.full:
+            w = q if u is None else q * in_double(u)
+            parts = [q.sum(0), w.sum(0)[:, None].expand(-1, z.shape[1]), w.T @ z]
+            parts.append(torch.einsum("bp,bi,bj->pij", w, z, z) if self.full else w.T @ z.square())
+        else:
             w = q[..., None] * in_double(u)
             parts = [q.sum(0), w.sum(0), torch.einsum("bpd,bd->pd", w, z)]
             parts.append(torch.einsum("bpd,bd->pd", w, z.square()))
-        else:
-            parts = [q.sum(0), q.sum(0)[:, None].expand(-1, z.shape[1]), q.T @ z]
-            parts.append(torch.einsum("bp,bi,bj->pij", q, z, z) if self.full else q.T @ z.square())
         sizes = [part.numel() for part in parts]
         averaged = averaged_over_processes(torch.cat([part.flatten() for part in parts])).split(sizes)
         count, weight, first, second = (s.reshape(p.shape) for s, p in zip(averaged, parts, strict=True))

@@ -14,8 +14,9 @@ from torch import Tensor
 from pyro_scnf._numbers import check_number, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
+from pyro_scnf.priors.full_covariance import MultivariateStudentT, reshaped
 from pyro_scnf.priors.initial_means import Means
-from pyro_scnf.priors.location_scale import Cast, Fit, LocationScalePrior, log_std
+from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
 
 __all__ = ["StudentTMixturePrior"]
 
@@ -41,18 +42,21 @@ class _StudentT(dist.StudentT):
 
 
 class StudentTMixturePrior(LocationScalePrior):
-    r"""A product of Student-t distributions for each class.
+    r"""A product of Student-t distributions for each class, or a multivariate one, or a mixture of several.
 
     Its tails are heavier than those of a Gaussian, so it assigns distant points to a class less surely.
 
+    :param covariance: ``"diagonal"``: the numbers of an event are independent, each with a tail of its own.
+        ``"full"``: a multivariate distribution with a Cholesky factor for each component. All numbers of an
+        event then are far out together.
     :param float df: initial degrees of freedom, above 2 so that variances exist. With a million the
         distribution is nearly the Gaussian, which is :class:`GaussianMixturePrior`.
     :param fit_df: ``"fixed"``, or ``"gradient"``, where the degrees of freedom are a parameter.
     :raises ValueError: for an unknown word, a number out of range, or an option that nothing would use.
 
-    The other parameters are those of :class:`GaussianMixturePrior`, with a diagonal scale for each
-    component. EM uses that a Student-t variate is Gaussian given its own precision, and weighs each number by
-    the expected precision. Its M-steps do not decrease the likelihood.
+    The other parameters are those of :class:`GaussianMixturePrior`. EM uses that a Student-t variate is
+    Gaussian given its own precision, and weighs each number, or each event, by the expected precision. Its
+    M-steps do not decrease the likelihood.
 
     References: Izmailov et al., *FlowGMM*, 2020, Appendix J; Peel and McLachlan, *Robust mixture modelling
     using the t distribution*, 2000 (EM).
@@ -65,6 +69,7 @@ class StudentTMixturePrior(LocationScalePrior):
         event_shape: Sequence[int] | int,
         num_classes: int,
         *,
+        covariance: Literal["diagonal", "full"] = "diagonal",
         df: float = 5.0,
         fit_df: Literal["fixed", "gradient"] = "fixed",
         components: int = 1,
@@ -80,10 +85,13 @@ class StudentTMixturePrior(LocationScalePrior):
     ) -> None:
         df = check_number("df", df, above=2, at_most=LARGEST_DF)
         check_word("fit_df", fit_df, ("fixed", "gradient"))
+        check_word("covariance", covariance, ("diagonal", "full"))
+        event = as_event_shape(event_shape)
         super().__init__(
             event_shape,
             num_classes,
-            tuple(as_event_shape(event_shape)),
+            (event.numel(),) if covariance == "full" else tuple(event),
+            full=covariance == "full",
             components=components,
             means=means,
             separation=separation,
@@ -103,20 +111,33 @@ class StudentTMixturePrior(LocationScalePrior):
         return 2.0 + self.raw_df.exp()
 
     def _component(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
-        event_dim = len(self.event_shape)
+        event_dim, df = len(self.event_shape), 2.0 + cast(self.raw_df).exp()
         loc = self._of_component(cast(self.loc), y, event_dim)
+        if self.full:
+            # PyTorch cannot validate a batch of no rows.
+            flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
+            tril = temperature * self._cholesky(y, cast)
+            return reshaped(MultivariateStudentT(df, flat, tril, validate_args=validate), self.event_shape)
         scale = temperature * self._of_component(cast(self.log_scale), y, event_dim).exp()
-        return Independent(_StudentT(2.0 + cast(self.raw_df).exp(), loc, scale), event_dim)
+        return Independent(_StudentT(df, loc, scale), event_dim)
 
     def _precisions(self, z: Tensor) -> Tensor:
-        df = in_double(self.df)
-        flat = (self.num_classes * self.components, -1)
-        loc, log_scale = (in_double(table).reshape(flat) for table in (self.loc, self.log_scale))
-        return (df + 1) / (df + ((z[:, None] - loc) * (-log_scale).exp()).square())
+        df, loc = in_double(self.df), in_double(self.loc).reshape(self.moments.mean.shape)
+        away = z[:, None] - loc
+        if self.full:
+            scaled = torch.linalg.solve_triangular(self._wide_factors(), away.permute(1, 2, 0), upper=False)
+            return (df + z.shape[1]) / (df + scaled.square().sum(1).T)
+        log_scale = in_double(self.log_scale).reshape(loc.shape)
+        return (df + 1) / (df + (away * (-log_scale).exp()).square())
 
     def _covariances(self) -> Tensor:
+        if self.full:
+            return super()._covariances()
         return (2 * in_double(self.log_scale)).exp().reshape(self.moments.mean.shape)
 
     def _maximise_scales(self, scatter: Tensor, live: Tensor) -> None:
-        count = in_double(self.moments.count)[:, None].clamp(min=torch.finfo(torch.float64).tiny)
-        self._replace("log_scale", log_std(scatter / count), live)
+        if self.full:
+            super()._maximise_scales(scatter, live)
+        else:
+            each = scatter / in_double(self.moments.count).clamp(min=TINY)[:, None]
+            self._replace("log_scale", log_std(each), live)
