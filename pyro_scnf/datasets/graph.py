@@ -13,7 +13,7 @@ from pyro_scnf._extras import require
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
-from pyro_scnf.datasets.features import Features, features_of
+from pyro_scnf.datasets.image_features import Features, features_of
 from pyro_scnf.datasets.neighbours import checked_rows
 from pyro_scnf.datasets.projection import Projection, principal_components
 

@@ -10,7 +10,7 @@ from pyro_scnf._numbers import check_flag, check_whole, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
-from pyro_scnf.datasets.features import Features, features_of
+from pyro_scnf.datasets.image_features import Features, features_of
 
 __all__ = ["checked_rows", "link_neighbours", "nearest_neighbours"]
 

@@ -21,7 +21,7 @@ from pyro_scnf.datasets import (
     neighbour_graph,
 )
 from pyro_scnf.datasets.augment import Augment
-from pyro_scnf.datasets.features import FEATURES, Features
+from pyro_scnf.datasets.image_features import FEATURES, Features
 from pyro_scnf.datasets.spreading import METHODS
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.priors import PriorSpec

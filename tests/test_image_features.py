@@ -12,8 +12,8 @@ from pyro_scnf.datasets import (
     FEATURES,
     deskew,
     digits,
-    features,
     hog_features,
+    image_features,
     link_neighbours,
     nearest_neighbours,
     neighbour_graph,
@@ -105,7 +105,7 @@ def histograms_by_loops(image: Tensor) -> Tensor:
 
 
 def test_histograms_are_those_of_their_definition(monkeypatch):
-    monkeypatch.setattr(features, "_deskewed", lambda x: x)
+    monkeypatch.setattr(image_features, "_deskewed", lambda x: x)
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([strokes(3), torch.rand(1, 1, 28, 28, generator=generator)]).double()
     expected = torch.stack([histograms_by_loops(image[0]) for image in x])
@@ -166,9 +166,9 @@ def test_colours_are_averaged():
 def test_histograms_are_counted_in_batches(monkeypatch):
     """The memory stays that of one batch, and every image gets its own features."""
     expected, sizes = hog_features(strokes(7)), []
-    original = features._deskewed
-    monkeypatch.setattr(features, "_deskewed", lambda x: sizes.append(len(x)) or original(x))
-    monkeypatch.setattr(features, "BATCH", 3)
+    original = image_features._deskewed
+    monkeypatch.setattr(image_features, "_deskewed", lambda x: sizes.append(len(x)) or original(x))
+    monkeypatch.setattr(image_features, "BATCH", 3)
     torch.testing.assert_close(hog_features(strokes(7)), expected)
     assert sizes == [3, 3, 1]
 

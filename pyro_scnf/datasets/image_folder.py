@@ -1,0 +1,153 @@
+"""Folders of images with one sub-folder for each class, and images as squares of a given size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_scnf._checks import UNLABELLED
+
+__all__ = ["LabelledImages", "Picture", "as_square", "content_of", "read_folder"]
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Files with these endings are images. Others are left out."""
+
+
+Picture = Tensor | Path
+"""An image ``(3, H, W)`` in uint8, or the file of one."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images and their labels.
+
+    :ivar images: the images, N of them.
+    :ivar Tensor y: their labels ``(N,)``, -1 where there is none.
+    :ivar class_names: the names of the classes ``0 .. K - 1``.
+    """
+
+    images: Sequence[Picture]
+    y: Tensor
+    class_names: tuple[str, ...]
+
+
+def read_folder(
+    source: object, argument: str, unlabelled: str, class_names: tuple[str, ...] | None = None
+) -> LabelledImages:
+    """Find the images of a folder. Each sub-folder is a class, with all images in it and below it.
+
+    Files and folders whose names begin with a dot are left out.
+
+    :param source: the path of the folder.
+    :param str argument: the argument that holds it, for messages.
+    :param str unlabelled: the sub-folder of images without a label, if there is one. Images in no sub-folder
+        have no label, either.
+    :param class_names: the classes, if they are known. Each image then has to have a label among them. By
+        default the sub-folders tell the classes, in the order of their names.
+    :raises FileNotFoundError: if there is no such folder.
+    :raises ValueError: for a sub-folder without images, for less than two classes, for another class than
+        ``class_names``, or an image without a label beside them.
+    """
+    if not isinstance(source, str | Path):
+        raise ValueError(f"{argument}={source!r}: expected the path of a folder of images")
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{argument}={str(source)!r}: there is no such folder; expected one with a sub-folder of images "
+            "for each class"
+        )
+    found: dict[str, list[Path]] = {}
+    for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
+        found[part.name] = list(_images_below(part))
+        if not found[part.name]:
+            known = ", ".join(sorted(SUFFIXES))
+            raise ValueError(f"{part} holds no image ({known}); put some there, or take the folder away")
+    blank = [path for path in sorted(folder.iterdir()) if _is_image(path)] + found.pop(unlabelled, [])
+    if class_names is None:
+        class_names = tuple(found)
+        if len(class_names) < 2:
+            raise ValueError(
+                f"{argument}: {folder} holds {len(class_names)} sub-folders of labelled images, expected one "
+                "for each of two classes or more"
+            )
+    else:
+        _check_test(folder, argument, found, blank, class_names)
+    files, y = list(blank), [UNLABELLED] * len(blank)
+    for number, name in enumerate(class_names):
+        files += found.get(name, [])
+        y += [number] * len(found.get(name, []))
+    return LabelledImages(files, torch.tensor(y, dtype=torch.int64), class_names)
+
+
+def _check_test(
+    folder: Path, argument: str, found: dict[str, list[Path]], blank: list[Path], class_names: tuple[str, ...]
+) -> None:
+    """Raise unless a folder of test images has sub-folders of known classes, and nothing else."""
+    others = [name for name in found if name not in class_names]
+    if others or not found:
+        raise ValueError(
+            f"{argument}: {folder} holds the sub-folders {others}, expected those of the training images: "
+            f"{', '.join(class_names)}"
+        )
+    if blank:
+        raise ValueError(f"{argument}: {blank[0]} has no label, and every test image needs one; move it away")
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    """The images in a folder and below it, in the order of their names."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name[0] != ".":
+            yield from _images_below(path)
+        elif _is_image(path):
+            yield path
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+
+
+# -- pixels ----------------------------------------------------------------------------------------
+def content_of(picture: Picture) -> bytes:
+    """What an image depends on: its pixels, or the bytes of its file."""
+    return picture.read_bytes() if isinstance(picture, Path) else picture.numpy().tobytes()
+
+
+def as_square(picture: Picture, size: int) -> Tensor:
+    """The largest square in the middle of an image, scaled, as ``(3, size, size)`` from 0 to 1.
+
+    :raises ValueError: if a file cannot be read. The message names it.
+    """
+    from PIL import Image
+
+    if isinstance(picture, Tensor):
+        return _fit(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), size)
+    try:
+        with Image.open(picture) as image:
+            return _fit(_upright(image, size), size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{picture} cannot be read as an image: {error}; mend it, or take it out of the folder"
+        ) from error
+
+
+def _upright(image: Any, size: int) -> Any:
+    """An open image file in colours of 8 bits, turned as its camera was."""
+    from PIL import ImageOps
+
+    if image.mode[0] in "IF":
+        raise ValueError(f"its pixels have the mode {image.mode}, expected 8 bits a channel")
+    image.draft("RGB", (size, size))  # a large JPEG is decoded at about the size that is needed
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _fit(image: Any, size: int) -> Tensor:
+    from PIL import Image, ImageOps
+
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255

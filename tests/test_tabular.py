@@ -1,0 +1,554 @@
+"""Tables: columns as numbers, learnt from training rows alone; files; noise for columns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gzip
+import importlib.util
+from dataclasses import replace
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_scnf.datasets import TABLES, SemiSupervisedData, TableNoise, repeated_widths, tabular
+from pyro_scnf.datasets.labelled import as_classes_with_names, held_out_test
+
+
+def mixed(count: int = 40) -> pd.DataFrame:
+    """Numbers with and without blanks, truth values, and words of two, three and many levels."""
+    i = np.arange(count)
+    return pd.DataFrame(
+        {
+            "length": i / 10,
+            "weight": np.where(i % 5 == 0, np.nan, i % 7),
+            "visits": i % 4,
+            "smokes": i % 3 == 0,
+            "sex": np.where(i % 2, "m", "f"),
+            "ward": np.array(["north", "east", None], dtype=object)[i % 3],
+            "always": 3,
+            "kind": np.array(["a", "b", None, "b"], dtype=object)[i % 4],
+        }
+    )
+
+
+NAMES = (
+    "length",
+    "weight",
+    "weight is blank",
+    "visits",
+    "smokes",
+    "sex=m",
+    "ward=east",
+    "ward=north",
+    "ward=blank",
+)
+
+
+def column(data: SemiSupervisedData, name: str, test: bool = False) -> list[float]:
+    x = data.x_test if test else data.x
+    return x[:, data.column_names.index(name)].tolist()
+
+
+# -- columns ---------------------------------------------------------------------------------------
+def test_columns_become_numbers():
+    table = mixed()
+    data = tabular(table, label="kind", test=0)
+    assert data.column_names == NAMES
+    assert (data.x.dtype, data.x.shape, data.x_test.shape) == (torch.float32, (40, 9), (0, 9))
+    assert data.class_names == ("a", "b")
+    assert np.allclose(column(data, "length"), table["length"])
+    weights = table["weight"].fillna(table["weight"].quantile(interpolation="lower"))
+    assert column(data, "weight") == weights.tolist()
+    assert column(data, "weight is blank") == table["weight"].isna().astype(float).tolist()
+    assert column(data, "smokes") == table["smokes"].astype(float).tolist()
+    assert column(data, "sex=m") == (table["sex"] == "m").astype(float).tolist()
+    assert column(data, "ward=blank") == table["ward"].isna().astype(float).tolist()
+    assert data.x[:, 6:].sum(1).unique().tolist() == [1.0]
+
+
+def test_rows_stay_in_the_order_of_the_source():
+    table = mixed()
+    data = tabular(table, label="kind", test=0)
+    assert (data.y == -1).tolist() == table["kind"].isna().tolist()
+    assert np.allclose(data.x[data.y == -1][:, 0], table["length"][table["kind"].isna()])
+    data = tabular(table, label="kind", test=0.3, seed=4)
+    train, tested = held_out_test(as_classes_with_names(table["kind"], "")[0], 0.3, 4)
+    assert np.allclose(column(data, "length"), table["length"].to_numpy()[train])
+    assert np.allclose(column(data, "length", test=True), table["length"].to_numpy()[tested])
+
+
+def csv_of(table: pd.DataFrame, path, **options) -> str:
+    table.to_csv(path, index=False, **options)
+    return str(path)
+
+
+def npz_of(folder, **arrays) -> str:
+    np.savez(folder / "table.npz", **arrays)
+    return str(folder / "table.npz")
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_file_says_the_same_as_a_data_frame(ending, tmp_path):
+    found = tabular(csv_of(mixed(), tmp_path / f"t.{ending}"), label="kind", seed=1)
+    expected = tabular(mixed(), label="kind", seed=1)
+    for name in ("x", "y", "x_test", "y_test", "column_names", "class_names"):
+        left, right = getattr(found, name), getattr(expected, name)
+        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def test_a_parquet_file(tmp_path):
+    path = tmp_path / "table.parquet"
+    if importlib.util.find_spec("pyarrow") is None:
+        path.touch()
+        with pytest.raises(ImportError, match=r"source='.*table.parquet': .*needs pyarrow"):
+            tabular(path, label="kind")
+        pytest.skip("pyarrow is not installed")
+    mixed().to_parquet(path)
+    assert torch.equal(tabular(path, label="kind").x, tabular(mixed(), label="kind").x)
+
+
+def test_arrays(tmp_path):
+    x, y = np.arange(24).reshape(12, 2), np.array(["u", "v"] * 6)
+    data = tabular(npz_of(tmp_path, x=x, y=y), test=0)
+    assert (data.column_names, data.class_names) == (("x0", "x1"), ("u", "v"))
+    assert torch.equal(data.x, torch.from_numpy(x).float())
+    path = npz_of(tmp_path, X=x, y=y, X_test=x[:3] + 0.5, y_test=y[:3])
+    data = tabular(path)
+    assert (len(data.x), data.x_test.tolist(), data.y_test.tolist()) == (
+        12,
+        (x[:3] + 0.5).tolist(),
+        [0, 1, 0],
+    )
+    with pytest.raises(ValueError, match=r"test=0.2: it would have no effect, because source has test rows"):
+        tabular(path, test=0.2)
+    with pytest.raises(ValueError, match="test: source has test rows of its own"):
+        tabular(path, test=path)
+
+
+def of_words(words: list[object], more: list[object] | None = None, **options) -> SemiSupervisedData:
+    """A table of one column ``v`` and a number, and test rows with ``more``."""
+    size = len(words)
+    train = pd.DataFrame({"v": pd.Series(words, dtype=object), "n": range(size), "y": [0, 1] * (size // 2)})
+    if more is None:
+        return tabular(train, label="y", test=0, **options)
+    test = pd.DataFrame({"v": pd.Series(more, dtype=object), "n": range(len(more)), "y": 0})
+    return tabular(train, label="y", test=test, **options)
+
+
+AS_NUMBERS = {
+    "plain numbers": (["1", " 2.5", "-3e1", ".5"], [1, 2.5, -30, 0.5]),
+    "truth values": (["True", "false", "TRUE", "False"], [1, 0, 1, 0]),
+    "decimals": ([Decimal("1.5"), 2, np.int64(3), True], [1.5, 2, 3, 1]),
+}
+
+
+@pytest.mark.parametrize("case", AS_NUMBERS)
+def test_objects_that_are_numbers(case):
+    words, numbers = AS_NUMBERS[case]
+    data = of_words(words)
+    assert data.column_names == ("v", "n")
+    assert column(data, "v") == numbers
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "NA", "nan", None, pd.NA, np.nan, pd.NaT])
+def test_blanks(blank):
+    data = of_words(["1", blank, "5", "3"])
+    assert (column(data, "v"), column(data, "v is blank")) == ([1, 3, 5, 3], [0, 1, 0, 0])
+    data = of_words(["p", blank, "q", "p"])
+    assert data.column_names == ("v=p", "v=q", "v=blank", "n")
+    data = of_words(["p", blank] * 2)
+    assert data.column_names == ("v=blank", "n")
+    assert of_words([1, 2, 3, 9], [blank]).x_test.tolist() == [[2, 0]]
+    with pytest.raises(ValueError, match=r"blanks='refuse': source holds blanks in 'v' in 1 rows; fill them"):
+        of_words(["p", blank, "q", "p"], blanks="refuse")
+    with pytest.raises(ValueError, match="blanks='refuse': test holds blanks in 'v' in 2 rows"):
+        of_words([1, 2], [blank, blank], blanks="refuse")
+
+
+def test_many_levels_share_a_column():
+    words = [f"w{i:02}" for i in range(25) for _ in range(2 + (i < 20))] + ["w00", None]
+    data = of_words(words + ["w00"] * (len(words) % 2), ["w00", "w24", "new", None])
+    kept = tuple(f"v=w{i:02}" for i in range(20))
+    assert data.column_names == (*kept, "v=other", "v=blank", "n")
+    assert data.x[:, :22].sum(1).unique().tolist() == [1.0]
+    assert [row.nonzero()[0].tolist() for row in data.x_test[:, :22].numpy()] == [[0], [20], [20], [21]]
+    data = of_words(["p", "q", "r", "p"], ["new", "q", None])
+    assert data.x_test[:, :3].tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_levels_named_as_the_shared_columns_join_them():
+    words = ["other"] * 9 + [f"w{i:02}" for i in range(22) for _ in range(2)] + ["blank", None, "w00"]
+    data = of_words(words)
+    assert sum(name in ("v=other", "v=blank") for name in data.column_names) in (1, 2)
+    assert len(set(data.column_names)) == len(data.column_names)
+    assert of_words(["blank", "p", None, "q"]).column_names == ("v=blank", "v=p", "v=q", "n")
+
+
+def test_codes_are_categories_if_that_is_said():
+    data = of_words([10.0, 9, 10, None, 8, 8], categories=["v"])
+    assert data.column_names == ("v=8", "v=9", "v=10", "v=blank", "n")
+    codes = pd.Series(["01", "1.0", "1", "02"] * 2)
+    assert of_words(list(codes), categories=("v",)).column_names[:3] == ("v=01", "v=1", "v=02")
+    table = pd.DataFrame({"v": pd.Categorical([3, 1, 2, 1], categories=[1, 2, 3, 4]), "y": [0, 1] * 2})
+    assert tabular(table, label="y", test=0).column_names == ("v=1", "v=2", "v=3")
+    assert tabular(table.astype({"v": "Int64"}), label="y", test=0).column_names == ("v",)
+
+
+def test_names_of_columns_may_be_numbers():
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2))).assign(y=[0, 1] * 3)
+    assert tabular(table, label="y", test=0).column_names == ("0", "1")
+    assert tabular(table.rename(columns={"y": 2}), label=2, test=0).column_names == ("0", "1")
+
+
+def test_the_users_labels_are_kept_and_chosen():
+    data = tabular(mixed(80), label="kind", labels=8, seed=2)
+    assert data.labelled[1].bincount().tolist() == [4, 4]
+    full = mixed(80).assign(kind=["a", "b"] * 40)
+    assert len(tabular(full, label="kind", test=0, shares=[1, 0.5]).x) == 60
+    data = tabular(mixed().fillna({"kind": "?"}), label="kind", unknown="?", test=0)
+    assert torch.equal(data.y, tabular(mixed(), label="kind", test=0).y)
+    data = tabular(full, label="kind", classes=[1], test=0)
+    assert data.y.unique().tolist() == [-1, 1]
+
+
+def test_a_second_table_in_any_order_of_columns():
+    table = mixed().dropna(subset="kind")
+    test = table.iloc[:6, ::-1].assign(sex="x", always=7)
+    data = tabular(table, label="kind", test=test)
+    assert (len(data.x), data.column_names) == (30, NAMES)
+    assert torch.equal(data.x_test[:, :5], data.x[:6, :5])
+    assert column(data, "sex=m", test=True) == [0] * 6
+
+
+def test_test_rows_reach_nothing_but_their_tensors():
+    """Other test rows, drawn or given, leave the training rows and their columns as they are."""
+    table = mixed(60)
+    data = tabular(table, label="kind", seed=3)
+    _, tested = held_out_test(as_classes_with_names(table["kind"], "")[0], 0.2, 3)
+    rows = tested.tolist()
+    for change in (
+        {"weight": 1e6, "ward": "far", "always": 5.5},
+        {"visits": None, "smokes": None, "sex": None},
+    ):
+        other = table.astype(object)
+        for name, value in change.items():
+            other.loc[rows, name] = value
+        found = tabular(other, label="kind", seed=3)
+        assert torch.equal(found.x, data.x)
+        assert torch.equal(found.y, data.y)
+        assert found.column_names == data.column_names
+        assert not torch.equal(found.x_test, data.x_test)
+        apart = tabular(table.drop(index=rows), label="kind", test=other.loc[rows])
+        assert torch.equal(apart.x, data.x)
+        assert torch.equal(apart.x_test, found.x_test)
+
+
+# -- refusals --------------------------------------------------------------------------------------
+ROWS = 40
+
+
+def with_column(values: object) -> dict[str, object]:
+    return {"source": mixed().assign(v=values)}
+
+
+REFUSED = {
+    "no label": (
+        {"label": None},
+        r"label=None: expected the name of the column .* one of \['length',.*'kind'\]",
+    ),
+    "another label": ({"label": "class"}, r"label='class': there is no such column.*'kind'\]"),
+    "one class": ({"label": "always"}, "label='always' holds only the class '3'"),
+    "no file": ({"source": "nowhere.csv"}, "source='nowhere.csv': there is no such file.*'miniboone'"),
+    "no table": ({"source": [[1, 2]]}, r"source is of type list, expected the path of a file \(\.csv"),
+    "no test file": ({"test": "nowhere.csv"}, "test='nowhere.csv': there is no such file"),
+    "no test table": ({"test": [1]}, "test is of type list"),
+    "share": ({"test": 1.5}, "test=1.5: expected"),
+    "root": ({"root": "data"}, "root='data': it would have no effect"),
+    "blanks word": ({"blanks": "drop"}, "blanks='drop': expected 'indicate' or 'refuse'"),
+    "blanks": ({"blanks": "refuse"}, r"source holds blanks in 'weight' in 8 rows, 'ward' in 13 rows; fill"),
+    "split": ({"split": "even"}, "split='even'"),
+    "labels": ({"labels": 3}, "labels=3: split='balanced' needs a multiple"),
+    "word for categories": ({"categories": "sex"}, r"categories='sex': expected a list of columns"),
+    "no category": ({"categories": ["colour"]}, r"categories: there is no column 'colour'.*'length'"),
+    "label as category": ({"categories": ["kind"]}, "categories: 'kind' is the column of labels"),
+    "set with a label": (
+        {"source": "miniboone"},
+        "label='kind': it would have no effect, because miniboone has",
+    ),
+    "set without root": ({"source": "hepmass", "label": None}, "root=None: expected the folder below which"),
+    "test of hepmass": (
+        {"source": "hepmass", "label": None, "test": 0.1},
+        "test=0.1: it would have no effect",
+    ),
+    "infinity": (
+        with_column([0.0] * 7 + [np.inf] + [1.0] * 32),
+        "column 'v' holds inf in row 7, expected fin",
+    ),
+    "infinite word": (with_column(["1"] * 7 + ["-Inf"] * 33), "column 'v' holds -inf in row 8"),
+    "all blank": (with_column(None), r"column 'v' holds nothing in all \d+ training rows; leave it out"),
+    "names": (with_column([f"n{i}" for i in range(ROWS)]), r"'v' holds \d+ different values .*datasets.text"),
+    "times": (with_column(pd.date_range("2020", periods=ROWS)), r"column 'v' holds dates.*\.dt\.days"),
+    "days": (
+        with_column([dt.date(2020, 1, 2)] * ROWS),
+        r"'2020-01-02' \(a datetime.date\) in row 0.*weekday",
+    ),
+    "written days": (with_column(["2020-01-02", "2021-01-02"] * 20), "column 'v' holds '2020-01-02', a date"),
+    "lists": (with_column([[1]] * ROWS), r"column 'v' holds '\[1\]' \(a list\) in row 0, expected numbers"),
+    "separators": (
+        with_column([f"{i},000" for i in range(ROWS)]),
+        "'v' holds '.,000' in row .*such as 1234.5",
+    ),
+    "units": (with_column([f"{i} kg" for i in range(ROWS)]), "'v' holds '. kg' in row .*categories="),
+    "a word beside numbers": (with_column([*range(39), "?"]), r"column 'v' holds '\?' in row 39"),
+    "no number in a test row": (
+        {"source": mixed().assign(v=1.5), "test": mixed().dropna().assign(v="x")},
+        "test: column 'v' holds 'x' in row 0, and numbers in the training rows",
+    ),
+    "lacking column": (
+        {"test": mixed().dropna().drop(columns="sex")},
+        r"test lacks \['sex'\]; expected the columns of source, in any order: \['length'",
+    ),
+    "further column": ({"test": mixed().dropna().assign(v=1)}, r"test also has \['v'\]"),
+    "test without labels": ({"test": mixed().drop(columns="kind")}, "test: label='kind': there is no such"),
+    "blank test label": ({"test": mixed()}, "label='kind' of test: row 2 has no label"),
+    "constant": ({"source": mixed()[["always", "kind"]]}, r"no column is left, because all of \['always'\]"),
+    "two columns": (
+        {"source": pd.concat([mixed(), mixed()[["sex"]]], axis=1)},
+        "source: two columns have the name 'sex'",
+    ),
+    "two made columns": (
+        {"source": mixed().rename(columns={"visits": "sex=m"})},
+        "two columns of numbers would have the name 'sex=m'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_by_name(case):
+    change, message = REFUSED[case]
+    options = {"source": mixed(), "label": "kind", **change}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        tabular(options.pop("source"), **options)
+
+
+def test_files_that_are_no_tables(tmp_path):
+    file = tmp_path / "t.csv"
+    for content, message in (
+        ("a,y\n1,2\n3,4,5\n", "cannot be read as a CSV file"),
+        ("", "cannot be read as a CSV file"),
+        (",a,y\n0,1,u\n1,2,v\n", r"column 0 has no name in the first line.*row numbers.*index=False"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            tabular(file, label="y")
+    (tmp_path / "t.xlsx").touch()
+    with pytest.raises(ValueError, match=r"t\.xlsx': expected a file whose name ends in \.csv"):
+        tabular(tmp_path / "t.xlsx", label="y")
+    bad = {"a": np.zeros(3)}, {"X": np.zeros(3), "y": np.zeros(3)}, {"X": np.zeros((3, 1)), "y": np.zeros(2)}
+    for arrays, message in zip(bad, ("expected X and y", r"shape \(3,\)", r"shape \(2,\)"), strict=True):
+        with pytest.raises(ValueError, match=message):
+            tabular(npz_of(tmp_path, **arrays))
+    (tmp_path / "t.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"t\.npz' is damaged"):
+        tabular(tmp_path / "t.npz")
+
+
+def test_names_of_columns_are_checked_and_stay():
+    x, y = torch.randn(8, 2), [0, 1, -1, -1, -1, -1, -1, -1]
+    data = SemiSupervisedData(x, y, x[:2], y[:2], 2, column_names=["a", "b"])
+    assert data.column_names == ("a", "b")
+    assert data.hold_out(2).column_names == ("a", "b")
+    for names, message in (
+        (["a"], "column_names has 1 different names, expected 2, one for each column"),
+        (["a", "a"], "column_names has 1 different names"),
+        ([1, 2], "expected a string for each column"),
+        ("ab", "column_names has 1 different names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(data, column_names=names)
+    images = torch.zeros(8, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"column_names is given and x has shape \(8, 1, 2, 2\)"):
+        SemiSupervisedData(images, y, images[:2], y[:2], 2, column_names=["a"])
+
+
+# -- published tables ------------------------------------------------------------------------------
+def test_miniboone_in_both_forms(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    lines = [" 20 30", *("  ".join(map(str, row)) for row in x)]
+    (tmp_path / "MiniBooNE_PID.txt").write_text("\n".join(lines) + "\n")
+    data = tabular("miniboone", root=tmp_path, test=0)
+    assert torch.equal(data.x, torch.from_numpy(x[:40]))
+    assert data.y.tolist() == [1] * 20 + [0] * 20
+    assert (data.class_names, data.column_names) == (("background", "signal"), ("x0", "x1", "x2"))
+    data = tabular("miniboone", root=tmp_path, labels=10)
+    assert (data.y_test.bincount().tolist(), len(data.labelled[0])) == ([2, 2], 10)
+    (tmp_path / "miniboone").mkdir()
+    np.savez(tmp_path / "miniboone" / "miniboone_balanced.npz", X=x[:10], y=np.arange(10, dtype=np.uint8) % 2)
+    data = tabular("miniboone", root=str(tmp_path), test=0)
+    assert torch.equal(data.x, torch.from_numpy(x[:10]))
+    assert data.y.tolist() == [0, 1] * 5
+
+
+def test_files_of_miniboone_that_are_something_else(tmp_path):
+    file = tmp_path / "MiniBooNE_PID.txt"
+    for content, message in (
+        ("1.5 2 3\n", "begins with .*expected two numbers of rows"),
+        ("1 2\n1 2\n3 4\n", r"holds 2 rows, expected the 1 \+ 2"),
+        ("1 1\n1 b\n3 4\n", r"MiniBooNE_PID\.txt is no table of numbers"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            tabular("miniboone", root=tmp_path)
+    np.savez(tmp_path / "miniboone_balanced.npz", X=np.eye(3), y=np.arange(3))
+    with pytest.raises(ValueError, match=r"miniboone_balanced\.npz: y .*0\.\.1"):
+        tabular("miniboone", root=tmp_path)
+
+
+@pytest.mark.parametrize(("train", "test"), [("", ""), (".gz", ""), (".gz", ".gz")])
+def test_hepmass(train, test, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 3)).astype(np.float32), rng.permutation(20) % 2
+    for name, ending, rows, mass in (
+        ("train", train, slice(14), ""),
+        ("test", test, slice(14, 20), ",1000.0"),
+    ):
+        lines = ["# label,f0,f1,f2" + ",mass" * bool(mass)]
+        lines += [
+            ",".join([f"{k:.18e}", *map(str, row)]) + mass for k, row in zip(y[rows], x[rows], strict=True)
+        ]
+        content = ("\n".join(lines) + "\n").encode()
+        path = tmp_path / f"1000_{name}.csv{ending}"
+        path.write_bytes(gzip.compress(content) if ending else content)
+    data = tabular("hepmass", root=tmp_path, labels=4)
+    assert torch.equal(data.x, torch.from_numpy(x[:14]))
+    assert torch.equal(data.x_test, torch.from_numpy(x[14:]))
+    assert data.y_test.tolist() == y[14:].tolist()
+    assert (len(data.labelled[0]), data.class_names) == (4, ("background", "signal"))
+
+
+def test_tests_of_hepmass_with_other_columns(tmp_path):
+    (tmp_path / "1000_train.csv").write_text("# label,f0\n1.0,2.0\n0.0,3.0\n")
+    (tmp_path / "1000_test.csv").write_text("# label,f0\n1.0\n")
+    with pytest.raises(ValueError, match=r"1000_test\.csv holds 1 columns and .*holds 2"):
+        tabular("hepmass", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_missing_tables_are_told_with_the_folders_and_where_to_get_them(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        tabular(name, root=tmp_path)
+    for part in (name, str(tmp_path), *TABLES[name].versions[0], TABLES[name].address):
+        assert part in str(error.value)
+
+
+# -- noise -----------------------------------------------------------------------------------------
+def test_uniform_noise_is_for_all_rows_and_gaussian_noise_for_training():
+    noise = TableNoise(widths=[2.0, 0.0, 0.5], scales=torch.tensor([0.0, 3.0, 0.0]))
+    assert (noise.widths, noise.scales) == ((2.0, 0.0, 0.5), (0.0, 3.0, 0.0))
+    x = torch.full((20_000, 3), 7)
+    prepared, trained = noise.prepare(x) - 7, noise(x) - 7
+    assert prepared.dtype == torch.float32
+    for drawn in (prepared, trained):
+        assert torch.allclose(drawn[:, [0, 2]].aminmax(dim=0).max, torch.tensor([1.0, 0.25]), rtol=1e-3)
+        assert torch.allclose(drawn[:, [0, 2]].aminmax(dim=0).min, torch.tensor([-1.0, -0.25]), rtol=1e-3)
+        assert drawn[:, 0].var() == pytest.approx(4 / 12, rel=0.05)
+    assert (prepared[:, 1] == 0).all()
+    assert trained[:, 1].std() == pytest.approx(3.0, rel=0.05)
+
+
+def test_noise_without_widths_draws_as_gaussian_noise_does():
+    x, noise = torch.randn(5, 2), TableNoise((0.0, 0.0), scales=(0.5, 2.0))
+    torch.manual_seed(0)
+    found = noise(x)
+    torch.manual_seed(0)
+    assert torch.equal(found, x + torch.tensor([0.5, 2.0]) * torch.randn(5, 2))
+    assert torch.equal(noise.prepare(x), x)
+    assert torch.equal(TableNoise((0.0, 0.0))(x), x)
+    assert noise == TableNoise([0, 0], np.array([0.5, 2]))
+
+
+NO_NOISE = {
+    "negative": (lambda: TableNoise((1.0, -1.0)), r"widths\[1\]=-1.0: expected"),
+    "word": (lambda: TableNoise("ab"), "widths='ab': expected a list of numbers"),
+    "none": (lambda: TableNoise(()), "widths is empty"),
+    "scales": (lambda: TableNoise((1.0,), (np.nan,)), r"scales\[0\]=nan"),
+    "lengths": (lambda: TableNoise((1.0,), (1.0, 2.0)), "scales has 2 numbers and widths has 1"),
+    "columns": (
+        lambda: TableNoise((1.0,))(torch.zeros(3, 2)),
+        r"widths has 1 numbers and x the shape \(3, 2\)",
+    ),
+    "NaN": (lambda: TableNoise((1.0,))(torch.full((3, 1), torch.nan)), "TableNoise: x holds 3 NaN"),
+    "images": (
+        lambda: repeated_widths(torch.zeros(2, 1, 4, 4)),
+        r"repeated_widths: x has shape \(2, 1, 4, 4\)",
+    ),
+    "no row": (lambda: repeated_widths(torch.zeros(0, 2)), r"x has shape \(0, 2\)"),
+}
+
+
+@pytest.mark.parametrize("case", NO_NOISE)
+def test_noise_that_cannot_be(case):
+    call, message = NO_NOISE[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@settings(max_examples=100)
+@given(
+    step=st.sampled_from([1e-3, 0.01, 0.1, 0.25, 1 / 3, 1.0, 2.0, 7.0, 60.0]),
+    places=st.lists(st.integers(-300, 300), min_size=2, max_size=40, unique=True),
+    offset=st.integers(-50, 50),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 1000),
+)
+def test_the_width_of_a_grid_is_its_step(step, places, offset, dtype, seed):
+    whole = torch.tensor([*places, places[0] + 1])  # two neighbours, so that the step shows
+    order = torch.randperm(3 * len(whole), generator=torch.Generator().manual_seed(seed))
+    x = ((whole.double() + offset / 10) * step).to(dtype).repeat(3)[order][:, None]
+    for same in (x, x.double()):
+        (width,) = repeated_widths(same)
+        assert width == pytest.approx(step, rel=1e-3)
+
+
+def test_widths_of_columns_of_all_kinds():
+    rng = np.random.default_rng(0)
+    size = 2000
+    normal = rng.normal(size=size)
+    zeros = np.where(np.arange(size) < 400, 0.0, normal)
+    mostly = np.where(np.arange(size) < 1900, 0.0, normal)
+    rare = np.where(np.arange(size) < 20, 0.0, normal)
+    outlier = np.where(np.arange(size) < 20, -999.0, rng.integers(0, 500, size) / 10)
+    columns = [
+        normal,
+        zeros,
+        mostly,
+        rare,
+        outlier,
+        rng.random(size) < 0.5,
+        rng.integers(0, 10, size),
+        0 * normal,
+    ]
+    widths = repeated_widths(np.stack(columns, 1).astype(np.float32))
+    low, high = np.quantile(zeros, [0.16, 0.84])
+    assert widths[1] == pytest.approx(0.01 * (high - low) / 2, rel=0.02)
+    assert widths[2] == pytest.approx(0.01 * mostly.std(), rel=0.01)
+    assert (widths[0], widths[3], widths[5:]) == (0.0, 0.0, (1.0, 1.0, 1.0))
+    assert widths[4] == pytest.approx(0.1, rel=1e-4)
+    assert repeated_widths(torch.arange(100)[:, None]) == (0.0,)  # most values differ
+    assert repeated_widths(torch.arange(1000)[:, None] % 100 * 10**9) == (1e9,)
+
+
+def test_the_density_of_noisy_values_bounds_their_probability():
+    """A density that is flat within each step gives exactly the logarithm of the probability."""
+    x = torch.tensor([[0.0], [0.5], [0.5], [1.0], [0.5], [0.0]])
+    widths = repeated_widths(x)
+    probs = {0.0: 1 / 3, 0.5: 1 / 2, 1.0: 1 / 6}
+    noisy = TableNoise(widths).prepare(x)
+    density = torch.tensor([probs[0.5 * round(2 * value)] / 0.5 for value in noisy[:, 0].tolist()])
+    expected = torch.tensor([probs[value] for value in x[:, 0].tolist()])
+    assert torch.allclose(density.log() + np.log(widths[0]), expected.log())
