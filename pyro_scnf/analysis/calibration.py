@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pyro_scnf._checks import validating
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf._shapes import check_tensor
 from pyro_scnf._warn import warn
 from pyro_scnf.analysis.label_probs import Average, LabelScores, Scoring, check_known_labels, check_rows
@@ -140,6 +141,7 @@ def fit_temperature(
     x: Tensor,
     y: Tensor,
     *,
+    smooth: bool = False,
     bins: int | None = None,
     draws: int = 1,
     average: Average = "density",
@@ -160,6 +162,9 @@ def fit_temperature(
 
     :param x: validation data ``(N, *event_shape)``, best rows that the model was not trained on.
     :param y: their labels ``(N,)``, all known.
+    :param bool smooth: for few rows, which a model may classify without an error. Each row then counts as its
+        label with the probability :math:`(n_k + 1) / (n_k + 2)` alone, where :math:`n_k` rows have that
+        label, and as any other label with equal parts of the rest (Platt's targets).
     :return: the temperature, and the figures before and after.
     :raises ValueError: for unknown labels or labels out of range; for no rows; for labels of a class of
         probability 0; for a model whose likelihoods are NaN or infinite; for options and data that
@@ -168,8 +173,10 @@ def fit_temperature(
 
     The other options are those of :func:`label_log_probs`.
 
-    Reference: Izmailov et al., 2020, section 6.1 and Table 5; Guo et al., 2017.
+    References: Izmailov et al., 2020, section 6.1 and Table 5; Guo et al., 2017; Platt, *Probabilistic
+    outputs for support vector machines*, 1999.
     """
+    check_flag(smooth=smooth)
     owner = "fit_temperature"
     scoring = Scoring(bins, draws, average, batch_size, generator)
     check_rows(model, x, owner)
@@ -181,12 +188,21 @@ def fit_temperature(
             "0 in this model; no temperature makes them possible, so leave their rows out"
         )
     scores = scoring.of(model, x, owner)
-    temperature = _best_temperature(scores, y)
+    temperature = _best_temperature(scores, _targets(y, model.flow.num_classes, smooth))
     before, after = (calibration(scores.at(t), y) for t in (1.0, temperature))
     return Calibration(temperature, before, after)
 
 
-def _best_temperature(scores: LabelScores, y: Tensor) -> float:
+def _targets(y: Tensor, num_classes: int, smooth: bool) -> Tensor:
+    """The probability with which each row counts as each label, ``(N, K)`` in double precision."""
+    targets = F.one_hot(y, num_classes).double()
+    if not smooth or num_classes == 1:
+        return targets
+    own = ((targets.sum(0) + 1) / (targets.sum(0) + 2))[y, None]
+    return torch.where(targets > 0, own, (1 - own) / (num_classes - 1))
+
+
+def _best_temperature(scores: LabelScores, targets: Tensor) -> float:
     """Where the slope of the label NLL, which rises with 1/T, is zero. It warns if there is no such point."""
     table = scores.log_likelihood
     if bool((table.amax(-1) - table.amin(-1) < 1e-9).all()):
@@ -199,7 +215,7 @@ def _best_temperature(scores: LabelScores, y: Tensor) -> float:
     def slope(log_temperature: float) -> float:
         """The derivative of the mean label NLL by 1/T."""
         expected = (scores.at(math.exp(log_temperature)).exp() * table).sum(-1)
-        return (expected - table.gather(1, y[:, None])[:, 0]).mean().item()
+        return (expected - (targets * table).sum(-1)).mean().item()
 
     ends = math.log(COLDEST), math.log(HOTTEST)
     if slope(ends[0]) <= 0:
