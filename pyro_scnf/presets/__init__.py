@@ -3,6 +3,7 @@
 from pyro_scnf.presets.atanov2019 import MNIST_PAPER, MNIST_PAPER_SMALL_H, scnf_mnist
 from pyro_scnf.presets.base import GraphOptions, ModelOptions, Preset
 from pyro_scnf.presets.choice import recommended
+from pyro_scnf.presets.components import ComponentsFlow, LeadingComponents
 from pyro_scnf.presets.izmailov2020 import (
     FLOWGMM_MNIST_CPU,
     FLOWGMM_MNIST_PAPER,
@@ -27,7 +28,9 @@ __all__ = [
     "MNIST_PAPER_SMALL_H",
     "PRESETS",
     "TOY",
+    "ComponentsFlow",
     "GraphOptions",
+    "LeadingComponents",
     "ModelOptions",
     "Preset",
     "ToyFlow",

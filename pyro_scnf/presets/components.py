@@ -1,0 +1,148 @@
+"""A preset for many rows of a table or of embeddings: principal components, and one cloud for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._numbers import check_whole
+from pyro_scnf._random import seeded
+from pyro_scnf._shapes import in_double
+from pyro_scnf.datasets import SemiSupervisedData, TableNoise, repeated_widths
+from pyro_scnf.nn import MLP
+from pyro_scnf.presets.base import ModelOptions, Preset
+from pyro_scnf.priors import PriorSpec
+from pyro_scnf.semi_conditional import SemiConditionalFlow
+from pyro_scnf.training.options import Optimisation
+from pyro_scnf.transforms import (
+    AffineCoupling,
+    Permute,
+    PrincipalComponents,
+    QuantileSpline,
+    compose,
+    multi_scale,
+)
+from pyro_scnf.transforms.compose import Layer
+
+__all__ = ["ComponentsFlow", "LeadingComponents", "components_preset"]
+
+MANY_ROWS = 5000
+"""From so many rows on, a table gets this preset."""
+
+ROWS_PER_COMPONENT = 20
+"""On average, each class has so many rows for each component of :math:`z_f`."""
+
+EXPLAINED = 0.9
+r""":math:`z_f` has so many principal components that they hold this share of the variance."""
+
+LOOKED_AT = 20_000
+"""The principal components are counted on so many rows."""
+
+
+@dataclass(frozen=True)
+class ComponentsFlow:
+    """A flow whose :math:`z_f` are the leading principal components of columns with normal marginals.
+
+    From data to latent: a :class:`~pyro_scnf.transforms.QuantileSpline`,
+    :class:`~pyro_scnf.transforms.PrincipalComponents`, and couplings that change the other components given
+    the leading ones. No coupling changes the leading ones. So classes keep the shape that they have in these,
+    and the couplings, which are the same for all labels, improve the density alone.
+
+    :ivar int columns: number of columns D.
+    :ivar int leading: number of components of :math:`z_f`.
+    :ivar int couplings: couplings of the other components.
+    :ivar int width: width of both hidden layers of their networks.
+    :raises ValueError: for numbers that are not positive, or more leading components than columns.
+    """
+
+    columns: int
+    leading: int
+    couplings: int = 2
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        check_whole("columns", self.columns, 2)
+        check_whole("leading", self.leading, 1, self.columns)
+        check_whole("couplings", self.couplings, 0)
+        check_whole("width", self.width, 1)
+
+    def __call__(
+        self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
+    ) -> SemiConditionalFlow:
+        columns, leading = self.columns, self.leading if latent_dim is None else latent_dim
+        check_whole("latent_dim", leading, 1, columns)
+        layers: list[Layer] = [QuantileSpline((columns,)), PrincipalComponents((columns,))]
+        others = columns - leading
+        changed = (others + 1) // 2  # in one coupling, given all the rest
+        for _ in range(self.couplings if others else 0):
+            net: nn.Module = MLP(columns - changed, 2 * changed, (self.width, self.width))
+            layers.append(AffineCoupling((columns,), net, scale="clamp", flip=True, split=columns - changed))
+            order = [*range(changed, others), *range(changed), *range(others, columns)]
+            layers.append(Permute((columns,), torch.tensor(order)))
+        return SemiConditionalFlow(multi_scale([compose(layers[::-1])], leading), prior, num_classes)
+
+
+class LeadingComponents:
+    """Features of the rows of a table: leading principal components of columns with normal marginals.
+
+    They are what the flow of :class:`ComponentsFlow` begins with. Take them for a graph of near rows:
+    ``preset.with_graph(LeadingComponents(data.x))``.
+
+    :param x: rows ``(N, D)`` that quantiles and components are fitted to; of many rows, a part.
+    :ivar int leading: number of components. They hold 90 % of the variance.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        if len(x) > LOOKED_AT:
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+            x = x[order[:LOOKED_AT].to(x.device)]
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        self._quantiles = QuantileSpline((x.shape[1],)).to(x)
+        self._components = PrincipalComponents((x.shape[1],)).to(x)
+        self._components._initialize(self._quantiles._initialize(x))
+        shares = (2 * in_double(self._components.log_spread)).exp().flip(0).cumsum(0)
+        self.leading = int((shares < EXPLAINED * shares[-1]).sum()) + 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The components of rows ``(M, D)``, ``(M, leading)``, those of most variance last."""
+        x = x.to(self._components.center)
+        z = self._components._inverse_ladj(self._quantiles._inverse_ladj(x)[0])[0]
+        return (z * self._components.log_spread.exp())[:, -self.leading :]
+
+
+def components_preset(data: SemiSupervisedData) -> Preset:
+    """A preset for a table of many rows. It looks at no label.
+
+    Each class is one multivariate Student-t distribution of :math:`z_f`, fitted by expectation-maximisation
+    to all rows. Its tails are heavy, so a row far from all classes decides little about them.
+    """
+    rows, columns = data.x.shape
+    widths = repeated_widths(data.x)
+    noise = TableNoise(widths)
+    with seeded(0, data.x.device):
+        leading = LeadingComponents(noise.prepare(data.x)).leading
+    leading = min(leading, max(1, rows // (ROWS_PER_COMPONENT * data.num_classes)))
+    spread = sum(width > 0 for width in widths)
+    known = int((data.y != UNLABELLED).sum())
+    return Preset(
+        flow=ComponentsFlow(columns, leading),
+        augment=noise,
+        optimisation=Optimisation(learning_rate=5e-3, ema_decay=0.98),
+        steps=400,
+        batch_size=1024,
+        labelled_batch_size=min(known, 256),
+        model=ModelOptions(scaled=True),
+        terms=(),
+        prior="student-t:covariance=full,df=8,fit_means=em,fit_scales=em",
+        why=(
+            f"x is a table of {rows} rows and {columns} columns, {known} of them with one of "
+            f"{data.num_classes} labels. Flow: quantiles of the columns to normal ones, and principal "
+            f"components. The {leading} leading ones, of up to {EXPLAINED:.0%} of the variance, depend on "
+            "the label. Prior: a Student-t distribution with a full covariance for each class, by EM, "
+            "because so many rows determine it, and its heavy tails let no outlier decide. "
+            f"Noise: in {spread} columns whose values repeat, because such values have no density."
+        ),
+    )
