@@ -244,6 +244,26 @@ def test_the_temperature_of_the_labels_is_found(truth):
     assert all(found.after["label_nll"] < nll(found.temperature * factor) for factor in (0.99, 1.01))
 
 
+def test_few_rows_count_as_probable():
+    """Where the model makes no error, certain labels would ask for the lowest temperature."""
+    model, x = double_model(), 2 * points(12)
+    y = model.posterior(x).logits.argmax(-1)
+    found = analysis.fit_temperature(model, x, y, smooth=True)
+    counts = torch.bincount(y, minlength=model.flow.num_classes).double()
+    own = ((counts + 1) / (counts + 2))[y]
+
+    def loss(temperature: float) -> float:
+        log_probs = analysis.label_log_probs(model, x, temperature=temperature)
+        right = log_probs.gather(1, y[:, None])[:, 0]
+        rest = (log_probs.sum(1) - right) / (model.flow.num_classes - 1)
+        return -(own * right + (1 - own) * rest).mean().item()
+
+    assert 0.02 < found.temperature < 100
+    assert all(loss(found.temperature) < loss(found.temperature * factor) for factor in (0.99, 1.01))
+    with pytest.raises(ValueError, match="smooth"):
+        analysis.fit_temperature(model, x, y, smooth="yes")
+
+
 def test_a_model_of_images_is_calibrated_on_integers():
     model, x = image_model()
     options = {"bins": 9, "draws": 2, "average": "posterior", "batch_size": 70}

@@ -110,6 +110,37 @@ def test_one_iteration_is_that_of_scikit_learn(covariance, theirs):
     assert relative(variances, torch.from_numpy(reference.covariances_)) < 1e-9
 
 
+def test_one_iteration_with_multivariate_student_t_is_that_of_peel_and_mclachlan():
+    """Row by row, with the weights (df + D) / (df + d²) of Mahalanobis distances d."""
+    model = model_of(f"student-t:covariance=full,df=4.0,{EM}")
+    prior, (x, y, _) = model.flow.prior, blobs(60)
+    with torch.no_grad():
+        z = model.flow.encode(x)[1]
+        prior.loc.copy_(z[:3])
+        prior.off_diagonal.copy_(0.3 * torch.ones(3, 2, 2))
+    tril = torch.diag_embed(prior.log_scale.exp()) + prior.off_diagonal.tril(-1)
+    loc, scale = prior.loc.clone(), tril @ tril.mT
+    means, scatters = torch.zeros(3, 2, dtype=F64), torch.zeros(3, 2, 2, dtype=F64)
+    counts, weights, rows = torch.zeros(3, dtype=F64), torch.zeros(3, dtype=F64), []
+    for row, label in zip(z, y, strict=True):
+        squared = [(row - m) @ torch.linalg.solve(s, row - m) for m, s in zip(loc, scale, strict=True)]
+        tails = [3 * (1 + d / 4).log() for d in squared]
+        log_probs = [-0.5 * torch.logdet(s) - tail for s, tail in zip(scale, tails, strict=True)]
+        q = torch.stack(log_probs).softmax(0) if label < 0 else torch.eye(3, dtype=F64)[label]
+        u = torch.stack([6 / (4 + d) for d in squared])
+        counts, weights = counts + q, weights + q * u
+        means = means + (q * u)[:, None] * row
+        rows.append((row, q * u))
+    means = means / weights[:, None]
+    for row, w in rows:
+        away = row - means
+        scatters = scatters + w[:, None, None] * away[:, :, None] * away[:, None, :]
+    scnf.models.fit_by_em(model, x, y, iterations=1)
+    assert relative(prior.loc, means) < 1e-9
+    tril = torch.diag_embed(prior.log_scale.exp()) + prior.off_diagonal.tril(-1)
+    assert relative(tril @ tril.mT, scatters / counts[:, None, None]) < 1e-9
+
+
 SPECS = st.sampled_from(
     [
         f"gmm:{EM}",
@@ -123,6 +154,8 @@ SPECS = st.sampled_from(
         f"gmm:components=2,fit_weights=fixed,covariance=shared,{EM}",
         f"gmm:components=3,fit_weights=em,covariance=full,{EM}",
         f"student-t:df=3.0,{EM}",
+        f"student-t:covariance=full,df=3.0,{EM}",
+        f"student-t:components=2,covariance=full,fit_weights=em,{EM}",
         "student-t:components=2,fit_weights=em,fit_means=em,fit_scales=fixed",
     ]
 )
@@ -455,6 +488,7 @@ def test_class_probabilities_by_em_are_the_frequencies_of_the_counts():
         f"gmm:covariance=isotropic,{EM}",
         f"gmm:covariance=full,components=2,fit_weights=em,{EM}",
         f"student-t:{EM}",
+        f"student-t:covariance=full,{EM}",
     ],
 )
 def test_the_first_steps_of_stepwise_em_move_little(spec):

@@ -97,6 +97,29 @@ def test_sizes_of_the_covariances():
     assert sizes == {"diagonal": 12, "shared": 4, "isotropic": 3, "full": 12 + 48}
 
 
+@pytest.mark.parametrize(("shape", "components"), [((3,), 1), ((1, 2, 2), 1), ((3,), 2)])
+def test_a_full_student_t_is_pyros(shape, components):
+    spec = f"student-t:covariance=full,df=3.5,components={components}"
+    prior = perturb(make_prior(spec, shape, 4)).double()
+    z, y = torch.randn(5, *shape).double(), torch.tensor([0, 1, 2, 3, 1])
+    tril = torch.diag_embed(prior.log_scale.exp()) + prior.off_diagonal.tril(-1)
+    theirs = dist.MultivariateStudentT(torch.tensor(3.5).double(), prior.loc.flatten(-len(shape))[y], tril[y])
+    flat = z.flatten(1) if components == 1 else z.flatten(1)[:, None]
+    expected = theirs.log_prob(flat)
+    if components > 1:
+        expected = (expected + prior.log_weights.log_softmax(-1)[y]).logsumexp(-1)
+    assert torch.allclose(prior.condition(y).log_prob(z), expected)
+    assert prior.condition(y, temperature=0.5).sample((7,)).shape == (7, 5, *shape)
+
+
+def test_a_full_student_t_of_many_degrees_of_freedom_is_the_gaussian():
+    t = perturb(make_prior("student-t:covariance=full,df=1e8", (3,), 2))
+    gaussian = make_prior("gmm:covariance=full", (3,), 2)
+    gaussian.load_state_dict({name: value for name, value in t.state_dict().items() if name != "raw_df"})
+    z, y = torch.randn(6, 3), torch.arange(6) % 2
+    assert torch.allclose(t.condition(y).log_prob(z), gaussian.condition(y).log_prob(z), atol=1e-4)
+
+
 def test_student_t_has_unit_location_and_scale_tables_and_heavier_tails():
     prior = StudentTMixturePrior((3,), 2, df=5.0, scale=0.5).double()
     z = torch.randn(6, 3, dtype=F64)

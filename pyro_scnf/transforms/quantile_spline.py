@@ -36,9 +36,10 @@ class QuantileSpline(FlowTransform):
 
     From data to latent, :math:`z_d = s_d(x_d)`. The spline :math:`s_d` consists of rational quadratics
     between knots :math:`(x_{dk}, z_{dk})` with slopes :math:`\delta_{dk}`, and of straight lines beyond the
-    outermost knots. It is continuously differentiable. Within a bin of width w and height h, of mean slope
-    :math:`s = h / w`, with :math:`\theta = (x - x_k) / w`, :math:`a = \delta_k / s`,
-    :math:`b = \delta_{k+1} / s`,
+    outermost knots. It is continuously differentiable. The lines rise by at most 1 in a spread of the column,
+    so values beyond all that were seen are no further out than in the unit of the column. Within a bin of
+    width w and height h, of mean slope :math:`s = h / w`, with :math:`\theta = (x - x_k) / w`,
+    :math:`a = \delta_k / s`, :math:`b = \delta_{k+1} / s`,
 
     .. math::
 
@@ -49,8 +50,8 @@ class QuantileSpline(FlowTransform):
     about standard normal, whatever their unit, skew and tails. The knots are buffers: training leaves them
     alone.
 
-    Values that repeat have no density. Spread them before (``TableNoise`` does). Otherwise the narrowest bin
-    limits the density there, to 1000 / bins times the density of a uniform column.
+    Values that repeat have no density. Spread them before (``TableNoise`` does). Otherwise a bin that is a
+    thousandth of the spread of the column wide limits the density there.
 
     :param event_shape: ``(D,)``.
     :param int bins: number of bins between the outermost knots, 4 or more.
@@ -121,13 +122,15 @@ class QuantileSpline(FlowTransform):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
-        rows = in_double(x).flatten(0, -2)
-        x_knots, z_knots = _quantiles(rows, self.bins, torch.finfo(self.x_knots.dtype).eps)
+        ordered = in_double(x).flatten(0, -2).sort(0).values
+        spread = _spread(ordered)[:, None]
+        x_knots, z_knots = _quantiles(ordered, spread, self.bins, torch.finfo(self.x_knots.dtype).eps)
         means = z_knots.diff(dim=1).log() - x_knots.diff(dim=1).log()
         inner = (means[:, 1:] + means[:, :-1]) / 2
         self.x_knots.copy_(x_knots)
         self.z_knots.copy_(z_knots)
-        self.log_slopes.copy_(torch.cat([means[:, :1], inner, means[:, -1:]], 1))
+        first, last = (torch.minimum(end, -spread.log()) for end in (means[:, :1], means[:, -1:]))
+        self.log_slopes.copy_(torch.cat([first, inner, last], 1))
         return self._inverse_ladj(x)[0]
 
 
@@ -141,33 +144,35 @@ def _rational_quadratic(share: Tensor, b: _Bin) -> tuple[Tensor, Tensor]:
 
 
 def _spread(ordered: Tensor) -> Tensor:
-    """A spread ``(D,)`` of ordered columns, which outliers leave alone; 1 for a constant column."""
+    """A spread ``(D,)`` of ordered columns, which outliers leave alone; 1 for a constant column.
+
+    It is half the distance between the quantiles 0.16 and 0.84, or between outer ones where that is 0.
+    """
     spread = torch.ones_like(ordered[0])
     for share in (0.0, 0.025, 0.16):  # the narrowest range that is no point
         last = len(ordered) - 1
         around = ordered[round((1 - share) * last)] - ordered[round(share * last)]
-        spread = torch.where(around > 0, around, spread)
+        spread = torch.where(around > 0, around / 2, spread)
     return spread
 
 
-def _quantiles(rows: Tensor, bins: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Knots ``(D, bins + 1)`` of the columns of ``rows`` ``(N, D)``, and their normal quantiles.
+def _quantiles(ordered: Tensor, spread: Tensor, bins: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Knots ``(D, bins + 1)`` of ordered columns ``(N, D)``, and their normal quantiles.
 
+    :param spread: ``(D, 1)``, see :func:`_spread`.
     :param float eps: the relative rounding of the dtype that stores them.
     """
-    n = len(rows)
-    normal = torch.distributions.Normal(rows.new_zeros(()), 1.0)
-    extreme = normal.icdf(rows.new_tensor(n / (n + 0.5))).clamp(min=0.5)  # of the largest of n values
+    n = len(ordered)
+    normal = torch.distributions.Normal(ordered.new_zeros(()), 1.0)
+    extreme = normal.icdf(ordered.new_tensor(n / (n + 0.5))).clamp(min=0.5)  # of the largest of n values
     outermost = min(OUTERMOST, float(extreme) * (1 - 2 / bins))
-    inner = torch.linspace(-outermost, outermost, bins - 1, dtype=rows.dtype, device=rows.device)
+    inner = torch.linspace(-outermost, outermost, bins - 1, dtype=ordered.dtype, device=ordered.device)
     z = torch.cat([-extreme[None], inner, extreme[None]])
-    ordered = rows.sort(0).values
     place = (normal.cdf(inner) * n - 0.5).clamp(0, n - 1)
     low = place.floor().long()
     high = (low + 1).clamp(max=n - 1)
     between = torch.lerp(ordered[low], ordered[high], (place - low)[:, None])
     knots = torch.cat([ordered[:1], between, ordered[-1:]]).T
-    spread = _spread(ordered)[:, None]
     size = torch.maximum(knots[:, 1:].abs(), knots[:, :-1].abs())
     narrowest = torch.maximum(NARROWEST * spread, 16 * eps * size)  # no bin is of rounding alone
     widths = torch.maximum(knots.diff(dim=1), narrowest)
