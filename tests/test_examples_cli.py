@@ -16,7 +16,7 @@ import torch
 import pyro_scnf as scnf
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SHARED = ("command_line", "common", "evidence", "figures", "threads")
+SHARED = ("command_line", "common", "comparisons", "evidence", "figures", "options", "threads")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from pyro_scnf.datasets import (
     neighbour_graph,
     toy,
 )
-from pyro_scnf.presets import GraphOptions, recommended
+from pyro_scnf.presets import ComponentsFlow, GraphOptions, LeadingComponents, recommended
 from pyro_scnf.presets.base import FitOptions
 from pyro_scnf.presets.choice import column_spreads, standardise_columns
 
@@ -393,6 +393,71 @@ def test_what_is_recommended_trains_and_tells_classes_apart():
     preset.fit(model, preset.prepare(data), steps=100, progress=False)
     found = model.posterior(preset.augment.prepare(data.x_test)).probs.argmax(-1)
     assert (found == data.y_test).double().mean() > 0.95
+
+
+def clouds(rows=6000, seed=0):
+    """Two long clouds in four of eight columns, one turned against the other; four columns of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(rows) % 2
+    z = torch.randn(rows, 8, generator=generator) * torch.tensor([3.0, 0.4, 3.0, 0.4, 0.1, 0.1, 0.1, 0.1])
+    z = torch.where(y[:, None] > 0, z[:, [1, 0, 3, 2, 4, 5, 6, 7]], z) + 0.5 * y[:, None]
+    z[:, 7] = (10 * z[:, 7]).round()  # whole numbers
+    x = torch.cat([100 * z[:, :4].exp().log1p(), z[:, 4:]], 1)
+    shown = torch.where(torch.arange(rows) < 20, y, scnf.UNLABELLED)
+    return SemiSupervisedData(x, shown, x[-1000:], y[-1000:], 2)
+
+
+def test_what_is_recommended_for_many_rows():
+    """Classes are clouds of principal components, whose shape all rows tell. A few labels name them."""
+    data = clouds()
+    state = torch.get_rng_state()
+    preset = recommended(data)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert preset.flow == ComponentsFlow(8, preset.flow.leading)
+    assert preset.augment.widths[7] == 1.0
+    assert not any(preset.augment.widths[:7])
+    for word in ("table of 6000 rows and 8 columns, 20 of them", "full covariance", "in 1 columns whose"):
+        assert word in preset.why
+    assert pickle.loads(pickle.dumps(preset)) == preset
+    torch.manual_seed(0)
+    model = preset.make_model(data)
+    preset.fit(model, data, steps=60, batch_size=512, progress=False)
+    error = (model.posterior(preset.augment.prepare(data.x_test)).probs.argmax(-1) != data.y_test).double()
+    assert error.mean() < 0.05
+    few = recommended(replace(data, x=data.x[:4999], y=data.y[:4999]))
+    assert not isinstance(few.flow, ComponentsFlow)
+
+
+def test_labels_are_a_matter_of_the_leading_components_alone():
+    """Couplings change the others, so training them leaves every label posterior as it is."""
+    torch.manual_seed(0)
+    flow = ComponentsFlow(7, 3, couplings=3)("student-t:covariance=full", 2)
+    x = torch.randn(200, 7).cumsum(1)
+    flow.initialize(x, torch.arange(200) % 2)
+    before, (aux, leading, _) = flow.posterior(x).logits, flow.encode(x)
+    for name, parameter in flow.transform.named_parameters():
+        assert "net" in name or "scale" in name
+        torch.nn.init.normal_(parameter, std=0.3)
+    after, found = flow.posterior(x).logits, flow.encode(x)
+    assert torch.allclose(before, after, atol=1e-5)
+    assert torch.equal(found[1], leading)
+    assert ((found[0] - aux).abs().amax(0) > 0.01).all()
+
+
+def test_no_class_gets_more_components_than_its_rows_can_tell():
+    rows = torch.randn(5000, 200, generator=torch.Generator().manual_seed(0))
+    data = SemiSupervisedData(rows, torch.arange(5000) % 5, rows[:5], torch.arange(5), 5)
+    assert LeadingComponents(rows).leading > 150
+    assert recommended(data).flow.leading == 50
+
+
+def test_features_of_a_graph_are_leading_components():
+    data = clouds()
+    features = LeadingComponents(data.x)
+    found = features(data.x_test)
+    assert found.shape == (1000, features.leading)
+    assert torch.equal(features(data.x_test[3:5]), found[3:5])  # fitted once, not to the rows of a call
+    assert (found.std(0).diff() > 0).all()
 
 
 def test_neighbours_that_share_no_label_are_not_used():

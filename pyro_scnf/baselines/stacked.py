@@ -5,13 +5,12 @@ Reference: Kingma, Mohamed, Rezende and Welling, *Semi-supervised Learning with 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -20,14 +19,12 @@ from pyro_scnf._copies import PortableModule
 from pyro_scnf._numbers import check_at_least, check_number, check_scale, check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import as_sizes
+from pyro_scnf.baselines.fitting import Batch, progress, some_rows, train
 from pyro_scnf.baselines.kingma2014 import M1, M2
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.augment import Augment, as_augment
 
 __all__ = ["M1M2"]
-
-Batch = tuple[object, ...]
-"""The arguments of a model and its guide."""
 
 
 class M1M2(PortableModule, PyroModule):
@@ -145,21 +142,21 @@ class M1M2(PortableModule, PyroModule):
         home, sizes = self.spread.device, (len(x), len(others))
 
         def first() -> Batch:
-            rows = change(_some(data.x, batch_size)).to(home)
+            rows = change(some_rows(data.x, batch_size)).to(home)
             return rows, len(data.x), self.kl_weight
 
         def second() -> Batch:
             chosen = torch.randint(len(x), (labelled_batch_size,), device=x.device)
             with torch.no_grad():
                 z = self.codes(change.labelled(x[chosen]).to(home)).sample()
-                unlabelled = self.codes(change(_some(others, batch_size)).to(home)).sample()
+                unlabelled = self.codes(change(some_rows(others, batch_size)).to(home)).sample()
             return z, y[chosen].to(home), unlabelled, sizes
 
         with seeded(seed, home), pyro.get_param_store().scope():
-            _train(self.m1, TraceMeanField_ELBO(), first, _progress(steps, minutes), m1_lr, len(data.x))
+            train(self.m1, TraceMeanField_ELBO(), first, progress(steps, minutes), m1_lr, len(data.x))
             self._standardise(data.x, change)
             elbo = TraceEnum_ELBO(max_plate_nesting=1)
-            _train(self.m2, elbo, second, _progress(steps, minutes), m2_lr, len(data.x))
+            train(self.m2, elbo, second, progress(steps, minutes), m2_lr, len(data.x))
 
     def _check(self, data: SemiSupervisedData, change: Augment) -> Tensor:
         """Raise unless the model can learn from ``data``. Return which rows are labelled."""
@@ -186,39 +183,3 @@ class M1M2(PortableModule, PyroModule):
         loc, scale = (torch.cat([getattr(code, name) for code in codes]) for name in ("loc", "scale"))
         self.center.copy_(loc.mean(0))
         self.spread.copy_((loc.var(0, correction=0) + scale.square().mean(0)).sqrt())
-
-
-def _some(x: Tensor, count: int) -> Tensor:
-    """``count`` random rows, with repetition."""
-    return x[torch.randint(len(x), (count,), device=x.device)]
-
-
-def _progress(steps: int | None, minutes: float | None) -> Iterator[float]:
-    """The share of one half of the training that is done before each step: by steps, or by the clock."""
-    if steps is not None:
-        yield from (step / steps for step in range(steps))
-    elif minutes is not None:
-        start = time.perf_counter()
-        while (done := (time.perf_counter() - start) / (30 * minutes)) < 1:
-            yield done
-
-
-def _train(
-    part: M1 | M2,
-    elbo: Trace_ELBO | TraceEnum_ELBO,
-    batch: Callable[[], Batch],
-    progress: Iterator[float],
-    lr: float,
-    rows: int,
-) -> None:
-    """Minimise the loss for one of ``rows`` by Adam."""
-    optimiser = torch.optim.Adam(part.parameters(), lr, betas=(0.9, 0.99))
-    for done in progress:
-        optimiser.param_groups[0]["lr"] = lr * min(1.0, 2 * (1 - done))
-        loss = elbo.differentiable_loss(part.model, part.guide, *batch()) / rows
-        if not torch.isfinite(loss):
-            name = type(part).__name__
-            raise RuntimeError(f"the loss of {name} is {loss.item()}; give a smaller {name.lower()}_lr")
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()

@@ -1,0 +1,73 @@
+"""Photographs with few labels, seen by a network that was trained on others, beside other methods.
+
+An ImageNet encoder turns each image into a row of features. A semi-conditional flow is trained on the rows.
+Writes metrics.json, model.pt, checkpoints and a reliability diagram to ``--out``:
+
+    python examples/transfer.py --data cifar10 --data-root data --labels 200 --out out/cifar10
+    python examples/transfer.py --data photos --out out/photos
+
+A folder of your own has a sub-folder of images for each class, and one, ``unlabelled``, for those without a
+label.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import common
+import comparisons
+import numpy as np
+import torch
+from command_line import parse, refusing, whole
+from options import add_options, labels_of, tell_progress
+from PIL import Image
+
+import pyro_scnf as scnf
+from pyro_scnf.datasets import SemiSupervisedData, features
+
+
+def mean_colours(images: torch.Tensor) -> torch.Tensor:
+    """An encoder that needs no weights: the mean colours of the four quarters of an image."""
+    return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def made_images(seed: int) -> SemiSupervisedData:
+    """240 made images of two classes, by day and by night, 40 of them labelled."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in range(240):
+            kind = rng.choice(["day", "night"])
+            sky = [110, 130, 180] if kind == "day" else [90, 90, 130]
+            pixels = np.clip(rng.normal(sky, 90, (8, 8, 3)), 0, 255).astype(np.uint8)
+            place = Path(folder) / (kind if row < 80 else "unlabelled")
+            place.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{row:03}.png")
+        return features(folder, test=0.5, encoder=mean_colours, size=32, seed=seed)
+
+
+def main() -> dict[str, object]:
+    parser = common.parser(__doc__.splitlines()[0])
+    add_options(parser, "a second folder")
+    parser.add_argument("--data", default="cifar10", help="cifar10, or a folder of images of your own")
+    parser.add_argument("--data-root", type=Path, help="of cifar10: torchvision's root folder")
+    parser.add_argument("--cache", type=Path, help="folder that keeps features; default: in ~/.cache")
+    parser.add_argument("--size", type=whole(32, 1024), default=128, help="pixels that the encoder sees")
+    parser.add_argument("--unlabelled", default="unlabelled", help="sub-folder of images without a label")
+    args = parse(parser, "transfer")
+    torch.manual_seed(args.seed)
+    named = args.data == "cifar10"
+    with refusing(args, "data", "data_root", "cache", "labels", "split", "test"):
+        if args.smoke_test and named and args.data_root is None:
+            data = made_images(args.seed)
+        else:
+            choice = {"labels": labels_of(args, named), "split": args.split, "seed": args.seed}
+            files = {"root": args.data_root, "test": args.test, "unlabelled": args.unlabelled}
+            encoder = {"size": args.size, "cache": args.cache, "progress": tell_progress}
+            data = features(args.data, **files, **encoder, **choice)
+        preset = scnf.presets.recommended(data)
+    return comparisons.run(args, preset, data)
+
+
+if __name__ == "__main__":
+    main()
