@@ -90,20 +90,22 @@ def data_layers(
     shape: torch.Size, logit: float | None, gaussianize: int | None, quantiles: int | None
 ) -> list[FlowTransform]:
     """The layer next to the data that one of the options asks for, if any."""
-    given = {"logit": logit, "gaussianize": gaussianize, "quantiles": quantiles}
-    first, *others = [name for name, value in given.items() if value is not None] or [""]
-    if others:
-        refuse_unused(f"{others[-1]} takes its place", **{first: given[first]})
-    if logit is not None:
-        return [Logit(shape, check_number("logit", logit, at_least=0, below=1))]
+    layers: dict[str, FlowTransform] = {}
     if gaussianize is not None:
-        return [MarginalGaussianization(shape, check_whole("gaussianize", gaussianize, 1))]
+        layers["gaussianize"] = MarginalGaussianization(shape, check_whole("gaussianize", gaussianize, 1))
     if quantiles is not None:
-        quantiles = check_whole("quantiles", quantiles, 4)
+        bins = check_whole("quantiles", quantiles, 4)
         if len(shape) != 1:
-            raise ValueError(f"quantiles={quantiles}, event_shape={tuple(shape)}: only for vectors (D,)")
-        return [QuantileSpline(shape, quantiles)]
-    return []
+            raise ValueError(f"quantiles={bins}, event_shape={tuple(shape)}: only for vectors (D,)")
+        layers["quantiles"] = QuantileSpline(shape, bins)
+    if logit is not None:
+        logit = check_number("logit", logit, at_least=0, below=1)
+        for other in layers:
+            refuse_unused(f"{other} takes its place", logit=logit)
+        layers["logit"] = Logit(shape, logit)
+    if len(layers) > 1:
+        refuse_unused("quantiles takes its place", gaussianize=gaussianize)
+    return list(layers.values())
 
 
 class CouplingBuilder:

@@ -13,14 +13,14 @@ from pyro_scnf._copies import Portable
 from pyro_scnf._shapes import in_double
 from pyro_scnf.distributions import Transformed
 
-__all__ = ["MultivariateNormal", "MultivariateStudentT", "cholesky", "most_likely_factors", "reshaped"]
+__all__ = ["cholesky", "most_likely_factors", "reshaped"]
 
 
-class MultivariateNormal(Portable, dist.MultivariateNormal):
+class _MultivariateNormal(Portable, dist.MultivariateNormal):
     """``MultivariateNormal`` that can be copied at any time."""
 
 
-class MultivariateStudentT(Portable, dist.MultivariateStudentT):
+class _MultivariateStudentT(Portable, dist.MultivariateStudentT):
     """Pyro's ``MultivariateStudentT``, with a log-density for many rows and many components.
 
     Pyro's own solves a system for each pair of a row and a component, of D² numbers each.

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_scnf._numbers import check_at_least, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
-from pyro_scnf.priors.full_covariance import MultivariateNormal, reshaped
+from pyro_scnf.priors.full_covariance import _MultivariateNormal, reshaped
 from pyro_scnf.priors.initial_means import Means
 from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
 
@@ -119,7 +119,7 @@ class GaussianMixturePrior(LocationScalePrior):
             # PyTorch cannot validate a batch of no rows.
             flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
             tril = temperature * self._cholesky(y, cast)
-            normal = MultivariateNormal(flat, scale_tril=tril, validate_args=validate)
+            normal = _MultivariateNormal(flat, scale_tril=tril, validate_args=validate)
             return reshaped(normal, self.event_shape)
         if self.covariance == "shared":
             log_scale = cast(self.log_scale)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_scnf._numbers import check_number, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
-from pyro_scnf.priors.full_covariance import MultivariateStudentT, reshaped
+from pyro_scnf.priors.full_covariance import _MultivariateStudentT, reshaped
 from pyro_scnf.priors.initial_means import Means
 from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
 
@@ -117,7 +117,7 @@ class StudentTMixturePrior(LocationScalePrior):
             # PyTorch cannot validate a batch of no rows.
             flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
             tril = temperature * self._cholesky(y, cast)
-            return reshaped(MultivariateStudentT(df, flat, tril, validate_args=validate), self.event_shape)
+            return reshaped(_MultivariateStudentT(df, flat, tril, validate_args=validate), self.event_shape)
         scale = temperature * self._of_component(cast(self.log_scale), y, event_dim).exp()
         return Independent(_StudentT(df, loc, scale), event_dim)
 

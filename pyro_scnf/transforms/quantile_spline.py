@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ class QuantileSpline(FlowTransform):
     z_knots: Tensor
     log_slopes: Tensor
 
-    def __init__(self, event_shape: int | tuple[int, ...], bins: int = 32) -> None:
+    def __init__(self, event_shape: Sequence[int] | int, bins: int = 32) -> None:
         super().__init__(event_shape)
         if len(self.event_shape) != 1:
             raise ValueError(f"event_shape={tuple(self.event_shape)}: expected (D,), the columns of a table")
