@@ -61,10 +61,10 @@ def train(
         data = preset.prepare(data, args.seed)
         StepBatches(data, preset.batch_size, preset.labelled_batch_size, world_size=machine.processes)
     loss, some = scnf.elbo(model), slice(min(preset.batch_size, 128))
-    labels = () if len(data.unlabelled) else (data.y[some].to(args.device),)
+    rows, labels = (data.unlabelled[some], ()) if len(data.unlabelled) else (data.x[some], (data.y[some],))
 
     def step() -> None:
-        loss(preset.augment.prepare(data.x[some]).to(args.device), *labels).backward()
+        loss(*(part.to(args.device) for part in (preset.augment.prepare(rows), *labels))).backward()
         model.zero_grad(set_to_none=True)
 
     given = 1 if args.threads is None and machine.devices > 1 else args.threads  # processes share the cores

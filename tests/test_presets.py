@@ -416,7 +416,7 @@ def test_what_is_recommended_for_many_rows():
     assert preset.flow == ComponentsFlow(8, preset.flow.leading)
     assert preset.augment.widths[7] == 1.0
     assert not any(preset.augment.widths[:7])
-    for word in ("table of 6000 rows and 8 columns, 20 of them", "full covariance", "in 1 columns whose"):
+    for word in ("table of 6000 rows and 8 columns, 20 of them", "full covariance", "values repeat: 1"):
         assert word in preset.why
     assert pickle.loads(pickle.dumps(preset)) == preset
     torch.manual_seed(0)
@@ -426,6 +426,34 @@ def test_what_is_recommended_for_many_rows():
     assert error.mean() < 0.05
     few = recommended(replace(data, x=data.x[:4999], y=data.y[:4999]))
     assert not isinstance(few.flow, ComponentsFlow)
+
+
+@pytest.mark.parametrize("columns", [2, 5])
+def test_many_rows_without_a_leading_component_train_too(columns):
+    """All components lead if none explains more than others. Then nothing but the prior learns."""
+    x = torch.randn(5000, columns, generator=torch.Generator().manual_seed(0))
+    y = torch.where(torch.arange(5000) < 20, torch.arange(5000) % 2, scnf.UNLABELLED)
+    data = SemiSupervisedData(x, y, x[:4], y[:4], 2)
+    preset = recommended(data)
+    assert preset.flow.leading == columns
+    assert preset.fit(preset.make_model(data), data, steps=1, batch_size=64, progress=False).steps == 1
+    wide = SemiSupervisedData(x.double(), y, x[:4].double(), y[:4], 2)
+    with pytest.raises(ValueError, match=r"data.x has dtype torch.float64"):
+        preset.make_model(wide)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: LeadingComponents(torch.randn(5, 3, 2)), r"x has shape \(5, 3, 2\), expected rows"),
+        (lambda: LeadingComponents(torch.randn(1, 3)), "x has 1 rows, expected two or more"),
+        (lambda: LeadingComponents(torch.full((5, 2), torch.nan)), "x holds"),
+        (lambda: LeadingComponents(torch.randn(50, 3))(torch.randn(4, 2)), "x has 2 columns, expected 3"),
+    ],
+)
+def test_rows_without_components(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()
 
 
 def test_labels_are_a_matter_of_the_leading_components_alone():

@@ -552,3 +552,26 @@ def test_the_density_of_noisy_values_bounds_their_probability():
     density = torch.tensor([probs[0.5 * round(2 * value)] / 0.5 for value in noisy[:, 0].tolist()])
     expected = torch.tensor([probs[value] for value in x[:, 0].tolist()])
     assert torch.allclose(density.log() + np.log(widths[0]), expected.log())
+
+
+def test_noise_that_a_dtype_cannot_hold_is_refused():
+    """Of single precision, 16 million and its neighbour differ by 1. Nothing lies between them."""
+    codes = 2.0 * torch.randint(9, (500, 1), generator=torch.Generator().manual_seed(0)) + 2e7
+    with pytest.raises(ValueError, match=r"column 0 of x repeats the value 2e\+07"):
+        repeated_widths(codes)
+    assert repeated_widths(codes.double()) == (2.0,)
+    assert repeated_widths(codes - 2e7) == (2.0,)
+
+
+def test_words_for_gaps_are_no_class(tmp_path):
+    file = tmp_path / "r.csv"
+    file.write_text("a,y\n1,p\n2,q\n3,NA\n4,p\n5,NULL\n")
+    data = tabular(file, label="y", test=0)
+    assert (data.class_names, data.y.tolist()) == (("p", "q"), [0, 1, -1, 0, -1])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "twice.csv"
+    file.write_text("a,y,y\n1,p,p\n2,q,q\n")
+    with pytest.raises(ValueError, match="2 columns have the name 'y'"):
+        tabular(file, label="y", test=0)

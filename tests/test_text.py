@@ -363,7 +363,7 @@ def test_rows_without_text_and_files_that_are_no_tables(tmp_path):
         ("review,stars\na,b\nc,d,e\n", "cannot be read as a CSV file: .*line 3, saw 3; put texts that hold"),
         (
             "review,stars\nfine, but long,b\n",
-            "more fields than the first line has names; put texts",
+            "Expected 2 fields in line 2, saw 3; put texts",
         ),
         ("", "cannot be read as a CSV file: No columns"),
         ("review,stars\n", "'review' holds no row"),

@@ -18,15 +18,15 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.fitting import Batch, progress, some_rows, train
+from pyro_scnf.baselines.fitting import Batch, jittered, progress, some_rows, train
 from pyro_scnf.baselines.kingma2014 import M1, M2
-from pyro_scnf.baselines.scaling import Scale, check_scaling, reduced, scaled, to_unit_interval
+from pyro_scnf.baselines.scaling import Scale, check_dims, check_scaling, reduced, scaled, to_unit_interval
 from pyro_scnf.baselines.stacked import M1M2
 from pyro_scnf.baselines.supervised import PENALTIES, REPEATS, classified, logistic
 from pyro_scnf.baselines.tuning import tuned
 from pyro_scnf.datasets import SemiSupervisedData
 
-__all__ = ["JITTER", "m1", "m1m2", "m2"]
+__all__ = ["m1", "m1m2", "m2"]
 
 HIDDEN = 200
 """Width of all hidden layers."""
@@ -46,10 +46,6 @@ M1_RATE, M2_RATE = 2e-3, 5e-3
 
 ALPHAS = 20.0, 1.0
 """Weights of the classification in M2 that are tried."""
-
-JITTER = 0.1
-"""Standard deviation of noise that rows get in training. Without it, values that repeat would have a density
-without bound."""
 
 
 def m1(
@@ -141,7 +137,7 @@ def m2(
     """
     check_scaling(scale)
     steps = check_whole("steps", steps, 1)
-    dims = None if dims is None else check_whole("dims", dims, 1)
+    dims = check_dims(dims)
 
     def fit(task: Task) -> Tensor:
         task = reduced(scaled(task, scale), dims)
@@ -154,9 +150,6 @@ def _classified_by_m2(task: Task, alpha: float, steps: int) -> Tensor:
     columns = task.x.shape[1]
     x, y = (part.to(task.device) for part in task.labelled)
     x, others = x.float(), task.unlabelled.to(task.device, torch.float32)
-
-    def jittered(rows: Tensor) -> Tensor:
-        return rows + JITTER * torch.randn_like(rows)
 
     def batch() -> Batch:
         chosen = torch.randint(len(x), (LABELLED,), device=x.device)

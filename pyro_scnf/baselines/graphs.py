@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_whole
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.scaling import Scale, check_scaling, scaled
+from pyro_scnf.baselines.scaling import Scale, check_dims, check_scaling, scaled
 from pyro_scnf.baselines.tuning import sample, tuned
 from pyro_scnf.datasets import label_evidence, neighbour_graph
 
@@ -151,7 +151,7 @@ def _on_graph(
     """A function that solves a task on a graph of nearest neighbours. It checks its options."""
     check_scaling(scale)
     k = check_whole("k", k, 1)
-    dims = None if dims is None else check_whole("dims", dims, 1)
+    dims = check_dims(dims)
 
     def fit(task: Task) -> Tensor:
         task = scaled(task, scale)

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 
 from pyro_scnf._numbers import check_scale, check_whole
 from pyro_scnf._random import seeded
-from pyro_scnf.baselines.autoencoders import JITTER
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.fitting import some_rows
+from pyro_scnf.baselines.fitting import descend, jittered, some_labelled, some_rows
 from pyro_scnf.baselines.scaling import Scale, check_scaling, reduced, scaled
 from pyro_scnf.baselines.tuning import tuned
 from pyro_scnf.flows import glow
@@ -27,20 +26,20 @@ from pyro_scnf.transforms import FlowTransform
 __all__ = ["LatentClassifier", "latent_classifier"]
 
 DIMS = 50, 10
-"""Numbers of principal components that are tried."""
+"""Numbers of principal components that are tried, where there are more columns."""
 
 SHARES = 1.0, 0.1
-"""Shares of the steps that are tried. The density pulls latents apart from what a few labels say, so with
-few labels an early end may be better."""
+"""Shares of the steps that are tried. Training makes the latents independent of each other and of equal
+spread, whatever the classes are. So with few labels an early end may be better."""
 
 BATCH = 256
-"""Labelled rows of a step, at most, and rows whose density counts."""
+"""Rows of a step whose density counts."""
 
 INITIAL = 1000
 """Rows from which the flow is initialised."""
 
-LEARNING_RATE, DECAY, CLIP = 1e-3, 1e-2, 50.0
-"""The step of AdamW, which falls to zero; its weight decay; and the largest norm of a gradient."""
+LEARNING_RATE, DECAY = 1e-3, 1e-2
+"""The step of AdamW and its weight decay."""
 
 
 class LatentClassifier(nn.Module):
@@ -90,9 +89,10 @@ def latent_classifier(
     The flow is :func:`pyro_scnf.flows.glow`. Its prior is standard normal whatever the label. The loss is the
     mean of :math:`-\log p(y \mid z(x))` of labelled rows and :math:`\lambda` times the mean of
     :math:`-\log p(x)` of all rows. Rows get a little noise in each step, which bounds the density of values
-    that repeat. Cross-validation chooses whether all principal components take part, up to 50, or the first
-    ten, and whether training ends after a tenth of the steps. The other arguments are those of a
-    :class:`Comparator`. The model trains on the device of ``x``, in single precision.
+    that repeat. More than 50 columns are reduced to their first 50 principal components. Cross-validation
+    chooses whether the first ten take part alone, and whether training ends after a tenth of the steps. The
+    other arguments are those of a :class:`Comparator`. The model trains on the device of ``x``, in single
+    precision.
 
     :param scale: how columns are scaled, see :data:`Scale`.
     :param float weight: the weight :math:`\lambda` of the density.
@@ -121,24 +121,17 @@ def _classified(task: Task, setting: tuple[int, float], weight: float, steps: in
     dims, share = setting
     task = reduced(task, dims)
     task = task.mapped(lambda rows: rows.to(task.device, torch.float32))
-    (x, y), steps = task.labelled, math.ceil(share * steps)
+    x, y = task.labelled
     y = y.to(x.device)
+
+    def loss(done: float) -> Tensor:
+        rows, labels = some_labelled(x, y)
+        return model.loss(jittered(rows), labels, jittered(some_rows(task.x, BATCH)))
+
     with seeded(task.seed, task.device):
         model = LatentClassifier(x.shape[1], task.num_classes, weight).to(x)
-        model.flow.initialize(_jittered(some_rows(task.x, INITIAL)))
-        optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=DECAY)
-        for step in range(steps):
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            rows = slice(None) if len(x) <= BATCH else torch.randint(len(x), (BATCH,), device=x.device)
-            loss = model.loss(_jittered(x[rows]), y[rows], _jittered(some_rows(task.x, BATCH)))
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimiser.step()
+        model.flow.initialize(jittered(some_rows(task.x, INITIAL)))
+        descend(model, loss, math.ceil(share * steps), LEARNING_RATE, DECAY)
     with torch.no_grad():
         parts = [model(part) for part in task.x_test.split(10_000)]
     return torch.cat(parts).double().cpu().log_softmax(-1)
-
-
-def _jittered(rows: Tensor) -> Tensor:
-    return rows + JITTER * torch.randn_like(rows)

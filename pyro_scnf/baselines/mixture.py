@@ -24,7 +24,7 @@ from torch.nn.functional import one_hot
 
 from pyro_scnf._numbers import check_whole
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.scaling import Scale, check_scaling, reduced, scaled
+from pyro_scnf.baselines.scaling import Scale, check_dims, check_scaling, reduced, scaled
 from pyro_scnf.baselines.tuning import tuned
 
 __all__ = ["Gaussians", "em_step", "gaussian_mixture"]
@@ -72,7 +72,7 @@ def gaussian_mixture(
     """
     check_scaling(scale)
     components = check_whole("components", components, 1)
-    dims = None if dims is None else check_whole("dims", dims, 1)
+    dims = check_dims(dims)
 
     def fit(task: Task) -> Tensor:
         return tuned(reduced(scaled(task, scale), dims), WEIGHTS, partial(_solve, components=components))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.fitting import some_rows
+from pyro_scnf.baselines.fitting import LABELLED, descend, some_labelled, some_rows
 from pyro_scnf.baselines.scaling import Scale, check_scaling, scaled
 from pyro_scnf.baselines.tuning import tuned
 
@@ -22,7 +22,7 @@ WIDTH = 512
 """Width of both hidden layers."""
 
 BATCH = 256
-"""Labelled rows of a step, at most, and its unlabelled rows."""
+"""Unlabelled rows of a step."""
 
 LEARNING_RATE = 1e-3
 
@@ -122,20 +122,18 @@ def _trained(task: Task, steps: int, decay: float, consistency: float) -> Tensor
     """Log-probabilities of the rows to classify, by a network that learns from the task."""
     x, y = (part.to(task.device) for part in task.labelled)
     x, others = x.float(), task.unlabelled.to(task.device, torch.float32)
-    steps = max(steps, math.ceil(PASSES * len(x) / BATCH))
+
+    def loss(done: float) -> Tensor:
+        rows, labels = some_labelled(x, y)
+        supervised = F.cross_entropy(net(rows), labels)
+        if not consistency:
+            return supervised
+        return supervised + consistency * rise(done) * disagreement(net, some_rows(others, BATCH))
+
     with seeded(task.seed, task.device):
         net = _network(x.shape[1], task.num_classes).to(task.device, torch.float32)
-        optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=decay)
-        for step in range(steps):
-            done = step / steps
-            optimiser.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
-            rows = slice(None) if len(x) <= BATCH else torch.randint(len(x), (BATCH,), device=x.device)
-            loss = F.cross_entropy(net(x[rows]), y[rows])
-            if consistency:
-                loss = loss + consistency * rise(done) * disagreement(net, some_rows(others, BATCH))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+        enough = math.ceil(PASSES * len(x) / LABELLED)
+        descend(net, loss, max(steps, enough), LEARNING_RATE, decay)
     net.eval()
     with torch.no_grad():
         return net(task.x_test.to(task.device, torch.float32)).double().cpu().log_softmax(-1)

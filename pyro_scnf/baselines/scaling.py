@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_word
+from pyro_scnf._numbers import check_whole, check_word
 from pyro_scnf.baselines.comparator import Task
 
-__all__ = ["Scale", "check_scaling", "reduced", "scaled", "to_unit_interval"]
+__all__ = ["Scale", "check_dims", "check_scaling", "reduced", "scaled", "to_unit_interval"]
 
 Scale = Literal["standard", "quantile", "as-is"]
 """How the columns of a table are scaled: ``"standard"`` gives them mean 0 and standard deviation 1.
@@ -64,6 +64,11 @@ SCALES: dict[str, Callable[[Task], Task]] = {
 def check_scaling(scale: Scale) -> None:
     """Raise unless ``scale`` is a word for a scale."""
     check_word("scale", scale, SCALES)
+
+
+def check_dims(dims: int | None) -> int | None:
+    """Raise unless ``dims`` is a number of principal components, or ``None`` for all columns."""
+    return None if dims is None else check_whole("dims", dims, 1)
 
 
 def scaled(task: Task, scale: Scale) -> Task:

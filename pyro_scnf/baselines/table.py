@@ -42,3 +42,7 @@ COMPARATORS: dict[str, Comparator] = {
     "M1+M2": m1m2,
     "latent classifier": latent_classifier,
 }
+"""Comparators by name, with the options that suit tables (``"quantiles"``) or embeddings (``"as is"``).
+
+A function whose own defaults suit both stands here once. Give each the arguments of :class:`Comparator`.
+"""

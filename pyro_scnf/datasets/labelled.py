@@ -42,8 +42,8 @@ __all__ = [
 TEST_SHARE = 0.2
 """The share of the labelled rows to test on, if the user gives none."""
 
-GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT"})
-"""Words that mean a gap: nothing, and what pandas makes of a gap when it writes a column as words."""
+GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "NULL", "null"})
+"""Words that mean a gap: nothing, and what pandas, R, databases and spreadsheets write for it."""
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A word that is a number."""
@@ -70,9 +70,10 @@ def as_classes_with_names(
     """The labels of a column as numbers, and the names of the classes.
 
     Words, whole numbers and truth values are labels. Gaps are ``None``, NaN, ``pandas.NA``, words of blanks
-    alone, and the words that pandas writes for them. The classes are in the order of their names, and in the
-    order of numbers if all of them are numbers, whether they are written as words (``"10"``), as integers or
-    as floating numbers without a fraction (``10.0``, which a gap in a column of integers leads to).
+    alone, and the words that programs write for a gap, such as ``NA`` and ``NULL``. The classes are in the
+    order of their names, and in the order of numbers if all of them are numbers, whether they are written as
+    words (``"10"``), as integers or as floating numbers without a fraction (``10.0``, which a gap in a column
+    of integers leads to).
 
     :param column: the labels ``(N,)``: a list, an array or a series.
     :param given: what the user calls the column, for messages, such as ``"label='genre'"``.

@@ -28,9 +28,6 @@ FEW = 10
 DIFFERENT = 0.8
 """If the levels of a column are more than this share of its rows, it tells rows apart, and is no category."""
 
-BLANK_WORDS = GAPS | {"NA", "N/A", "n/a", "#N/A", "NULL", "null"}
-"""Words that mean that a cell holds nothing."""
-
 INFINITE = re.compile(r"([+-]?)inf(inity)?", re.IGNORECASE)
 NEAR_NUMBER = re.compile(r"[^\w\s]?\s*[+-]?[.,]?\d[\d.,' ]*([eE][+-]?\d+)?\D{0,8}")
 """Words such as 1,234 or 12 kg or $5."""
@@ -126,7 +123,7 @@ def _cell(entry: object, row: int, given: str) -> object:
     """A number, a truth value, a word, or ``None`` for a blank."""
     if isinstance(entry, str):
         word = entry.strip()
-        return None if word in BLANK_WORDS else word
+        return None if word in GAPS else word
     if isinstance(entry, bool | np.bool_):
         return bool(entry)
     if isinstance(entry, Real | Decimal):

@@ -236,7 +236,7 @@ def _read(source: Any, argument: str) -> tuple[Any, Any]:
 def _read_named_csv(path: Path, given: str) -> Any:
     """A CSV file of which each column has a name."""
     table = read_csv(path, header=0)
-    unnamed = [place for place, name in enumerate(table.columns) if str(name).startswith("Unnamed: ")]
+    unnamed = [place for place, name in enumerate(table.columns) if not str(name).strip()]
     if unnamed:
         raise ValueError(
             f"{given}: column {unnamed[0]} has no name in the first line. If it holds row numbers, leave it "

@@ -28,6 +28,9 @@ REPEATED = 0.01
 NARROW = 0.01
 """The width of the noise for repeated values off a grid, as a share of the spread of the column."""
 
+FINEST = 64
+"""Noise has so many different values or more, between two numbers that a dtype tells apart."""
+
 
 @dataclass(frozen=True)
 class TableNoise(Augment):
@@ -109,7 +112,8 @@ def repeated_widths(x: object) -> tuple[float, ...]:
 
     :param x: rows ``(N, D)``, as :class:`SemiSupervisedData` takes them. Give training rows.
     :return: a width for each column ``(D,)``.
-    :raises ValueError: for anything else than a table with a row.
+    :raises ValueError: for anything else than a table with a row, and for values that repeat and are so large
+        that their dtype cannot hold the noise.
 
     >>> rows = [[0.5, 1.3], [1.0, 2.9], [0.5, 3.3], [2.0, 4.7], [2.0, 0.4], [1.0, 0.2]]
     >>> repeated_widths(rows)
@@ -120,28 +124,37 @@ def repeated_widths(x: object) -> tuple[float, ...]:
         raise ValueError(f"repeated_widths: x has shape {tuple(rows.shape)}, expected rows of a table (N, D)")
     rounding = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0.0
     columns = rows.detach().cpu().double().T.contiguous().sort(1).values.numpy()
-    return tuple(_width(column, rounding) for column in columns)
+    return tuple(_width(place, column, rounding) for place, column in enumerate(columns))
 
 
-def _width(ordered: np.ndarray, rounding: float) -> float:
+def _width(place: int, ordered: np.ndarray, rounding: float) -> float:
     """The width of the noise for a column ``(N,)``, given in ascending order.
 
+    :param place: its number, for the message.
     :param rounding: the relative error of its numbers.
     """
     if ordered[0] == ordered[-1]:
         return 1.0
+    low, high = ordered[[round(0.16 * (len(ordered) - 1)), round(0.84 * (len(ordered) - 1))]]
     starts = np.flatnonzero(np.diff(ordered, prepend=-np.inf))
     if 2 * len(starts) <= len(ordered):
         values = ordered[starts]
         single = bool((values == values.astype(np.float32)).all())  # it may have been rounded to this before
         step = _grid_step(values, rounding) or (_grid_step(values, SINGLE) if single else None)
-        if step is not None:
+        if step is not None and step >= FINEST * rounding * max(abs(low), abs(high)):
             return step
-    most = int(np.diff(starts, append=len(ordered)).max())
+    counts = np.diff(starts, append=len(ordered))
+    most, value = int(counts.max()), float(ordered[starts[counts.argmax()]])
     if most == 1 or most <= REPEATED * len(ordered):
         return 0.0
-    low, high = ordered[[round(0.16 * (len(ordered) - 1)), round(0.84 * (len(ordered) - 1))]]
-    return NARROW * float((high - low) / 2 or ordered.std(ddof=1))
+    width = NARROW * float((high - low) / 2 or ordered.std(ddof=1))
+    if width < FINEST * rounding * abs(value):
+        raise ValueError(
+            f"repeated_widths: column {place} of x repeats the value {value:.6g}. Its precision cannot hold "
+            f"the noise of width {width:.3g} beside a value of that size; subtract the smallest value of the "
+            "column"
+        )
+    return width
 
 
 def _grid_step(values: np.ndarray, rounding: float) -> float | None:

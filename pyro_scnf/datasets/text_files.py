@@ -224,11 +224,9 @@ def read_csv(path: Path, header: int | None) -> Any:
 
     try:
         table = pandas.read_csv(
-            path, header=header, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         ).fillna("")
-        if not isinstance(table.index, pandas.RangeIndex):  # pandas takes surplus fields for an index
-            raise pandas.errors.ParserError("rows have more fields than the first line has names")
-        return table
+        return table if header is None else _with_names(table, path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not in UTF-8 ({error}); save it as CSV in UTF-8") from error
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
@@ -237,6 +235,17 @@ def read_csv(path: Path, header: int | None) -> Any:
             f"{path} cannot be read as a CSV file: {reason}; put texts that hold commas or line ends in "
             "double quotes"
         ) from error
+
+
+def _with_names(table: Any, path: Path) -> Any:
+    """A data frame of words whose first row holds the names of the columns."""
+    names = [str(name) for name in table.iloc[0]]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path}: {names.count(twice[0])} columns have the name {twice[0]!r}; rename them")
+    named = table.iloc[1:].reset_index(drop=True)
+    named.columns = names
+    return named
 
 
 def _check_texts(texts: Sequence[object], given: str) -> list[str]:

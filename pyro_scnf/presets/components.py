@@ -12,6 +12,7 @@ from pyro_scnf._numbers import check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets import SemiSupervisedData, TableNoise, repeated_widths
+from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.nn import MLP
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
@@ -37,6 +38,8 @@ ROWS_PER_COMPONENT = 20
 
 EXPLAINED = 0.9
 r""":math:`z_f` has so many principal components that they hold this share of the variance."""
+
+PRIOR = "student-t:covariance=full,df=8,fit_means=em,fit_scales=em"
 
 LOOKED_AT = 20_000
 """The principal components are counted on so many rows."""
@@ -93,13 +96,17 @@ class LeadingComponents:
 
     :param x: rows ``(N, D)`` that quantiles and components are fitted to; of many rows, a part.
     :ivar int leading: number of components. They hold 90 % of the variance.
+    :raises ValueError: for less than two rows, another shape, NaN or infinity.
     """
 
     def __init__(self, x: Tensor) -> None:
+        x = self._checked(x)
+        if len(x) < 2:
+            raise ValueError(f"LeadingComponents: x has {len(x)} rows, expected two or more")
         if len(x) > LOOKED_AT:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
             x = x[order[:LOOKED_AT].to(x.device)]
-        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        self._columns = x.shape[1]
         self._quantiles = QuantileSpline((x.shape[1],)).to(x)
         self._components = PrincipalComponents((x.shape[1],)).to(x)
         self._components._initialize(self._quantiles._initialize(x))
@@ -108,9 +115,24 @@ class LeadingComponents:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The components of rows ``(M, D)``, ``(M, leading)``, those of most variance last."""
-        x = x.to(self._components.center)
+        x = self._checked(x).to(self._components.center)
+        if x.shape[1] != self._columns:
+            raise ValueError(
+                f"LeadingComponents: x has {x.shape[1]} columns, expected {self._columns} as in the rows "
+                "that it was fitted to"
+            )
         z = self._components._inverse_ladj(self._quantiles._inverse_ladj(x)[0])[0]
         return (z * self._components.log_spread.exp())[:, -self.leading :]
+
+    @staticmethod
+    def _checked(x: Tensor) -> Tensor:
+        """Raise unless there are rows of finite numbers. Return them as floating numbers."""
+        x = as_rows(x, "x", "LeadingComponents")
+        if x.dim() != 2:
+            raise ValueError(
+                f"LeadingComponents: x has shape {tuple(x.shape)}, expected rows of a table (N, D)"
+            )
+        return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
 def components_preset(data: SemiSupervisedData) -> Preset:
@@ -136,13 +158,13 @@ def components_preset(data: SemiSupervisedData) -> Preset:
         labelled_batch_size=min(known, 256),
         model=ModelOptions(scaled=True),
         terms=(),
-        prior="student-t:covariance=full,df=8,fit_means=em,fit_scales=em",
+        prior=PRIOR if leading < columns else f"{PRIOR},fit_df=gradient",  # training needs a parameter
         why=(
             f"x is a table of {rows} rows and {columns} columns, {known} of them with one of "
             f"{data.num_classes} labels. Flow: quantiles of the columns to normal ones, and principal "
             f"components. The {leading} leading ones, of up to {EXPLAINED:.0%} of the variance, depend on "
             "the label. Prior: a Student-t distribution with a full covariance for each class, by EM, "
             "because so many rows determine it, and its heavy tails let no outlier decide. "
-            f"Noise: in {spread} columns whose values repeat, because such values have no density."
+            f"Columns whose values repeat: {spread}; noise gives these a density."
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ class Bijection(PortableModule):
         """Set data-dependent parameters from ``x``. Return the latents that ``x`` has afterwards."""
         return self._inverse_ladj(x, *context)[0]
 
+    def _like(self) -> Tensor | None:
+        """A parameter of the layer, or else a floating buffer: data have its dtype and its device."""
+        own = chain(self.parameters(), self.buffers())
+        return next((tensor for tensor in own if tensor.is_floating_point()), None)
+
     def check_data(self, x: Tensor, name: str = "x", owner: str | None = None) -> Tensor:
         """Raise unless ``x`` holds data that this layer can score. Return them in the dtype of the layer.
 
@@ -97,14 +103,14 @@ class Bijection(PortableModule):
         :param owner: who complains; the class of the layer by default.
         :raises ValueError: for anything else.
         """
-        like = next(self.parameters(), None)
+        like = self._like()
         return check_data(x, self.event_shape, like, self.codomain, owner or type(self).__name__, name)
 
     def _check_latents(self, z: Tensor) -> Tensor:
         """Raise unless ``z`` holds latents of this layer. Return them in its dtype."""
         owner = type(self).__name__
         check_event(z, self.base_shape, "z", owner)
-        return check_alike(z, next(self.parameters(), None), owner, "z")
+        return check_alike(z, self._like(), owner, "z")
 
     def _check_batch(self, x: Tensor) -> Tensor:
         """Raise unless ``x`` also has a batch dimension, and at least one row."""

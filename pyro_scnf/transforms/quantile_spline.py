@@ -70,6 +70,7 @@ class QuantileSpline(FlowTransform):
     *Piecewise rational quadratic interpolation to monotonic data*, 1982.
     """
 
+    center: Tensor
     x_knots: Tensor
     z_knots: Tensor
     log_slopes: Tensor
@@ -80,7 +81,10 @@ class QuantileSpline(FlowTransform):
             raise ValueError(f"event_shape={tuple(self.event_shape)}: expected (D,), the columns of a table")
         self.bins = check_whole("bins", bins, 4)
         knots = torch.linspace(-1, 1, self.bins + 1).expand(*self.event_shape, -1)
-        self.register_buffer("x_knots", knots.clone())
+        self.register_buffer("center", torch.zeros(self.event_shape))
+        self.register_buffer(
+            "x_knots", knots.clone()
+        )  # less the centre, so that a large offset rounds nothing
         self.register_buffer("z_knots", knots.clone())
         self.register_buffer("log_slopes", torch.zeros_like(knots))
 
@@ -99,10 +103,10 @@ class QuantileSpline(FlowTransform):
         return _Bin(x, z, width, height, at(slopes, inner) / mean, at(slopes, inner + 1) / mean)
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        dtype, x = x.dtype, at_least_single(x)
+        dtype, x = x.dtype, at_least_single(x) - at_least_single(self.center)
         b = self._bin(x, self.x_knots)
         share = (x - b.x) / b.width
-        inside = share.clamp(0, 1)
+        inside = _between_0_and_1(share)
         rise, log_slope = _rational_quadratic(inside, b)
         beyond = share - inside  # on the straight line that goes on from the nearer end
         z = b.z + b.height * (rise + beyond * torch.where(beyond < 0, b.left, b.right))
@@ -112,18 +116,20 @@ class QuantileSpline(FlowTransform):
         dtype, z = z.dtype, at_least_single(z)
         b = self._bin(z, self.z_knots)
         rise = (z - b.z) / b.height
-        inside = rise.clamp(0, 1)
+        inside = _between_0_and_1(rise)
         bend = inside * (b.left + b.right - 2)
         half = b.left - bend  # the positive root of (1 - left + bend) share² + half share = inside
         share = 2 * inside / (half + (half.square() + 4 * inside * (1 - b.left + bend)).clamp(min=0).sqrt())
         beyond = rise - inside
         log_slope = _rational_quadratic(share, b)[1]
         x = b.x + b.width * (share + beyond / torch.where(beyond < 0, b.left, b.right))
-        return x.to(dtype), -log_slope.sum(-1).to(dtype)
+        return (x + at_least_single(self.center)).to(dtype), -log_slope.sum(-1).to(dtype)
 
     @torch.no_grad()
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
         ordered = in_double(x).flatten(0, -2).sort(0).values
+        self.center.copy_(ordered[len(ordered) // 2])
+        ordered = ordered - in_double(self.center)
         spread = _spread(ordered)[:, None]
         x_knots, z_knots = _quantiles(ordered, spread, self.bins, torch.finfo(self.x_knots.dtype).eps)
         means = z_knots.diff(dim=1).log() - x_knots.diff(dim=1).log()
@@ -133,6 +139,11 @@ class QuantileSpline(FlowTransform):
         first, last = (torch.minimum(end, -spread.log()) for end in (means[:, :1], means[:, -1:]))
         self.log_slopes.copy_(torch.cat([first, inner, last], 1))
         return self._inverse_ladj(x)[0]
+
+
+def _between_0_and_1(share: Tensor) -> Tensor:
+    """``share`` clamped to the unit interval. Unlike ``clamp``, it has the gradient 1 at both ends."""
+    return torch.where(share < 0, torch.zeros_like(share), torch.where(share > 1, 1.0, share))
 
 
 def _rational_quadratic(share: Tensor, b: _Bin) -> tuple[Tensor, Tensor]:
