@@ -69,6 +69,13 @@ COUNTS = {  # integer data, which are dequantised
     "average": "posterior",
     "batch_size": 2,
 }
+FEW = {  # rows of a table for the comparators
+    "x": torch.randn(24, 3, generator=torch.Generator().manual_seed(0)),
+    "y": torch.where(torch.arange(24) < 12, torch.arange(24) % 3, -1),
+    "x_test": torch.zeros(2, 3),
+    "num_classes": 3,
+    "seed": 1,
+}
 TRAINING = {"weight": 2.0, "start": 0.5, "end": 1.5, "until": 0.5}
 DISTORTION = {"flip": True, "rotate": 10.0, "zoom": 0.1, "shear": 5.0}
 CONTINUOUS = {"solver": "rk4", "divergence": "gaussian", "end_time": 0.4, "learn_end_time": False}
@@ -287,6 +294,21 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "kl_weight": 0.5,
         "alpha": 0.1,
     },
+    baselines.nearest_neighbours: {**FEW, "scale": "standard"},
+    baselines.logistic_regression: {**FEW, "scale": "standard"},
+    baselines.random_forest: {**FEW, "trees": 2},
+    baselines.gradient_boosting: FEW,
+    baselines.dropout_net: {**FEW, "scale": "standard", "steps": 2},
+    baselines.pi_model: {**FEW, "scale": "standard", "steps": 2},
+    baselines.self_training: {**FEW, "base": "logistic", "scale": "standard"},
+    baselines.label_spreading_rbf: {**FEW, "scale": "standard", "rows": 20},
+    baselines.label_spreading: {**FEW, "scale": "standard", "dims": 2, "k": 3},
+    baselines.poisson_learning: {**FEW, "scale": "standard", "dims": 2, "k": 3},
+    baselines.gaussian_mixture: {**FEW, "scale": "standard", "dims": 2, "components": 1},
+    baselines.latent_classifier: {**FEW, "scale": "standard", "weight": 0.1, "steps": 2},
+    baselines.m1: {**FEW, "steps": 2},
+    baselines.m2: {**FEW, "scale": "standard", "dims": 2, "steps": 2},
+    baselines.m1m2: {**FEW, "latent_dim": 2, "steps": 2},
     datasets.FeatureDropout: {"rate": 0.5, "scale": 0.1, "fill": -1.0, "bins": 17},
     datasets.ImageAugment: {**DISTORTION, "bins": 17, "shift": 2, "jitter": 0.1, "shift_labelled": 3},
     datasets.Jitter: {"scale": 0.1, "bins": 17},
@@ -336,7 +358,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
     },
     analysis.evaluate: {**COUNTS, "y": torch.tensor([0, 1, 2]), "temperature": 2.0},
     analysis.label_log_probs: {**COUNTS, "temperature": 2.0},
-    analysis.fit_temperature: {**COUNTS, "y": torch.tensor([0, 1, 2])},
+    analysis.fit_temperature: {**COUNTS, "y": torch.tensor([0, 1, 2]), "smooth": True},
     analysis.reliability: {"log_probs": torch.zeros(2, 1), "y": torch.tensor([0, 0]), "bins": 4},
     analysis.evaluate_plane: {**PLANE, "points": 3, "margin": 0.5},
     analysis.latent_plane: {**PLANE, "draws": 4, "points": 3},
