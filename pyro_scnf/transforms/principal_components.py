@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_scnf._shapes import in_double
+from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["PrincipalComponents"]
@@ -71,9 +71,10 @@ class PrincipalComponents(FlowTransform):
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         # Not the transpose, which is the inverse of a rounded rotation only to within the rounding.
-        scaled = z * self.log_spread.exp()
-        x = torch.linalg.solve(self.rotation.T, scaled[..., None])[..., 0] + self.center
-        return x, -self._ladj(x.shape[:-1])
+        # PyTorch solves no system in half precision.
+        scaled = at_least_single(z * self.log_spread.exp())
+        x = torch.linalg.solve(at_least_single(self.rotation).T, scaled[..., None])[..., 0].to(z.dtype)
+        return x + self.center, -self._ladj(x.shape[:-1])
 
     @torch.no_grad()
     def _initialize(self, x: Tensor, *context: Tensor) -> Tensor:
