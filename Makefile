@@ -36,7 +36,7 @@ smoke:
 	$(PYTHON) examples/digits.py --smoke-test --out $(OUT)/digits
 	$(PYTHON) examples/mnist.py --smoke-test --preset cpu --precision bf16-mixed --out $(OUT)/mnist
 	$(PYTHON) examples/mnist.py --smoke-test --preset fast --out $(OUT)/mnist_fast
-	$(PYTHON) examples/tabular.py --smoke-test --out $(OUT)/tabular
+	$(PYTHON) examples/tabular.py --smoke-test --comparators quantiles --out $(OUT)/tabular
 	$(PYTHON) examples/text.py --smoke-test --comparators spreading --out $(OUT)/text
 	$(PYTHON) examples/transfer.py --smoke-test --comparators logistic --out $(OUT)/transfer
 	$(PYTHON) -m benchmarks.all --device cpu --dry-run
