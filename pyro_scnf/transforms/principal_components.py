@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_scnf._shapes import at_least_single, in_double
+from pyro_scnf._shapes import at_least_single, in_double, over_batch
 from pyro_scnf.transforms.base import FlowTransform
 
 __all__ = ["PrincipalComponents"]
@@ -66,7 +66,9 @@ class PrincipalComponents(FlowTransform):
         return (self.log_det_rotation - self.log_spread.sum()).expand(batch)
 
     def _inverse_ladj(self, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        z = (x - self.center) @ self.rotation * (-self.log_spread).exp()
+        # With a batch dimension, because a product with one vector breaks vectorised forward mode.
+        rotated = over_batch(lambda rows: rows @ self.rotation, x - self.center, 1)
+        z = rotated * (-self.log_spread).exp()
         return z, self._ladj(z.shape[:-1])
 
     def _forward_ladj(self, z: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
