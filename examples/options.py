@@ -35,10 +35,9 @@ def number_or_path(text: str) -> float | Path:
     return float(text) if text.replace(".", "", 1).isdecimal() else Path(text)
 
 
-def labels_of(args: argparse.Namespace, named: bool) -> int | None:
-    """How many labels to keep; ``None`` for all."""
-    args.labels = 200 if named and args.labels is None else args.labels
-    return args.labels
+def labels_of(labels: int | None, named: bool) -> int | None:
+    """How many labels to keep, given ``--labels``; ``None`` for all."""
+    return 200 if named and labels is None else labels
 
 
 def comparators_of(args: argparse.Namespace) -> dict[str, Callable[..., Tensor]]:

@@ -60,7 +60,8 @@ def main() -> dict[str, object]:
         if args.smoke_test and named and args.data_root is None:
             data = made_table(args.seed)
         else:
-            choice = {"labels": labels_of(args, named), "split": args.split, "seed": args.seed}
+            args.labels = labels_of(args.labels, named)
+            choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
             data = tabular(args.data, **options, **choice)
         preset = scnf.presets.recommended(data)
     return comparisons.run(args, preset, data)

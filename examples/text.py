@@ -67,7 +67,8 @@ def main() -> dict[str, object]:
         else:
             told = None if args.embeddings else tell_progress
             files = {"test": args.test, "embeddings": args.embeddings, "cache": args.cache, "progress": told}
-            choice = {"labels": labels_of(args, named), "split": args.split, "seed": args.seed}
+            args.labels = labels_of(args.labels, named)
+            choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
             data = text(args.data, **options, **files, **choice)
         preset = scnf.presets.recommended(data)
     return comparisons.run(args, preset, data)

@@ -61,7 +61,8 @@ def main() -> dict[str, object]:
         if args.smoke_test and named and args.data_root is None:
             data = made_images(args.seed)
         else:
-            choice = {"labels": labels_of(args, named), "split": args.split, "seed": args.seed}
+            args.labels = labels_of(args.labels, named)
+            choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
             files = {"root": args.data_root, "test": args.test, "unlabelled": args.unlabelled}
             encoder = {"size": args.size, "cache": args.cache, "progress": tell_progress}
             data = features(args.data, **files, **encoder, **choice)

@@ -231,21 +231,39 @@ def test_test_rows_reach_nothing_but_their_tensors():
     data = tabular(table, label="kind", seed=3)
     _, tested = held_out_test(as_classes_with_names(table["kind"], "")[0], 0.2, 3)
     rows = tested.tolist()
-    for change in (
-        {"weight": 1e6, "ward": "far", "always": 5.5},
-        {"visits": None, "smokes": None, "sex": None},
+    for told, change in (
+        ("ward", {"weight": 1e6, "ward": "far", "always": 5.5}),
+        ("sex", {"visits": None, "smokes": None, "sex": None}),
     ):
         other = table.astype(object)
         for name, value in change.items():
             other.loc[rows, name] = value
-        found = tabular(other, label="kind", seed=3)
+        with pytest.warns(UserWarning, match=f"source: column '{told}' holds levels that no training row"):
+            found = tabular(other, label="kind", seed=3)
         assert torch.equal(found.x, data.x)
         assert torch.equal(found.y, data.y)
         assert found.column_names == data.column_names
         assert not torch.equal(found.x_test, data.x_test)
-        apart = tabular(table.drop(index=rows), label="kind", test=other.loc[rows])
+        with pytest.warns(UserWarning, match=f"test: column '{told}' holds .* in {len(rows)} of {len(rows)}"):
+            apart = tabular(table.drop(index=rows), label="kind", test=other.loc[rows])
         assert torch.equal(apart.x, data.x)
         assert torch.equal(apart.x_test, found.x_test)
+
+
+@pytest.mark.parametrize("numbers", [np.arange(0, 4e8, 1e7) + 1e8, 1 + np.arange(40) / 1e3])
+def test_numbers_whose_rounding_is_small_beside_their_spread(numbers):
+    data = tabular(mixed().assign(v=numbers), label="kind", test=0)
+    assert len(set(column(data, "v"))) == 40
+
+
+def test_seconds_since_1970_in_double_precision():
+    table = mixed().assign(v=[1_700_000_000 + 7 * i for i in range(40)])
+    torch.set_default_dtype(torch.float64)
+    try:
+        data = tabular(table, label="kind", test=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert column(data, "v") == table["v"].tolist()
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -268,6 +286,7 @@ REFUSED = {
     "no test file": ({"test": "nowhere.csv"}, "test='nowhere.csv': there is no such file"),
     "no test table": ({"test": [1]}, "test is of type list"),
     "share": ({"test": 1.5}, "test=1.5: expected"),
+    "truth value": ({"test": True}, "test=True: expected a share such as 0.2"),
     "root": ({"root": "data"}, "root='data': it would have no effect"),
     "blanks word": ({"blanks": "drop"}, "blanks='drop': expected 'indicate' or 'refuse'"),
     "blanks": ({"blanks": "refuse"}, r"source holds blanks in 'weight' in 8 rows, 'ward' in 13 rows; fill"),
@@ -284,6 +303,10 @@ REFUSED = {
     "test of hepmass": (
         {"source": "hepmass", "label": None, "test": 0.1},
         "test=0.1: it would have no effect",
+    ),
+    "seconds since 1970": (
+        with_column([1_700_000_000 + 7 * i for i in range(ROWS)]),
+        r"'v' holds numbers around 17000001\d\d.* rounds such numbers to multiples of 2e\+02",
     ),
     "infinity": (
         with_column([0.0] * 7 + [np.inf] + [1.0] * 32),
@@ -341,6 +364,12 @@ def test_files_that_are_no_tables(tmp_path):
     for content, message in (
         ("a,y\n1,2\n3,4,5\n", "cannot be read as a CSV file"),
         ("", "cannot be read as a CSV file"),
+        (
+            "a,b,y\n1,2,u\n3,4\n5,6,v\n",
+            r"t\.csv: line 3 has 2 columns, and the first line has 3; expected as",
+        ),
+        ("a;y\n1;u\n2;v\n", r"the first line holds ';' and no comma.*pandas\.read_csv\(path, sep=';'\)"),
+        ("a\ty\n1,5\tu\n", r"the first line holds '\\t' and no comma"),
         (",a,y\n0,1,u\n1,2,v\n", r"column 0 has no name in the first line.*row numbers.*index=False"),
     ):
         file.write_text(content)
@@ -353,6 +382,8 @@ def test_files_that_are_no_tables(tmp_path):
     for arrays, message in zip(bad, ("expected X and y", r"shape \(3,\)", r"shape \(2,\)"), strict=True):
         with pytest.raises(ValueError, match=message):
             tabular(npz_of(tmp_path, **arrays))
+    with pytest.raises(ValueError, match=r"holds an array of Python objects.*give a data frame"):
+        tabular(npz_of(tmp_path, X=np.array([[1, None]]), y=np.zeros(1)))
     (tmp_path / "t.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"t\.npz' is damaged"):
         tabular(tmp_path / "t.npz")

@@ -191,6 +191,8 @@ def drawn_share(test: object) -> float | None:
 
     :param test: the user's argument. ``None`` means 0.2.
     """
+    if isinstance(test, bool):
+        raise ValueError(f"test={test}: expected a share such as 0.2, 0 for no test rows, or test data")
     if test is None:
         return TEST_SHARE
     return float(test) if isinstance(test, int | float) else None

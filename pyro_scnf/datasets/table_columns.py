@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
-from pyro_scnf.datasets.labelled import GAPS, NUMBER
+from pyro_scnf._warn import warn
+from pyro_scnf.datasets.labelled import NUMBER
+from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
 
-__all__ = ["BLANKS", "TableCells", "TableColumns", "fit_columns", "read_cells"]
+__all__ = ["BLANKS", "TableColumns", "fit_columns"]
 
 BLANKS = ("indicate", "refuse")
 """What to do with cells that hold nothing."""
@@ -25,148 +26,18 @@ LEVELS = 20
 FEW = 10
 """So few levels are never too many for the rows."""
 
+RESOLUTION = 1e-3
+"""Numbers may be rounded by so much of their spread."""
+
 DIFFERENT = 0.8
 """If the levels of a column are more than this share of its rows, it tells rows apart, and is no category."""
 
-INFINITE = re.compile(r"([+-]?)inf(inity)?", re.IGNORECASE)
 NEAR_NUMBER = re.compile(r"[^\w\s]?\s*[+-]?[.,]?\d[\d.,' ]*([eE][+-]?\d+)?\D{0,8}")
 """Words such as 1,234 or 12 kg or $5."""
 
 DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.](\d{2}|\d{4})([T ].*)?")
-DATE_REMEDY = (
-    "turn dates into numbers first, such as days since the first one, (dates - dates.min()).dt.days, or into "
-    "a month or weekday for categories=; or leave the column out"
-)
-
-Cells = np.ndarray[Any, Any]
-"""The cells of a column ``(N,)``: floating numbers with NaN for blanks, or objects of Python, each a number,
-a truth value, a word, or ``None`` for a blank."""
 
 
-# -- cells -----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class TableCells:
-    """The cells of a table.
-
-    :ivar str given: the argument that holds the table, for messages.
-    :ivar columns: the cells of each column, by its name.
-    :ivar categories: the columns that the table itself says are categories.
-    """
-
-    given: str
-    columns: Mapping[str, Cells]
-    categories: frozenset[str]
-
-    def refuse_blanks(self) -> None:
-        """Raise if a cell is blank. The message names the columns."""
-        counts = {name: int(_blank(cells).sum()) for name, cells in self.columns.items()}
-        found = [f"{name!r} in {count} rows" for name, count in counts.items() if count]
-        if found:
-            raise ValueError(
-                f"blanks='refuse': {self.given} holds blanks in {', '.join(found)}; fill them, leave these "
-                "rows or columns out, or give blanks='indicate'"
-            )
-
-    def ordered_like(self, other: TableCells) -> TableCells:
-        """The same table with the columns of ``other`` in their order.
-
-        :raises ValueError: if it has other columns.
-        """
-        lacking = [name for name in other.columns if name not in self.columns]
-        further = [name for name in self.columns if name not in other.columns]
-        if lacking or further:
-            found = " and ".join(
-                f"{verb} {names}" for verb, names in (("lacks", lacking), ("also has", further)) if names
-            )
-            raise ValueError(
-                f"{self.given} {found}; expected the columns of {other.given}, in any order: "
-                f"{list(other.columns)}"
-            )
-        return TableCells(self.given, {name: self.columns[name] for name in other.columns}, self.categories)
-
-
-def read_cells(table: Any, given: str, categories: Sequence[object] = ()) -> TableCells:
-    """The cells of a data frame.
-
-    :param given: the argument that holds the table, for messages.
-    :param categories: the columns that the user says are categories.
-    :raises ValueError: for two columns of one name, for dates, and for cells that are neither numbers, truth
-        values nor words. The message names the column and the row.
-    """
-    names = [str(name) for name in table.columns]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{given}: two columns have the name {twice[0]!r}; rename one")
-    columns, found = {}, set()
-    for place, name in enumerate(names):
-        column = table.iloc[:, place]
-        if type(column.dtype).__name__ == "CategoricalDtype" or table.columns[place] in categories:
-            found.add(name)
-        columns[name] = _cells(column, f"{given}: column {name!r}", name in found)
-    return TableCells(given, columns, frozenset(found))
-
-
-def _cells(column: Any, given: str, category: bool) -> Cells:
-    """The cells of a series."""
-    kind = getattr(column.dtype, "kind", "O")
-    if kind in "mM":
-        raise ValueError(f"{given} holds dates or times ({column.dtype}); {DATE_REMEDY}")
-    if kind in "biuf" and not category:
-        floating = column.dtype == np.float32
-        return column.to_numpy(dtype=np.float32 if floating else np.float64, na_value=np.nan)
-    cells = np.empty(len(column), dtype=object)
-    cells[:] = [_cell(entry, row, given) for row, entry in enumerate(column.tolist())]
-    return cells
-
-
-def _cell(entry: object, row: int, given: str) -> object:
-    """A number, a truth value, a word, or ``None`` for a blank."""
-    if isinstance(entry, str):
-        word = entry.strip()
-        return None if word in GAPS else word
-    if isinstance(entry, bool | np.bool_):
-        return bool(entry)
-    if isinstance(entry, Real | Decimal):
-        number = float(entry)
-        return None if number != number else number
-    if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
-        return None
-    kind = type(entry)
-    remedy = DATE_REMEDY if hasattr(entry, "year") else "leave the column out"
-    raise ValueError(
-        f"{given} holds {str(entry)[:40]!r} (a {kind.__module__}.{kind.__qualname__}) in row {row}, expected "
-        f"numbers, truth values or words; {remedy}".replace("builtins.", "")
-    )
-
-
-def _number(cell: Any) -> float | None:
-    """A cell as a number, NaN for a blank; ``None`` for a word that is none."""
-    if not isinstance(cell, str):
-        return np.nan if cell is None else float(cell)
-    if NUMBER.fullmatch(cell):
-        return float(cell)
-    sign = INFINITE.fullmatch(cell)
-    if sign:
-        return -np.inf if sign[1] == "-" else np.inf
-    return {"true": 1.0, "false": 0.0}.get(cell.lower())
-
-
-def _level(cell: object) -> str:
-    """The name of a level. 3.0 is the level 3, because a blank turns integers into such numbers."""
-    if cell is None:
-        return "blank"
-    word = str(cell)
-    return word.partition(".")[0] if re.fullmatch(r"[+-]?\d+\.0+", word) else word
-
-
-def _blank(cells: Cells) -> Cells:
-    """Where cells are blank, as truth values."""
-    if cells.dtype == object:
-        return np.array([cell is None for cell in cells], dtype=bool)
-    return np.isnan(cells)
-
-
-# -- columns ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class NumberColumn:
     """A column of numbers or truth values.
@@ -184,7 +55,7 @@ class NumberColumn:
         """The columns of numbers for the cells of the ``rows``, by name."""
         cells = cells[rows]
         if cells.dtype == object:
-            numbers = [_number(cell) for cell in cells]
+            numbers = [as_number(cell) for cell in cells]
             if None in numbers:
                 place = numbers.index(None)
                 raise ValueError(
@@ -210,14 +81,20 @@ class CategoryColumn:
 
     :ivar str name: its name.
     :ivar levels: the levels that have a column of 0 and 1.
+    :ivar known: all levels of the training rows.
     """
 
     name: str
     levels: tuple[str, ...]
+    known: frozenset[str]
+
+    def unknown(self, cells: Cells) -> Counter[str]:
+        """How many cells have each of the levels that no training row has."""
+        return Counter(word for word in map(as_level, cells) if word not in self.known)
 
     def __call__(self, cells: Cells, rows: Cells, given: str) -> dict[str, Cells]:
         """The columns of 0 and 1 for the cells of the ``rows``, by name."""
-        words = np.array([_level(cell) for cell in cells[rows]], dtype=object)
+        words = np.array([as_level(cell) for cell in cells[rows]], dtype=object)
         if "other" in self.levels:
             words[~np.isin(words, self.levels)] = "other"
         return {f"{self.name}={level}": (words == level).astype(np.float64) for level in self.levels}
@@ -235,8 +112,23 @@ class TableColumns:
     names: tuple[str, ...]
 
     def __call__(self, table: TableCells, rows: Cells) -> Any:
-        """The ``rows`` of a table as a data frame of numbers ``(M, D)``."""
+        """The ``rows`` of a table as a data frame of numbers ``(M, D)``.
+
+        It warns of levels of categories that no training row has.
+        """
         import pandas
+
+        for column in self.columns:
+            if not isinstance(column, CategoryColumn):
+                continue
+            unknown = column.unknown(table.columns[column.name][rows])
+            if unknown:
+                become = "other" if "other" in column.levels else "none of the levels"
+                warn(
+                    f"{table.given}: column {column.name!r} holds levels that no training row has, such as "
+                    f"{next(iter(unknown))[:40]!r}, in {unknown.total()} of {len(rows)} rows; they count as "
+                    f"{become}"
+                )
 
         made = encoded(self.columns, table, rows)
         return pandas.DataFrame({name: made[name] for name in self.names})
@@ -271,15 +163,17 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
     columns: list[NumberColumn | CategoryColumn] = []
     for name, cells in table.columns.items():
         given, some = f"{table.given}: column {name!r}", cells[rows]
-        blank = _blank(some)
+        blank = are_blank(some)
         if blank.all():
             raise ValueError(f"{given} holds nothing in all {len(rows)} training rows; leave it out")
         named = name in table.categories
         numbers = None if named else _fill(some[~blank])
         if numbers is not None:
+            _check_resolution(some[~blank], given)
             columns.append(NumberColumn(name, numbers, bool(blank.any())))
         else:
-            columns.append(CategoryColumn(name, _levels(some, rows, given, named)))
+            levels = _levels(some, rows, given, named)
+            columns.append(CategoryColumn(name, levels, frozenset(map(as_level, some))))
     made = encoded(columns, table, rows)
     names = tuple(name for name, numbers in made.items() if (numbers != numbers[0]).any())
     if not names:
@@ -292,16 +186,33 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
 
 def _fill(cells: Cells) -> float | None:
     """The lower median of cells without a blank, which is a value of the column; ``None`` for words."""
-    numbers = [_number(cell) for cell in cells] if cells.dtype == object else cells
+    numbers = [as_number(cell) for cell in cells] if cells.dtype == object else cells
     if cells.dtype == object and None in numbers:
         return None
     return float(np.sort(np.asarray(numbers, dtype=np.float64))[(len(cells) - 1) // 2])
 
 
+def _check_resolution(cells: Cells, given: str) -> None:
+    """Raise if the default dtype is too coarse for numbers ``(N,)`` without a blank."""
+    if cells.dtype == np.float32:
+        return
+    numbers = np.array([as_number(cell) for cell in cells], dtype=np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    dtype = torch.get_default_dtype()
+    low, high = np.quantile(numbers, [0.16, 0.84]) if len(numbers) else (0.0, 0.0)
+    gap, spread = torch.finfo(dtype).eps * float(np.abs(numbers).max(initial=0.0)), (high - low) / 2
+    if 0 < RESOLUTION * spread < gap:
+        raise ValueError(
+            f"{given} holds numbers around {(high + low) / 2:.10g} that differ by {spread:.3g}, and {dtype} "
+            f"rounds such numbers to multiples of {gap:.2g}; subtract the smallest one from the column, or "
+            "call torch.set_default_dtype(torch.float64)"
+        )
+
+
 def _levels(cells: Cells, rows: Cells, given: str, named: bool) -> tuple[str, ...]:
     """The levels of a category that have a column."""
-    blanks = int(_blank(cells).sum())
-    counts = Counter(_level(cell) for cell in cells if cell is not None)
+    blanks = int(are_blank(cells).sum())
+    counts = Counter(as_level(cell) for cell in cells if cell is not None)
     if not named and all(DATE.fullmatch(word) for word in counts):
         raise ValueError(f"{given} holds {next(iter(counts))!r}, a date; {DATE_REMEDY}")
     apart = len(counts) > max(FEW, DIFFERENT * counts.total())
@@ -330,7 +241,7 @@ def _check_no_numbers(cells: Cells, rows: Cells, given: str, counts: Counter[str
     if 2 * sum(bool(NEAR_NUMBER.fullmatch(word)) for word in counts) <= len(counts):
         return
     place, word = next(
-        (i, cell) for i, cell in enumerate(cells) if cell is not None and _number(cell) is None
+        (i, cell) for i, cell in enumerate(cells) if cell is not None and as_number(cell) is None
     )
     raise ValueError(
         f"{given} holds {word!r} in row {rows[place]}, and most of its words are numbers or look like them; "

@@ -265,6 +265,11 @@ def _arrays(path: Path, given: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {f"X{name[1:]}" if name[:1] == "x" else name: file[name] for name in file.files}
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{given} holds an array of Python objects, such as words beside numbers, expected arrays of "
+                "numbers, and labels of numbers or words; give a data frame for anything else"
+            ) from error
         raise ValueError(f"{given} is damaged, or no file that numpy.savez wrote: {error}") from error
     for part in ("", "_test") if {"X_test", "y_test"} & set(arrays) else ("",):
         if f"X{part}" not in arrays or f"y{part}" not in arrays:

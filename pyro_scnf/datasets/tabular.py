@@ -13,7 +13,8 @@ from pyro_scnf._numbers import check_word, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.labelled import choose_rows, drawn_share
 from pyro_scnf.datasets.splits import Numbers, Shares, check_split
-from pyro_scnf.datasets.table_columns import BLANKS, fit_columns, read_cells
+from pyro_scnf.datasets.table_cells import read_cells
+from pyro_scnf.datasets.table_columns import BLANKS, fit_columns
 from pyro_scnf.datasets.table_files import TABLES, read_own_table, read_table_set
 
 __all__ = ["tabular"]
@@ -47,7 +48,8 @@ def tabular(
     * Other words, categories of pandas and the columns in ``categories`` become columns of 0 and 1, one for
       each level, named ``"column=level"``. Two levels need only one, that of the second in order. Of more
       than 20 levels, the 20 most frequent have columns, and the rest share ``"column=other"``. A level that
-      only test rows have is ``"column=other"`` if there is such a column, and 0 in all columns if not.
+      only test rows have is ``"column=other"`` if there is such a column, and 0 in all columns if not. A
+      warning tells such levels.
     * Blanks are ``None``, NaN, ``pandas.NA``, and in words nothing but spaces, ``NA``, ``N/A``, ``NaN`` or
       ``NULL``. In a category they are the level ``"column=blank"``, if a training row has one. In a column of
       numbers a blank becomes the lower median, and if a training row has one, a further column
@@ -77,10 +79,12 @@ def tabular(
     :param shares: the share of the training rows of each class that stays, see :func:`thin_classes`. By
         default all stay. Row numbers in ``labels`` then count the rows that stay.
     :param int seed: seed of the test rows and of the choice of labels.
-    :raises ValueError: for columns that are not there, or not in both tables; for infinity; for columns that
-        hold nothing, dates, numbers with a unit or with separators, or a different word in almost every row;
-        for blanks if they are refused; if all columns are constant; for less than two classes, and a test row
-        without a label; for labels that :func:`keep_labels` refuses; for options that would have no effect.
+    :raises ValueError: for columns that are not there, or not in both tables; for infinity; for numbers so
+        large that the default dtype rounds off what tells them apart, such as times in seconds since 1970;
+        for lines of different lengths in a CSV file; for columns that hold nothing, dates, numbers with a
+        unit or with separators, or a different word in almost every row; for blanks if they are refused; if
+        all columns are constant; for less than two classes, and a test row without a label; for labels that
+        :func:`keep_labels` refuses; for options that would have no effect.
         The message names the column.
     :raises FileNotFoundError: for missing files.
     :raises ImportError: for a Parquet file if pyarrow is not installed.

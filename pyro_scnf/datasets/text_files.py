@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import html
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,10 +226,9 @@ def read_csv(path: Path, header: int | None) -> Any:
     import pandas
 
     try:
-        table = pandas.read_csv(
-            path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        ).fillna("")
-        return table if header is None else _with_names(table, path)
+        if header is not None:
+            _check_lines(path)
+        table = pandas.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not in UTF-8 ({error}); save it as CSV in UTF-8") from error
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
@@ -235,6 +237,35 @@ def read_csv(path: Path, header: int | None) -> Any:
             f"{path} cannot be read as a CSV file: {reason}; put texts that hold commas or line ends in "
             "double quotes"
         ) from error
+    return table if header is None else _with_names(table, path)
+
+
+def _check_lines(path: Path) -> None:
+    """Raise if the columns are not separated by commas, or if a line has less columns than the first one.
+
+    pandas fills such a line, as if its last columns were blank. It refuses lines with more columns itself.
+    """
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    limit = csv.field_size_limit(sys.maxsize)  # texts may be long
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            first = next(lines, [])
+            signs = [sign for sign in (";", "\t", "|") if len(first) == 1 and sign in first[0]]
+            if signs:
+                raise ValueError(
+                    f"{path}: the first line holds {signs[0]!r} and no comma, expected columns separated by "
+                    f"commas; give a data frame instead, such as pandas.read_csv(path, sep={signs[0]!r})"
+                )
+            for line in lines:
+                if 0 < len(line) < len(first):
+                    raise ValueError(
+                        f"{path}: line {lines.line_num} has {len(line)} columns, and the first line has "
+                        f"{len(first)}; expected as many commas in each line, also where the last columns "
+                        "are blank"
+                    )
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _with_names(table: Any, path: Path) -> Any:
