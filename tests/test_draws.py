@@ -225,18 +225,6 @@ class TestSites:
         both = scnf.enumerate_labels(model, (x,), site="x")
         assert relative(both[0, :, 0], expected.logsumexp(-1)) < 1e-6
 
-    def test_a_label_all_data_share_has_no_pointwise_terms(self, x):
-        def model(x):
-            switch = pyro.sample("switch", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
-            with pyro.plate("data", len(x)):
-                y = pyro.sample("y", dist.Bernoulli(0.2 + 0.6 * switch))
-                pyro.sample("x", dist.Normal(y, 1.0), obs=x[:, 0])
-
-        with pytest.raises(ValueError, match="'switch' is enumerated in other plates"):
-            scnf.enumerate_labels(model, (x,))
-        with pytest.raises(ValueError, match="plate of data"):
-            scnf.enumerate_labels(model, (x,), site="switch")
-
     def test_a_site_that_ties_labels_together(self, x):
         def model(x):
             with pyro.plate("data", len(x)):

@@ -165,8 +165,9 @@ def to_inference_data(
         found = _data_sites(sites, name, label, draws)
         data |= found
         variable = "_".join(k for k in found if k != name) or name
-        likelihood = log_joint.logsumexp(-1).unflatten(0, shape)
-        groups["log_likelihood"][variable] = names.rows.select(name_dims(variable, likelihood, lead))
+        if not table.shared:
+            likelihood = log_joint.logsumexp(-1).unflatten(0, shape)
+            groups["log_likelihood"][variable] = names.rows.select(name_dims(variable, likelihood, lead))
         if name in names.classes:
             y = names.classes[name][1][sample_labels(log_joint, generator=generator)].unflatten(0, shape)
             probs = log_joint.softmax(-1).to(table.joint.dtype).unflatten(0, shape)
@@ -208,8 +209,9 @@ class _Tables:
     """The tables of a label from all chunks of draws, on the CPU."""
 
     def __init__(self, tables: Iterable[LabelTable]) -> None:
-        joints, seen, self.observed = [], [], list[Observed]()
+        joints, seen, self.observed, self.shared = [], [], list[Observed](), False
         for table in tables:
+            self.shared = bool(table.shared)
             joints.append(table.joint.cpu())
             seen.append(table.seen.cpu())
             self.observed.append(table.observed)

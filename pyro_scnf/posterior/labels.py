@@ -7,27 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_scnf._checks import LOG_ZERO
 from pyro_scnf._numbers import check_number
 from pyro_scnf._random import drawing_from
-from pyro_scnf._shapes import at_least_single, check_tensor, in_double
+from pyro_scnf._shapes import at_least_single, check_tensor
 from pyro_scnf.given_label import scored_in_double
 from pyro_scnf.posterior.draws import (
-    Site,
     as_tensors,
     broadcasting_hint,
     check_call,
     count_draws,
     find_label,
-    is_term,
     over_plates,
-    plates_of,
     sample_sites,
     trace_draws,
 )
+from pyro_scnf.posterior.joint import sum_out
 from pyro_scnf.posterior.rows import Observed, seen_rows
 from pyro_scnf.sharing import evaluation
 
@@ -46,6 +43,8 @@ class LabelTable(NamedTuple):
     """Whether anything of the row is observed, ``(S, *plates)``."""
     modelled: Tensor
     """Whether anything of the row is observed, or its label is in the model, ``(S, *plates)``."""
+    shared: tuple[str, ...]
+    """Hidden sites that several rows have in common."""
     observed: Observed
 
 
@@ -67,7 +66,14 @@ def enumerate_labels(
     ``Predictive(infer_discrete(model), posterior_samples)`` silently ignores them.
 
     Discrete sites that are not observed are enumerated even if the model does not mark them, as NUTS does.
-    Discrete sites other than the label are summed out. They must lie in the label's own plates.
+    Discrete sites other than the label are summed out exactly, also those in other plates. For the regime r
+    of a group, the label of each member is summed out first, then the members are multiplied. The label of one
+    member is tied to the rest of the group by r. Then :math:`x_n` stands for all data in the plates of r:
+
+    .. math:: \log p(x_{group}, y_n = k) = \log \sum_r p(r) \, p(x_n, y_n = k \mid r)
+        \prod_{m \ne n} \sum_{y_m} p(x_m, y_m \mid r).
+
+    Its softmax is :math:`p(y_n = k \mid x_{group})`. Its logsumexp is the same for all members.
 
     Row n of the result is row n of the model's plate, in the order in which the plate was given its rows. A
     plate that draws its rows at random is refused, since nobody could name them. A row that a mask leaves out
@@ -82,8 +88,8 @@ def enumerate_labels(
         arrays. If the model has no latents, leave it out: S is then 1. Latents of single rows that have draws
         count as known: the result is :math:`\log p(x_n, y_n = k \mid z_{n,s}, \theta_s)`.
     :param str site: the label. The sites in its plates are counted, summed over any further plates inside
-        these (such as the members of a group that shares the label). If the model has no label, name any
-        observed site; the result is then its log-likelihood.
+        these (such as the members of a group with one label). If the model has no label, name any observed
+        site; the result is then its log-likelihood.
     :param int max_plate_nesting: depth of plates in the model.
     :param bool parallel: with ``True``, the draws have a batch dimension to the left of the model's plates:
         a global latent of a model with one plate has shape ``(S, 1, *event)``. The model must broadcast over
@@ -93,8 +99,8 @@ def enumerate_labels(
         the label is observed.
     :raises ValueError: if the site does not exist or is in no plate; if draws differ in number, belong to no
         site, or are missing for a site; if a plate draws its rows at random, or has other rows in another
-        run; or if the data have no log-probabilities of their own, because they share a discrete site or
-        because a site outside the label's plates depends on their labels.
+        run; if a site outside the plates of a label depends on it; or if a site depends on labels in two
+        plates that cross, because the sum over these has too many terms.
     """
     check_call(args, max_plate_nesting, parallel)
     draws = {} if posterior is None else as_tensors(posterior, "posterior")
@@ -133,34 +139,11 @@ def tabulate(
     trace = trace_draws(model, args, posterior, nesting, parallel)
     sites = sample_sites(trace)
     label = find_label(sites, label_name, posterior)
-    plates = _plate_names(label)
-    dim = label["infer"].get("_enumerate_dim")
-    # log p(x, y, z), and the same without what is observed, for local latents z that have draws.
-    joint = without_data = torch.zeros(())
-    has_local_latents = False
     with broadcasting_hint(parallel):
         with scored_in_double():
             trace.compute_log_prob()
-        for name, site in sites.items():
-            if not is_term(site) or (name in posterior and not _depends_on_labels(site, nesting)):
-                continue
-            if _plate_names(site) >= plates:
-                term = _sum_inner_plates(site, plates)
-                joint = joint + term
-                if name in posterior or not site["is_observed"]:
-                    without_data = without_data + term
-                has_local_latents |= name in posterior
-            elif dim is not None and site["log_prob"].dim() >= -dim and site["log_prob"].shape[dim] > 1:
-                raise ValueError(
-                    f"site {name!r} depends on the label {label_name!r} but lies outside its plates"
-                )
-        joint = _sum_other_labels(joint, sites, label, nesting)
-        if has_local_latents and dim is not None:
-            # The joint is that of x and y given z, so it is less log p(z).
-            without_data = _sum_other_labels(without_data, sites, label, nesting)
-            joint = joint - without_data.logsumexp(dim, keepdim=True)
-    joint = joint[..., None] if dim is None else joint.movedim(dim, -1)
-    joint = over_plates(joint, label, nesting, event_dim=1)
+        joint, shared = sum_out(trace, sites, label, posterior, nesting)
+    dim = label["infer"].get("_enumerate_dim")
     whole = sites[label_name]  # the label with its observed part, if Pyro split it
     if dim is not None and whole is not label:
         value = over_plates(whole["value"].movedim(dim, -1), label, nesting, event_dim=1)
@@ -169,52 +152,7 @@ def tabulate(
     seen, modelled = (
         rows.to(joint.device).expand(shape) for rows in seen_rows(sites, label, posterior, nesting)
     )
-    return LabelTable(in_double(joint), seen, modelled, Observed.of(trace, sites, posterior, nesting))
-
-
-def _depends_on_labels(site: Site, nesting: int) -> bool:
-    """Whether the log-probability of a site has a dimension for the labels of an enumerated one."""
-    return any(size > 1 for size in site["log_prob"].shape[: -1 - nesting])
-
-
-def _plate_names(site: Site) -> set[str]:
-    return {plate.name for plate in plates_of(site)}
-
-
-def _sum_inner_plates(site: Site, plates: set[str]) -> Tensor:
-    """The log-probability of a site, masked but not scaled, summed over the plates not among ``plates``.
-
-    The mask does not apply to an enumerated site, whose probabilities add up to 1 whether it is seen or not.
-    """
-    mask = None if "_enumerate_dim" in site["infer"] else site["mask"]
-    log_prob = scale_and_mask(site["unscaled_log_prob"], mask=mask)
-    for plate in plates_of(site):
-        if plate.name not in plates:
-            log_prob = log_prob.sum(plate.dim, keepdim=True)
-    return log_prob
-
-
-def _sum_other_labels(joint: Tensor, sites: Mapping[str, Site], label: Site, nesting: int) -> Tensor:
-    """Sum discrete sites other than the label out of the joint."""
-    enumerated = {
-        site["infer"]["_enumerate_dim"]: site for site in sites.values() if "_enumerate_dim" in site["infer"]
-    }
-    for dim in range(-joint.dim(), -1 - nesting):
-        site = enumerated.get(dim)
-        if joint.shape[dim] == 1 or site is label:
-            continue
-        if site is None:
-            raise ValueError(
-                f"log-probabilities have an unexpected dimension {dim} of size {joint.shape[dim]}, left of "
-                f"max_plate_nesting={nesting} plates and the draws"
-            )
-        if _plate_names(site) != _plate_names(label):
-            raise ValueError(
-                f"site {site['name']!r} is enumerated in other plates than {label['name']!r}: "
-                "data share it, so no datum has a log-probability of its own"
-            )
-        joint = joint.logsumexp(dim, keepdim=True)
-    return joint
+    return LabelTable(joint, seen, modelled, shared, Observed.of(trace, sites, posterior, nesting))
 
 
 def _merge_observed(joint: Tensor, value: Tensor) -> Tensor:
