@@ -100,6 +100,17 @@ REFUSED = {
         "mnist --data digits --labels 105",
         "--labels, .*labels=105: split='balanced' needs a multiple",
     ),
+    "no table": ("tabular --data nowhere.csv --label y", "--data, .*source='nowhere.csv': there is no such"),
+    "no folder of tables": (
+        "tabular --data-root nowhere",
+        "--data-root, .*nowhere/miniboone, .*nowhere holds",
+    ),
+    "no comparator": (
+        "tabular --smoke-test --comparators nonsense",
+        "--comparators: 'nonsense' is in no name: .*latent classifier; or give none",
+    ),
+    "pixels": ("transfer --size 8", "--size: '8': expected a whole number of 32 to 1024"),
+    "no label": ("text --labels 0", "--labels: '0': expected a whole number of at least 1"),
     "too many": ("mnist --data digits --labels 1500", "--labels, .*labels=1500: there are only 1437"),
 }
 
@@ -177,6 +188,22 @@ def test_a_file_of_rows_chooses_the_labels_and_all_three_are_reported(run, tmp_p
             f"{number:.{digits}f}" for number, digits in zip(numbers, (2, 3, 4), strict=True)
         ]
     assert metrics["graph_error_pct"] < 20 < metrics["test_error_pct"]  # four steps teach a flow nothing
+
+
+def test_a_finished_table_resumes_to_the_same_figures(run, tmp_path):
+    options = ("--smoke-test", "--threads", "1", "--graph", "rows", "--comparators", "near", "--out", "run")
+    found = []
+    for more in ((), ("--resume",)):
+        code, said = run("tabular", *options, *more)
+        assert code == 0
+        found.append(json.loads((tmp_path / "run" / "metrics.json").read_text()))
+    assert list(found[0]["comparators"]) == ["nearest neighbours", "nearest neighbours, quantiles"]
+    assert found[1]["comparators"].keys() == found[0]["comparators"].keys()
+    for prefix in ("test", "graph", "test_with_graph"):
+        for figure in FIGURES:
+            assert found[1][f"{prefix}_{figure}"] == found[0][f"{prefix}_{figure}"]
+    assert (tmp_path / "run" / "reliability.png").exists()
+    assert len([line for line in said if line.startswith(("flow ", "graph ", "nearest "))]) == 5
 
 
 def test_without_a_graph_the_flow_is_alone(run, tmp_path):
