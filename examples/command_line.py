@@ -66,28 +66,23 @@ def positive(text: str) -> float:
     return number
 
 
-def checked_folder(out: Path) -> Path:
-    """The folder of ``--out``, if it can be written to."""
-    folder = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        refuse(f"--out: {folder} is no folder that can be written to; give another one")
-    return out
-
-
 def parse(parser: Parser, out: str) -> argparse.Namespace:
     """Read the command line, and check what depends on the machine or on other options.
 
     :param out: the default of ``--out`` inside the folder ``out``. It may name options in braces.
     """
     args = parser.parse_args()
-    args.out = checked_folder(Path("out") / out.format(**vars(args)) if args.out is None else args.out)
+    args.out = Path("out") / out.format(**vars(args)) if args.out is None else args.out
+    folder = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        refuse(f"--out: {folder} is no folder that can be written to; give another one")
     found, wanted = torch.cuda.device_count(), getattr(args, "devices", 1)
-    if args.device == "cuda" and found < wanted:
+    if getattr(args, "device", "cpu") == "cuda" and found < wanted:
         refuse(f"--device, --devices: there are {found} CUDA devices, not {wanted}; --device cpu needs none")
     if getattr(args, "log", None) == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         refuse("--log: tensorboard is not installed: pip install 'pyro-scnf[tensorboard]'")
     with refusing(args, "terms"):
-        scnf.make_terms(args.terms)
-    if args.resume and not (args.out / "last.ckpt").exists():
+        scnf.make_terms(getattr(args, "terms", None))
+    if getattr(args, "resume", False) and not (args.out / "last.ckpt").exists():
         print(f"--resume: there is no last.ckpt in {args.out}, so this is a new run")
     return args
