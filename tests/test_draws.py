@@ -83,7 +83,7 @@ class TestDraws:
         """The hint also comes if the numbers of draws, rows and components agree by chance."""
         x, loc = torch.randn(rows, dtype=F64), torch.randn(count, 3, dtype=F64)
         with pytest.raises((ValueError, RuntimeError, IndexError)) as caught:
-            scnf.enumerate_labels(mixture, (x,), {"loc": loc})
+            scnf.enumerate_labels(mixture, (x,), {"loc": loc}, parallel=True)
         assert "parallel=False" in caught.value.__notes__[0]
 
     def test_draws_of_nuts_go_in_as_they_come(self):

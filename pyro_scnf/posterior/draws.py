@@ -106,7 +106,8 @@ def check_call(args: object, max_plate_nesting: object, parallel: object) -> Non
             f"args is a {type(args).__name__}, expected a tuple of the model's arguments, such as (x,)"
         )
     check_at_least(1, max_plate_nesting=max_plate_nesting)
-    check_flag(parallel=parallel)
+    if parallel is not None:
+        check_flag(parallel=parallel)
 
 
 def as_tensors(values: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:

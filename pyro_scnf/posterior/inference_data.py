@@ -24,9 +24,11 @@ from pyro_scnf.posterior.draws import (
     sample_sites,
     trace_draws,
 )
-from pyro_scnf.posterior.labels import LabelTable, sample_labels, tabulate
+from pyro_scnf.posterior.labels import sample_labels
 from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, make_datasets, name_dims
 from pyro_scnf.posterior.rows import Observed, SeenRows, blank, cells
+from pyro_scnf.posterior.runs import Runs
+from pyro_scnf.posterior.tables import LabelTable
 from pyro_scnf.sharing import evaluation
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def to_inference_data(
     num_chains: int | None = None,
     group_by_chain: bool = False,
     max_plate_nesting: int = 1,
-    parallel: bool = True,
+    parallel: bool | None = None,
     chunk_size: int | None = None,
     observed: bool | Collection[str] = True,
     constant_data: Mapping[str, ArrayLike] | None = None,
@@ -99,7 +101,7 @@ def to_inference_data(
     :param bool group_by_chain: whether draws have shape ``(chains, draws, ...)``, as
         ``MCMC.get_samples(group_by_chain=True)`` returns them.
     :param int max_plate_nesting: depth of plates in the model.
-    :param bool parallel: whether the model may run for many draws at once, see :func:`enumerate_labels`.
+    :param parallel: whether the model runs for many draws at once, see :func:`enumerate_labels`.
     :param int chunk_size: number of draws in one such run, all by default. The memory of a run grows with
         this number times N·K. The flow runs once on x for all runs together.
     :param observed: names of the observed sites to include, ``True`` for all, or ``False`` for none, for
@@ -135,7 +137,7 @@ def to_inference_data(
     size = shape.numel() if chunk_size is None else chunk_size
     check_at_least(1, chunk_size=size)
     generator = _generator(seed)
-    size = size if parallel else 1
+    runs = Runs(model, args, max_plate_nesting, parallel)
     chunks = [{k: v[i : i + size] for k, v in draws.items()} for i in range(0, shape.numel(), size)]
 
     with evaluation():
@@ -146,8 +148,7 @@ def to_inference_data(
         labels = {name: find_label(sites, name, draws) for name in _label_names(site)}
         seen = Observed.of(trace, sites, draws, max_plate_nesting)
         tables = {
-            name: _Tables(tabulate(model, args, some, name, max_plate_nesting, parallel) for some in chunks)
-            for name in labels
+            name: _Tables(table for some in chunks for table in runs.tables(some, name)) for name in labels
         }
     names = _Names(labels, dims or {}, seen.rows)
     for name, table in tables.items():

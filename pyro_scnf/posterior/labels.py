@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import LOG_ZERO
 from pyro_scnf._numbers import check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import at_least_single, check_tensor
-from pyro_scnf.given_label import scored_in_double
-from pyro_scnf.posterior.draws import (
-    as_tensors,
-    broadcasting_hint,
-    check_call,
-    count_draws,
-    find_label,
-    over_plates,
-    sample_sites,
-    trace_draws,
-)
-from pyro_scnf.posterior.joint import sum_out
-from pyro_scnf.posterior.rows import Observed, seen_rows
+from pyro_scnf.posterior.draws import as_tensors, check_call
+from pyro_scnf.posterior.runs import Runs
 from pyro_scnf.sharing import evaluation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["LabelTable", "enumerate_labels", "sample_labels", "tabulate"]
-
-
-class LabelTable(NamedTuple):
-    """What one run of a model says of the labels of its rows."""
-
-    joint: Tensor
-    """:math:`\\log p(x_n, y_n = k \\mid \\theta_s)` of what is not masked, ``(S, *plates, K)``."""
-    seen: Tensor
-    """Whether anything of the row is observed, ``(S, *plates)``."""
-    modelled: Tensor
-    """Whether anything of the row is observed, or its label is in the model, ``(S, *plates)``."""
-    shared: tuple[str, ...]
-    """Hidden sites that several rows have in common."""
-    observed: Observed
+__all__ = ["enumerate_labels", "sample_labels"]
 
 
 @torch.no_grad()
@@ -56,7 +29,7 @@ def enumerate_labels(
     *,
     site: str = "y",
     max_plate_nesting: int = 1,
-    parallel: bool = True,
+    parallel: bool | None = None,
 ) -> Tensor:
     r""":math:`\log p(x_n, y_n = k \mid \theta_s)` for every draw, datum and label, in one run of the model.
 
@@ -67,8 +40,8 @@ def enumerate_labels(
 
     Discrete sites that are not observed are enumerated even if the model does not mark them, as NUTS does.
     Discrete sites other than the label are summed out exactly, also those in other plates. For the regime r
-    of a group, the label of each member is summed out first, then the members are multiplied. The label of one
-    member is tied to the rest of the group by r. Then :math:`x_n` stands for all data in the plates of r:
+    of a group, the label of each member is summed out first, then the members are multiplied. The label of
+    one member is tied to the rest of the group by r. Then :math:`x_n` stands for all data in the plates of r:
 
     .. math:: \log p(x_{group}, y_n = k) = \log \sum_r p(r) \, p(x_n, y_n = k \mid r)
         \prod_{m \ne n} \sum_{y_m} p(x_m, y_m \mid r).
@@ -91,81 +64,25 @@ def enumerate_labels(
         these (such as the members of a group with one label). If the model has no label, name any observed
         site; the result is then its log-likelihood.
     :param int max_plate_nesting: depth of plates in the model.
-    :param bool parallel: with ``True``, the draws have a batch dimension to the left of the model's plates:
+    :param parallel: with ``True``, the draws have a batch dimension to the left of the model's plates:
         a global latent of a model with one plate has shape ``(S, 1, *event)``. The model must broadcast over
         it (``Vindex(loc)[..., y]``, not ``loc[y]``). With ``False``, the model runs draw by draw on the
-        shapes that it has in training. A flow that does not depend on the draws still runs once per x.
+        shapes that it has in training. With ``None``, it runs for all draws at once, and for the first and
+        the last draw by themselves. Where the run fails because of its shapes, or the results differ, a
+        warning says so and the model runs draw by draw. In each case, a flow that does not depend on the
+        draws runs once per x.
     :return: ``(S, N, K)`` in nats and in float64, with one N for each plate of the label; ``(S, N, 1)`` if
         the label is observed.
     :raises ValueError: if the site does not exist or is in no plate; if draws differ in number, belong to no
         site, or are missing for a site; if a plate draws its rows at random, or has other rows in another
-        run; if a site outside the plates of a label depends on it; or if a site depends on labels in two
-        plates that cross, because the sum over these has too many terms.
+        run; if the model draws numbers itself; if a site outside the plates of a label depends on it; or if
+        a site depends on labels in two plates that cross, because the sum over these has too many terms.
     """
     check_call(args, max_plate_nesting, parallel)
     draws = {} if posterior is None else as_tensors(posterior, "posterior")
-    num_draws = count_draws(draws)
-
-    def run(some: Mapping[str, Tensor]) -> LabelTable:
-        return tabulate(model, args, some, site, max_plate_nesting, parallel)
-
     with evaluation():
-        if parallel:
-            return _without_masked_rows(run(draws))
-        each = [{name: values[s : s + 1] for name, values in draws.items()} for s in range(num_draws)]
-        tables = [run(one) for one in each]
-        first = tables[0].observed
-        if any(first.differs(table.observed) for table in tables):  # because of the draws, or by chance?
-            first.check_repeated(run(each[0]).observed)
-    return torch.cat([_without_masked_rows(table) for table in tables])
-
-
-def _without_masked_rows(table: LabelTable) -> Tensor:
-    """The joint, with NaN in rows that masks take out of the model altogether."""
-    if bool(table.modelled.all()):
-        return table.joint
-    return table.joint.masked_fill(~table.modelled[..., None], math.nan)
-
-
-def tabulate(
-    model: Callable[..., object],
-    args: Sequence[object],
-    posterior: Mapping[str, Tensor],
-    label_name: str,
-    nesting: int,
-    parallel: bool,
-) -> LabelTable:
-    """Run the model for some draws and look at every label of every row."""
-    trace = trace_draws(model, args, posterior, nesting, parallel)
-    sites = sample_sites(trace)
-    label = find_label(sites, label_name, posterior)
-    with broadcasting_hint(parallel):
-        with scored_in_double():
-            trace.compute_log_prob()
-        joint, shared = sum_out(trace, sites, label, posterior, nesting)
-    dim = label["infer"].get("_enumerate_dim")
-    whole = sites[label_name]  # the label with its observed part, if Pyro split it
-    if dim is not None and whole is not label:
-        value = over_plates(whole["value"].movedim(dim, -1), label, nesting, event_dim=1)
-        joint = _merge_observed(joint, value)
-    shape = joint.shape[:-1]
-    seen, modelled = (
-        rows.to(joint.device).expand(shape) for rows in seen_rows(sites, label, posterior, nesting)
-    )
-    return LabelTable(joint, seen, modelled, shared, Observed.of(trace, sites, posterior, nesting))
-
-
-def _merge_observed(joint: Tensor, value: Tensor) -> Tensor:
-    """Give all probability of a row whose label is observed to that label.
-
-    :param joint: ``(S, N, K)``, the same for all K where the label is observed.
-    :param value: ``(S, N, K)``, the label under each hypothesis k: the observed one where there is one,
-        else k.
-    """
-    known = (value == value[..., :1]).all(-1, keepdim=True)
-    is_label = value[..., :1] == torch.arange(joint.shape[-1], device=value.device)
-    certain = torch.where(is_label, joint.logsumexp(-1, keepdim=True), LOG_ZERO)
-    return torch.where(known, certain, joint)
+        tables = Runs(model, args, max_plate_nesting, parallel).tables(draws, site)
+    return torch.cat([table.without_masked_rows() for table in tables])
 
 
 def sample_labels(
