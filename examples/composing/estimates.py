@@ -66,5 +66,7 @@ def draw(estimates: Estimates, wrong: Estimates) -> Figure:
         axes.plot(range(len(rows["truth"])), rows["truth"], "kx", label="truth")
         axes.set(title=name, xticks=range(len(rows["truth"])))
         axes.margins(x=0.2, y=0.1)
-    panels[0].legend(fontsize="small")
+    legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
+    shown = {label: handle for legend in legends for handle, label in legend}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")
     return figure

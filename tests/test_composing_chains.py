@@ -1,0 +1,133 @@
+"""The examples of chains of labels and of Bayesian class means: their densities, beside sums by hand."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers import counting, toy_flow
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+
+import pyro_scnf as scnf
+
+COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
+F64 = torch.float64
+K = 3
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Run a file of the folder under a name, and return what it defines."""
+    monkeypatch.syspath_prepend(str(COMPOSING))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
+    for module in ("composed", "command_line"):
+        sys.modules.pop(module, None)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture
+def smoke(load, monkeypatch, tmp_path, capsys):
+    """Run an example for a few steps. It returns its metrics and what it printed."""
+
+    def smoke(name):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke-test", "--seed", "3", "--out", "run"])
+        load(name, "__main__")
+        assert (tmp_path / "run" / "estimates.png").exists()
+        return json.loads((tmp_path / "run" / "metrics.json").read_text()), capsys.readouterr().out
+
+    return smoke
+
+
+# -- a chain of labels -------------------------------------------------------------
+FIRST = torch.tensor([0.7, 0.2, 0.1], dtype=F64)
+TRANSITION = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.5, 0.4], [0.35, 0.05, 0.6]], dtype=F64)
+FIXED = {"first": FIRST, "transition": TRANSITION}
+
+
+@pytest.fixture
+def chain(load):
+    """The model of sequences, and its flow, in double precision."""
+    flow = toy_flow(dtype=F64).requires_grad_(False)
+    torch.set_default_dtype(F64)
+    sequence = load("sequence")
+    return sequence["make_model"](flow), flow, sequence["smooth"]
+
+
+def sums_of_paths(flow, x):
+    """log p(x_1, ..., x_T, path) of each sequence, for each path of labels, ``(N, K**T)``, and the paths."""
+    paths = torch.tensor(list(itertools.product(range(K), repeat=x.shape[1])))
+    scores = torch.stack(
+        [flow.condition(torch.full(x.shape[:2], k)).log_prob(x) for k in range(K)], -1
+    )  # (N, T, K)
+    joint = FIRST.log()[paths[:, 0]] + scores[:, 0, paths[:, 0]]
+    for t in range(1, x.shape[1]):
+        joint = joint + TRANSITION.log()[paths[:, t - 1], paths[:, t]] + scores[:, t, paths[:, t]]
+    return joint, paths
+
+
+def log_likelihood(model, x):
+    """That of all sequences, with first and transition probabilities fixed."""
+    log_prior = dist.Dirichlet(torch.ones(K)).log_prob(torch.cat([FIRST[None], TRANSITION])).sum()
+    return -scnf.elbo(poutine.condition(model, FIXED))(x) - log_prior
+
+
+def test_the_likelihood_of_sequences_sums_over_all_paths(chain):
+    model, flow, _ = chain
+    x = 2 * torch.randn(4, 5, 2)
+    expected = sums_of_paths(flow, x)[0].logsumexp(-1).sum()
+    torch.testing.assert_close(log_likelihood(model, x), expected, rtol=1e-12, atol=0)
+
+
+def test_it_is_that_of_the_forward_algorithm_and_of_pyro_for_long_sequences(chain):
+    model, flow, _ = chain
+    x = 2 * torch.randn(6, 30, 2)
+    found, scores = log_likelihood(model, x), flow.class_log_prob(x)
+    forward = FIRST.log() + scores[:, 0]
+    for t in range(1, 30):
+        forward = (forward[..., None] + TRANSITION.log()).logsumexp(-2) + scores[:, t]
+    torch.testing.assert_close(found, forward.logsumexp(-1).sum(), rtol=1e-12, atol=0)
+    # Pyro's distribution takes a step before the first observation.
+    steps = torch.cat([FIRST.expand(1, K, K), TRANSITION.expand(29, K, K)]).log()
+    hmm = dist.DiscreteHMM(torch.zeros(K), steps, flow.condition(torch.arange(K)))
+    torch.testing.assert_close(hmm.log_prob(x).sum(), found, rtol=1e-9, atol=0)
+
+
+def test_smoothed_labels_are_those_of_all_paths(chain):
+    model, flow, smooth = chain
+    x = 2 * torch.randn(3, 4, 2)
+    joint, paths = sums_of_paths(flow, x)
+    probs = joint.softmax(-1)
+    expected = [[probs[:, paths[:, t] == k].sum(-1) for k in range(K)] for t in range(4)]
+    draws = {name: torch.stack([value, value]) for name, value in FIXED.items()}
+    found = smooth(model, x, draws)
+    torch.testing.assert_close(found, torch.stack([torch.stack(step, -1) for step in expected], 1))
+
+
+def test_the_flow_runs_once_for_the_whole_chain_of_nuts(chain):
+    model, flow, _ = chain
+    x = torch.randn(3, 6, 2)
+    kernel = NUTS(model, max_plate_nesting=1)
+    with scnf.share_encoding(), counting(flow.transform, "inverse_and_ladj") as passes:
+        MCMC(kernel, num_samples=3, warmup_steps=2, disable_progbar=True).run(x)
+    assert (passes.calls, passes.rows) == (1, [3])
+
+
+def test_a_chain_is_estimated(smoke):
+    metrics, said = smoke("sequence")
+    rows = {f"after {k}": K for k in range(K)}
+    assert {name: len(row["truth"]) for name, row in metrics["estimates"].items()} == {"first": K, **rows}
+    assert metrics["wrong_model"].keys() == rows.keys()
+    assert metrics["estimates"]["after 0"]["truth"] == pytest.approx([0.8, 0.15, 0.05])
+    assert metrics["wrong_model"]["after 2"]["truth"] == pytest.approx([0.3, 0.05, 0.65])
+    assert f"error_pct: {metrics['error_pct']:.3f}" in said
+    assert metrics["seed"] == 3
