@@ -47,7 +47,7 @@ def read_draws(
             raise ValueError(f"{owner}: expected shapes ({chains}, draws, ...), got {shapes}")
         tensors = {name: values.flatten(0, 1) for name, values in tensors.items()}
         num_chains = first[0]
-    count, chains = count_draws(tensors), 1 if num_chains is None else num_chains
+    count, chains = count_draws(tensors, owner), 1 if num_chains is None else num_chains
     if count % chains:
         raise ValueError(f"num_chains={num_chains}: {count} draws do not divide into so many chains")
     shape = torch.Size((chains, count // chains))

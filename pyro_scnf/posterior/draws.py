@@ -129,17 +129,18 @@ def as_tensors(values: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]
     return tensors
 
 
-def count_draws(posterior: Mapping[str, Tensor]) -> int:
+def count_draws(posterior: Mapping[str, Tensor], owner: str = "posterior") -> int:
     """Number of draws S of every site. It is 1 if there are no sites.
 
+    :param owner: the argument of the user, for messages.
     :raises ValueError: if it differs between sites, or is 0.
     """
     counts = {name: len(draws) if draws.dim() else 0 for name, draws in posterior.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"posterior: numbers of draws differ, {counts}")
+        raise ValueError(f"{owner}: numbers of draws differ, {counts}")
     count = next(iter(counts.values()), 1)
     if not count:
-        raise ValueError(f"posterior: expected draws in the first dimension of each site, got {counts}")
+        raise ValueError(f"{owner}: expected draws in the first dimension of each site, got {counts}")
     return count
 
 

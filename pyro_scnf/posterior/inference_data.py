@@ -12,21 +12,19 @@ from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.posterior.chains import diverging, read_draws
+from pyro_scnf.posterior.dimensions import Names, data_plates
 from pyro_scnf.posterior.draws import (
-    DRAWS,
-    Plate,
     Site,
     as_tensors,
     check_call,
     find_label,
-    over_plates,
-    plates_of,
     sample_sites,
     trace_draws,
 )
 from pyro_scnf.posterior.labels import sample_labels
 from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, make_datasets, name_dims
-from pyro_scnf.posterior.rows import Observed, SeenRows, blank, cells
+from pyro_scnf.posterior.predictive import PredictiveReader
+from pyro_scnf.posterior.rows import Observed
 from pyro_scnf.posterior.runs import Runs
 from pyro_scnf.posterior.tables import LabelTable
 from pyro_scnf.sharing import evaluation
@@ -37,6 +35,16 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = ["to_inference_data"]
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+)
 
 
 @torch.no_grad()
@@ -52,8 +60,11 @@ def to_inference_data(
     parallel: bool | None = None,
     chunk_size: int | None = None,
     observed: bool | Collection[str] = True,
+    posterior_predictive: Mapping[str, ArrayLike] | None = None,
+    prior: Mapping[str, ArrayLike] | None = None,
     constant_data: Mapping[str, ArrayLike] | None = None,
     sample_stats: Mapping[str, ArrayLike] | None = None,
+    class_names: Sequence[str] | None = None,
     coords: Mapping[str, ArrayLike] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     seed: int | torch.Generator | None = None,
@@ -68,21 +79,29 @@ def to_inference_data(
     so that the results of ``arviz.loo`` and ``arviz.compare`` are right. The object has these groups and
     variables, for N data and K labels:
 
-    =================== ============= ================================================================
-    ``posterior``       the latents   ``(chain, draw, ...)``
-    ..                  ``y``         draws of the label, ``(chain, draw, datum)``
-    ..                  ``y_prob``    :math:`p(y_n = k \mid x_n, \theta_s)`, ``(chain, draw, datum, class)``
-    ``log_likelihood``  ``x``         nats, ``(chain, draw, datum)``. For a row whose label is observed it
-                                      is :math:`\log p(x_n, y_n \mid \theta_s)`
-    ``observed_data``   ``x``         ``(datum, ...)``; also ``y``, if observed
-    ``constant_data``   your arrays
-    ``sample_stats``    your arrays   ``(chain, draw, ...)``; also ``diverging`` of an ``MCMC`` object
-    =================== ============= ================================================================
+    ======================== ============= ===========================================================
+    ``posterior``            the latents   ``(chain, draw, ...)``
+    ..                       ``y``         draws of the label, ``(chain, draw, datum)``
+    ..                       ``y_prob``    :math:`p(y_n = k \mid x_n, \theta_s)`,
+                                           ``(chain, draw, datum, class)``
+    ``posterior_predictive`` ``x``, ``y``  your draws, ``(chain, draw, datum, ...)``
+    ``log_likelihood``       ``x``         nats, ``(chain, draw, datum)``. For a row whose label is observed
+                                           it is :math:`\log p(x_n, y_n \mid \theta_s)`
+    ``prior``                the latents   your draws, in one chain of their own
+    ``prior_predictive``     ``x``, ``y``  likewise
+    ``observed_data``        ``x``         ``(datum, ...)``; also ``y``, if observed
+    ``constant_data``        your arrays
+    ``sample_stats``         your arrays   ``(chain, draw, ...)``; also ``diverging`` of an ``MCMC`` object
+    ======================== ============= ===========================================================
 
     Variables have the names of their sites. In the table, ``y`` stands for ``site`` and ``x`` for the site
     observed in its plates. If several are observed, their names are joined by ``_`` in ``log_likelihood``.
     An observed label has no draws or probabilities. The plates of latents, and plates inside the label's,
     give dimensions their names.
+
+    Where a hidden site ties the rows of a label together, such as the regime of their group, no row has a
+    likelihood of its own, and ``log_likelihood`` has none of this label. With ``site=["r", "y"]`` it has that
+    of the groups. Draws of two labels are each from their own posterior, not from their joint one.
 
     Column n belongs to the same row in every draw and in every group. Rows of which nothing is observed,
     because of masks or weights of 0, are left out of all groups. The coordinate ``datum`` keeps the original
@@ -106,11 +125,18 @@ def to_inference_data(
         this number times N·K. The flow runs once on x for all runs together.
     :param observed: names of the observed sites to include, ``True`` for all, or ``False`` for none, for
         example because images are large.
+    :param posterior_predictive: draws of the data and the labels, one for each draw of ``posterior``, as
+        Pyro's ``Predictive(model, draws)(...)`` returns them, ``(S, *plates, *event)``. The model has to draw
+        the rows that ``args`` observe. Rows and cells that a mask leaves out are left out here too.
+    :param prior: draws from the prior, as ``Predictive(model, num_samples=...)(...)`` returns them. Latents
+        go into ``prior``, data and labels into ``prior_predictive``.
     :param constant_data: further data by name, such as true labels for evaluation. An array whose first
         dimension has the size of the plate is taken as one row per datum, rows that are left out included.
     :param sample_stats: statistics of the sampler by name, in the shape of the draws.
-    :param coords: values along dimensions, such as ``{"class": names}``; along ``datum``, one for each row of
-        the plate. Dimensions without values count from 0.
+    :param class_names: a name for each class, such as ``data.class_names``. They become the values along the
+        dimension ``class``, so that ``data["posterior"]["y_prob"].sel({"class": "cat"})`` works.
+    :param coords: values along other dimensions; along ``datum``, one for each row of the plate. Dimensions
+        without values count from 0.
     :param dims: names of dimensions by variable, with or without the first ones, chain, draw and datum. The
         default is ArviZ's: ``name_dim_0`` and so on.
     :param seed: seed of the label draws, or a generator. By default the global generator is used.
@@ -120,7 +146,8 @@ def to_inference_data(
     :raises ValueError: for fewer than two draws; for draws that differ in number or do not divide into the
         chains; for unknown names of sites, variables or dimensions; for masks that differ between draws or
         leave out single cells of two plates; for observed data that differ between draws or between runs of
-        the model; and wherever :func:`enumerate_labels` raises it.
+        the model; for predictions of other rows, from other draws, or that are the observed data; for class
+        names of another number than that of the classes; and wherever :func:`enumerate_labels` raises it.
 
     The flow runs once on x. Apart from that, memory is that of the S·N·K numbers ``y_prob``. Log-likelihoods
     are summed over labels in float64, but their terms have the precision of the model's dtype: in float32, at
@@ -147,17 +174,28 @@ def to_inference_data(
         sites = sample_sites(trace)
         labels = {name: find_label(sites, name, draws) for name in _label_names(site)}
         seen = Observed.of(trace, sites, draws, max_plate_nesting)
+        read = PredictiveReader(sites, draws, seen.values, max_plate_nesting)
+        predicted = read("posterior_predictive", posterior_predictive, shape)
+        before = read("prior", prior)
         tables = {
             name: _Tables(table for some in chunks for table in runs.tables(some, name)) for name in labels
         }
-    names = _Names(labels, dims or {}, seen.rows)
+    names = Names(labels, dims or {}, seen.rows, max_plate_nesting)
     for name, table in tables.items():
         seen.check_repeated(table.observed[0])
         names.rows.add(name, table.seen, names.plates(labels[name]))
-    groups: Groups = {g: {} for g in ("posterior", "sample_stats", "log_likelihood", "observed_data")}
+    groups: Groups = {group: {} for group in GROUPS}
     for name, values in draws.items():
         inner = names.latent_plates(sites[name], values)
         groups["posterior"][name] = names(name, values.unflatten(0, shape), SAMPLE, inner)
+    for name, values in predicted.items():
+        several = values.unflatten(0, shape)
+        groups["posterior_predictive"][name] = names.of_data(name, sites[name], several, SAMPLE)
+    for name, values in before.items():
+        if name in draws:
+            groups["prior"][name] = _like(draws[name], name, sites[name], values, names)
+        else:
+            groups["prior_predictive"][name] = names.of_data(name, sites[name], values[None], SAMPLE)
     for name, values in stats.items():
         groups["sample_stats"][name] = names(name, values.unflatten(0, shape), SAMPLE)
     data: dict[str, Site] = {}
@@ -177,14 +215,19 @@ def to_inference_data(
     for name in _select(data, observed):
         for table in tables.values():
             table.check_shared(name)
-        groups["observed_data"][name] = names.observed(name, data[name], max_plate_nesting)
+        groups["observed_data"][name] = names.observed(name, data[name])
     groups["constant_data"] = {
         name: names(name, values, names.row_dims(values))
         for name, values in as_tensors(constant_data or {}, "constant_data").items()
     }
     names.check(groups)
     defaults = {**names.rows.defaults, **dict(names.classes.values())}
-    datasets = make_datasets(groups, names.rows.coords(coords or {}), defaults)
+    given = dict(coords or {})
+    for dim, words in names.class_coords(class_names).items():
+        if dim in given:
+            raise ValueError(f"coords: {dim!r} has names by class_names too; give one of them")
+        given[dim] = words
+    datasets = make_datasets(groups, names.rows.coords(given), defaults)
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(attrs=None, warn_on_custom_groups=False, **datasets)
     import xarray
@@ -204,6 +247,13 @@ def _generator(seed: int | torch.Generator | None) -> torch.Generator | None:
         return seed
     check_at_least(0, seed=seed)
     return torch.Generator().manual_seed(int(seed))
+
+
+def _like(draws: Tensor, name: str, site: Site, values: Tensor, names: Names) -> Variable:
+    """Draws of a latent from its prior, in the shape in which its posterior draws were given."""
+    if values[0].numel() == draws[0].numel():
+        values = values.reshape(values.shape[:1] + draws.shape[1:])
+    return names(name, values[None], SAMPLE, names.latent_plates(site, values))
 
 
 class _Tables:
@@ -232,12 +282,12 @@ def _data_sites(
     sites: Mapping[str, Site], label_name: str, label: Site, drawn: Collection[str]
 ) -> dict[str, Site]:
     """The sites observed in the label's plates, apart from factors: x, and the label if it is observed."""
-    plates = {plate.name for plate in _data_plates(label)}
+    plates = {plate.name for plate in data_plates(label)}
     return {
         name: site
         for name, site in sites.items()
         if site["is_observed"]
-        and plates <= {plate.name for plate in _data_plates(site)}
+        and plates <= {plate.name for plate in data_plates(site)}
         and name != f"{label_name}_observed"  # one of the two parts into which obs_mask splits a label
         and not isinstance(site["fn"], dist.Unit)
         and not site["infer"].get("_deterministic")
@@ -255,71 +305,3 @@ def _select(data: Mapping[str, Site], observed: bool | Collection[str]) -> list[
     if unknown:
         raise ValueError(f"observed: no such sites {unknown}; observed with the labels are {list(data)}")
     return names
-
-
-def _data_plates(site: Site) -> list[Plate]:
-    """The vectorised plates around a site, from left to right, without that of the draws."""
-    return [plate for plate in plates_of(site) if plate.name != DRAWS]
-
-
-class _Names:
-    """Names of dimensions: ``datum``, ``class``, those of plates, and the user's."""
-
-    def __init__(
-        self, labels: Mapping[str, Site], dims: Mapping[str, Sequence[str]], numbers: Mapping[str, Tensor]
-    ) -> None:
-        self.dims = dims
-        sizes = {plate.name: plate.size for label in labels.values() for plate in _data_plates(label)}
-        self.datum = {plate: "datum" if len(sizes) == 1 else plate for plate in sizes}
-        self.sizes = {self.datum[plate]: size for plate, size in sizes.items()}
-        self.rows = SeenRows({self.datum.get(plate, plate): rows for plate, rows in numbers.items()})
-        self.leads = list({tuple(self.plates(label)): None for label in labels.values()})
-        hidden = [name for name, label in labels.items() if "_enumerate_dim" in label["infer"]]
-        self.classes: dict[str, tuple[str, Tensor]] = {
-            name: ("class" if len(hidden) == 1 else f"{name}_class", _support(labels[name]))
-            for name in hidden
-        }
-
-    def __call__(self, name: str, values: Tensor, lead: Sequence[str], inner: Sequence[str] = ()) -> Variable:
-        return self.rows.select(name_dims(name, values, lead, inner, self.dims))
-
-    def observed(self, name: str, site: Site, nesting: int) -> Variable:
-        """The observed values of a site, NaN where they are masked."""
-        dims, event_dim = self.plates(site), site["fn"].event_dim
-        values = over_plates(site["value"], site, nesting, event_dim)[0]
-        mask = cells(site, nesting).to(values.device)
-        mask = mask.expand(values.shape[: values.dim() - event_dim])
-        if not self.rows.select((dims, mask.cpu().numpy()))[1].all():
-            values = blank(values, mask, event_dim)
-        return self(name, values, dims)
-
-    def plates(self, site: Site) -> list[str]:
-        """Names of the dimensions of a site's plates."""
-        return [self.datum.get(plate.name, plate.name) for plate in _data_plates(site)]
-
-    def latent_plates(self, site: Site, draws: Tensor) -> list[str]:
-        """Likewise for draws ``(S, *plates, *event)`` of a latent.
-
-        An autoguide may give them dimensions of plates around other sites. There are then no names.
-        """
-        plates = self.plates(site)
-        return plates if draws.dim() - 1 - site["fn"].event_dim == len(plates) else []
-
-    def row_dims(self, values: Tensor) -> list[str]:
-        """Names of a label's plates, if an array begins with their sizes and no other label's fit too."""
-        leads = [d for d in self.leads if values.shape[: len(d)] == tuple(self.sizes[k] for k in d)]
-        return list(leads[0]) if len(leads) == 1 else []
-
-    def check(self, groups: Groups) -> None:
-        """Raise if the user named dimensions of variables that do not exist."""
-        variables = {name for group in groups.values() for name in group}
-        unknown = sorted(self.dims.keys() - variables)
-        if unknown:
-            raise ValueError(f"dims: no such variables {unknown}; there are {sorted(variables)}")
-
-
-def _support(label: Site) -> Tensor:
-    """The values of an enumerated label, ``(K,)``: 0 to K - 1 if a value is not a scalar."""
-    value, dim = label["value"], label["infer"]["_enumerate_dim"] - label["fn"].event_dim
-    count = value.shape[dim]
-    return value.flatten().cpu() if value.numel() == count else torch.arange(count)

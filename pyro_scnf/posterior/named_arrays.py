@@ -37,14 +37,16 @@ def name_dims(
 
     :param lead: names of the first dimensions.
     :param inner: default names of the next ones. The rest are numbered, ``{name}_dim_0`` and so on.
-    :param given: the user's names by variable. They replace the defaults, and may repeat ``lead``.
+    :param given: the user's names by variable. They replace the defaults, and may repeat the last of
+        ``lead``.
     :raises ValueError: if the user's names are too few or too many.
     """
     lead, rest = list(lead), values.dim() - len(lead)
     numbered = [f"{name}_dim_{i}" for i in range(rest - len(inner))]
     names = list((given or {}).get(name, [*inner, *numbered]))
-    if lead and names[: len(lead)] == lead:
-        names = names[len(lead) :]
+    for start in range(len(lead)):  # some of the first ones too, such as datum without chain and draw
+        if names[: len(lead) - start] == lead[start:] and len(names) == len(lead) - start + rest:
+            names = names[len(lead) - start :]
     if len(names) != rest:
         raise ValueError(f"dims: {name!r} has {rest} dimensions after {lead}, got names for them {names}")
     return lead + names, values.detach().cpu().numpy()
