@@ -302,6 +302,43 @@ def test_observations_that_disagree_by_thousands_of_nats():
     assert relative(r, hand) < 1e-12
 
 
+@pytest.mark.parametrize("site", ["y", "z_0", "z_7", "z_14"])
+@pytest.mark.parametrize("kind", ["star", "chain"])
+def test_many_labels_of_a_row(kind, site):
+    """A table of all of them would have 3**16 entries for each row."""
+    x, table = torch.randn(4, 15, dtype=F64), torch.rand(3, 3, dtype=F64)
+    table = table / table.sum(-1, keepdim=True)
+
+    def model():
+        data = pyro.plate("data", 4)
+        with data:
+            y = before = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+        for t in range(15):
+            with data:
+                z = pyro.sample(f"z_{t}", dist.Categorical(Vindex(table)[..., before, :]))
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+            before = y if kind == "star" else z
+
+    each = dist.Normal(double(0, 1, 2), 1.0).log_prob(x[..., None]).exp()  # (N, steps, K)
+    start = torch.full((4, 3), 1 / 3, dtype=F64)
+    if kind == "star":
+        step = int(site[2:] or 0) if site != "y" else None
+        beside = [each[:, t] @ table.T for t in range(15) if t != step]
+        joint = start * torch.stack(beside).prod(0)
+        joint = joint if step is None else (joint @ table) * each[:, step]
+    else:
+        forward, backward, step = (
+            [start],
+            [torch.ones(4, 3, dtype=F64)],
+            0 if site == "y" else int(site[2:]) + 1,
+        )
+        for t in range(15):
+            forward.append((forward[-1] @ table) * each[:, t])
+            backward.append((backward[-1] * each[:, 14 - t]) @ table.T)
+        joint = forward[step] * backward[15 - step]
+    assert relative(scnf.enumerate_labels(model, site=site)[0], joint.log()) < 1e-9
+
+
 def test_labels_in_plates_that_cross():
     x = torch.randn(2, 3, dtype=F64)
 

@@ -184,17 +184,24 @@ class _LogSums(LogRing):
     """Sums of exponentials that subtract the largest sum of terms.
 
     Pyro's ring subtracts the largest value of each term by itself. In float64, it gets ``log(0)`` where two
-    terms favour different labels by more than 745 nats, as two images of one object may.
+    terms favour different labels by more than 745 nats, as two images of one object may. Labels with few
+    neighbours are summed out first, so that tables of chains and stars of labels stay small.
     """
 
     def sumproduct(self, terms: Iterable[Packed], dims: Iterable[str]) -> Packed:
-        left = list(terms)
-        for dim in sorted(dims):
+        left, pending = list(terms), set(dims)
+        while pending:
+            dim = min(sorted(pending), key=lambda dim: len(set("".join(_letters_beside(dim, left)))))
+            pending.remove(dim)
             chosen = [term for term in left if dim in term._pyro_dims]
             if chosen:
                 left = [term for term in left if dim not in term._pyro_dims]
                 left.append(_sum_over(dim, _add(chosen)))
         return _add(left)
+
+
+def _letters_beside(dim: str, terms: Iterable[Packed]) -> list[str]:
+    return [term._pyro_dims for term in terms if dim in term._pyro_dims]
 
 
 def _sum_over(dim: str, term: Packed) -> Packed:
