@@ -20,6 +20,7 @@ __all__ = [
     "at_least_single",
     "check_event",
     "check_tensor",
+    "common_batch",
     "in_double",
     "is_wrapped",
     "no_autocast",
@@ -75,6 +76,21 @@ def check_event(x: Tensor, event_shape: torch.Size, name: str, owner: str) -> to
             f"{', '.join(map(str, event_shape))})"
         )
     return x.shape[:batch_dim]
+
+
+def common_batch(owner: str, expected: str, **batches: torch.Size) -> torch.Size:
+    """The batch shape to which the batch shapes of several arguments broadcast.
+
+    :param expected: what the message says if they do not.
+    :param batches: the batch shape of each argument, by its name.
+    """
+    try:
+        return torch.broadcast_shapes(*batches.values())
+    except RuntimeError:
+        shapes = " and ".join(f"{name} {tuple(batch)}" for name, batch in batches.items())
+        raise ValueError(
+            f"{owner}: the batch shapes of {shapes} do not broadcast; expected {expected}"
+        ) from None
 
 
 def over_batch(fn: Callable[[Tensor], Tensor], x: Tensor, event_dim: int) -> Tensor:

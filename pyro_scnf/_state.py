@@ -128,7 +128,7 @@ def state_of(parts: Parts, *more: object) -> State | None:
         return None
 
 
-def state_with_data(parts: Parts, x: Tensor) -> State | None:
+def state_with_data(parts: Parts, x: Tensor, *more: Tensor) -> State | None:
     """The state of modules, of their data and of the modes of computation. ``None`` if it cannot be seen.
 
     An inference tensor has no version. Inside ``torch.func``, whatever is computed belongs to that call, even
@@ -145,6 +145,7 @@ def state_with_data(parts: Parts, x: Tensor) -> State | None:
             torch.is_autocast_enabled(x.device.type),
             torch.get_autocast_dtype(x.device.type),
             torch.is_inference_mode_enabled(),
+            *((t._version, t.data_ptr(), t.requires_grad) for t in more),
         )
     except RuntimeError:
         return None

@@ -47,11 +47,11 @@ class _Flow(Protocol):
 
     @property
     def num_classes(self) -> int: ...
-    def state_of_prior(self) -> State | None: ...
-    def base(self, y: Tensor, temperature: float) -> ConcatDistribution: ...
+    def state_of_prior(self, covariates: Tensor | None = None) -> State | None: ...
+    def base(self, y: Tensor, temperature: float, covariates: Tensor | None = None) -> ConcatDistribution: ...
     def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-    def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]: ...
-    def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None: ...
+    def scores(self, *xs: Tensor, covariates: Tensor | None = None) -> list[tuple[Tensor, Tensor]]: ...
+    def find_scores(self, x: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor] | None: ...
 
 
 class _Decoder(_OneShotLadj):
@@ -88,31 +88,33 @@ class _Decoder(_OneShotLadj):
 
 
 class GivenLabel(Transformed):
-    r""":math:`p(x \mid y)`, the distribution that :meth:`SemiConditionalFlow.condition` returns.
+    r""":math:`p(x \mid y)` or :math:`p(x \mid y, c)`, which :meth:`SemiConditionalFlow.condition` returns.
 
     It takes part in :func:`~pyro_scnf.share_encoding`, also after the model that made it has returned.
     """
 
-    def __init__(self, owner: _Flow, y: Tensor, temperature: float) -> None:
-        base = owner.base(y, temperature)
-        self.owner, self.y, self.block = owner, y, sharing.current()
-        self.state = None if self.block is None else owner.state_of_prior()
+    def __init__(self, owner: _Flow, y: Tensor, temperature: float, covariates: Tensor | None = None) -> None:
+        base = owner.base(y, temperature, covariates)
+        self.owner, self.y, self.covariates, self.block = owner, y, covariates, sharing.current()
+        self.state = None if self.block is None else owner.state_of_prior(covariates)
         # A class table has no row for other temperatures, for relaxed labels (whose last dimension is none of
         # the batch), or for parameters with a batch. A temperature that is a tensor may have a gradient.
-        usual = not isinstance(temperature, Tensor) and temperature == 1
-        self.has_row = usual and base.parts[-1].batch_shape == y.shape
+        self.has_row = not (isinstance(temperature, Tensor) or temperature != 1 or y.is_floating_point())
+        if self.has_row:
+            rows = y.shape if covariates is None else torch.broadcast_shapes(y.shape, covariates.shape[:-1])
+            self.has_row = base.parts[-1].batch_shape == rows
         super().__init__(base, [_Decoder(owner)])
 
     def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:
         check_expansion(self, batch_shape)
         new = self._get_checked_instance(GivenLabel, _instance)
-        new.owner, new.y, new.has_row = self.owner, self.y, self.has_row
+        new.owner, new.y, new.covariates, new.has_row = self.owner, self.y, self.covariates, self.has_row
         new.block, new.state = self.block, self.state
         expanded: GivenLabel = super().expand(batch_shape, _instance=new)
         return expanded
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r""":math:`\log p(x \mid y)` in nats. The batch shapes of ``value`` and of y broadcast.
+        r""":math:`\log p(x \mid y)` in nats. The batch shapes of ``value``, of y and of covariates broadcast.
 
         :raises ValueError: for data that :meth:`SemiConditionalFlow.encode` refuses, or batches that do not
             broadcast.
@@ -121,9 +123,12 @@ class GivenLabel(Transformed):
         try:
             batch = torch.broadcast_shapes(batch, self.batch_shape)
         except RuntimeError:
+            given, expected = "y", "a label for each x, as integers, or a row of floating class weights"
+            if self.covariates is not None:
+                given, expected = "y and covariates", f"{expected}, and a row of covariates"
             raise ValueError(
-                f"x has batch shape {tuple(batch)} and y {tuple(self.batch_shape)}, which do not broadcast; "
-                "expected a label for each x, as integers, or a row of floating class weights"
+                f"x has batch shape {tuple(batch)} and {given} {tuple(self.batch_shape)}, which do not "
+                f"broadcast; expected {expected}"
             ) from None
         with sharing.inside(self.block):
             log_prob = self._from_table(value) if self.has_row else None
@@ -139,14 +144,16 @@ class GivenLabel(Transformed):
         Enumerated labels ``(K, 1, ...)`` make up the whole table. For other labels a table helps only if it
         has been computed already.
         """
-        owner, y, batch = self.owner, self.y, x.shape[: x.dim() - len(self.event_shape)]
-        if sharing.current() is None or self.state is None or self.state != owner.state_of_prior():
-            return None  # the prior is no longer that for which this distribution was made
+        owner, y, c, batch = self.owner, self.y, self.covariates, x.shape[: x.dim() - len(self.event_shape)]
+        if sharing.current() is None or self.state is None or self.state != owner.state_of_prior(c):
+            return None  # prior or covariates are no longer those for which this distribution was made
+        if c is not None:
+            batch = torch.broadcast_shapes(batch, c.shape[:-1])
         if y.dim() > len(batch) and y.shape == (owner.num_classes, *(1,) * (y.dim() - 1)):
-            ((table, common),) = owner.scores(x)
+            ((table, common),) = owner.scores(x, covariates=c)
             rows = _sum(table.index_select(-1, y.flatten().long()).movedim(-1, 0), common)
             return rows.reshape(rows.shape[:1] + (1,) * (y.dim() - 1 - len(batch)) + batch)
-        found = owner.find_scores(x)
+        found = owner.find_scores(x, c)
         if found is None or torch.broadcast_shapes(y.shape, batch) != batch:
             return None
         table, common = found

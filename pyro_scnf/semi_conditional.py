@@ -3,7 +3,8 @@ r"""The semi-conditional flow: :math:`p(x \mid y)` with one big flow for all lab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -13,24 +14,24 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_scnf import sharing
-from pyro_scnf._checks import UNLABELLED, check_alike, check_row_labels, checked
-from pyro_scnf._copies import PortableModule
+from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
-from pyro_scnf._shapes import check_event, reference_tensor
-from pyro_scnf._state import Parts, State, state_of, stray_sample
+from pyro_scnf._shapes import check_event, common_batch, reference_tensor
+from pyro_scnf._state import Parts, State, state_of, state_with_data, stray_sample
 from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
 from pyro_scnf.given_label import GivenLabel
+from pyro_scnf.latent_flow import LatentFlow
 from pyro_scnf.priors import PriorSpec, make_prior
-from pyro_scnf.transforms import ConditionalFlowTransform, FlowTransform, MultiScale
+from pyro_scnf.transforms import ConditionalFlowTransform
 from pyro_scnf.transforms.compose import Layer
 
 __all__ = ["SemiConditionalFlow"]
 
 
 @ConditionalDistribution.register
-class SemiConditionalFlow(PortableModule):
+class SemiConditionalFlow(LatentFlow):
     r"""Semi-conditional normalizing flow, a Pyro ``ConditionalDistribution`` over x given y.
 
     .. math::
@@ -41,6 +42,11 @@ class SemiConditionalFlow(PortableModule):
     so that :math:`\log p(x \mid y) = \log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})
     + \log p(z_f \mid y)`. The flow does not see the label. It runs **once per x** for all labels, and
     only the small prior is evaluated for each of them.
+
+    The prior may depend on covariates c too, such as an age or a one-hot category: it is then
+    :math:`p(z_f \mid y, c)`, and the flow is :math:`p(x \mid y, c)`. Methods take them as ``covariates``,
+    ``(*batch, D)``. The transform sees neither labels nor covariates. See
+    :class:`~pyro_scnf.priors.ConditionalFlowPrior`.
 
     :param transform: unconditional bijection :math:`f_w`, from :mod:`pyro_scnf.flows` or your own
         :class:`~pyro_scnf.transforms.FlowTransform`. Its ``latent_shape`` is the shape of :math:`z_f`.
@@ -75,15 +81,10 @@ class SemiConditionalFlow(PortableModule):
         aux_scale: Literal["learnable", "unit"] = "learnable",
         init_aux_scale: float | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(transform, FlowTransform):
-            raise ValueError(
-                f"transform: expected a FlowTransform (unconditional), got {type(transform).__name__}"
-            )
-        self.transform = transform if len(transform.base_shape) == 1 else MultiScale([transform])
+        super().__init__(transform)
         self.prior = make_prior(prior, self.transform.latent_shape, num_classes)
         scale = check_base_scale(aux_scale, init_aux_scale, ("aux_scale", "init_aux_scale"))
-        self.aux: BaseNormal | None = None
+        self.aux = None
         if self.transform.aux_dim:
             self.aux = BaseNormal((self.transform.aux_dim,), aux_scale, scale)
         else:
@@ -94,32 +95,29 @@ class SemiConditionalFlow(PortableModule):
         """Number of labels K."""
         return self.prior.num_classes
 
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape of one x."""
-        return self.transform.event_shape
-
-    @property
-    def latent_shape(self) -> torch.Size:
-        """Shape of :math:`z_f`."""
-        return self.transform.latent_shape
-
     # -- distributions -------------------------------------------------------------------------
-    def base(self, y: Tensor, temperature: float = 1.0) -> ConcatDistribution:
-        """The distribution of :math:`[z_{aux}, z_f]` given ``y``."""
-        prior = self.prior.condition(y, temperature)
+    def base(
+        self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None
+    ) -> ConcatDistribution:
+        """The distribution of :math:`[z_{aux}, z_f]` given ``y`` and covariates."""
+        prior = self.prior.condition(y, temperature, **self.prior.check_covariates(covariates))
         parts = [prior] if self.aux is None else [self.aux((), temperature), prior]
         return ConcatDistribution(parts, dtype=reference_tensor(self.transform).dtype)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> GivenLabel:
+    def condition(
+        self, y: Tensor, temperature: float = 1.0, *, covariates: Tensor | None = None
+    ) -> GivenLabel:
         r"""The distribution of x given ``y``, for use in ``pyro.sample``.
 
         :param y: integer labels ``(*batch,)``, or one-hot or relaxed class weights ``(*batch, K)``.
             Labels that Pyro enumerates in parallel have shape ``(K, 1, ...)`` and need no special
             treatment.
         :param float temperature: factor on the scale of all noise. Below 1, samples are cleaner.
-        :return: a distribution with the batch shape of ``y`` and the event shape of x.
-        :raises ValueError: for labels out of range or of the wrong type, if a parameter of the flow is a
+        :param covariates: ``(*batch, D)``, if the prior has any. Its batch shape and that of y
+            broadcast.
+        :return: a distribution with the batch shape of ``y`` (and covariates) and the event shape of x.
+        :raises ValueError: for labels out of range or of the wrong type, for covariates that are missing, not
+            expected, of a wrong shape or not finite, if a parameter of the flow is a
             ``PyroSample``, or if a Pyro program reads one of the prior outside of a call of its
             ``PyroModule``.
         """
@@ -128,7 +126,7 @@ class SemiConditionalFlow(PortableModule):
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
         self._refuse_stray_samples()
-        return GivenLabel(self, y, temperature)
+        return GivenLabel(self, y, temperature, covariates)
 
     def _refuse_stray_samples(self) -> None:
         """Raise if a Pyro program reads a ``PyroSample`` where it becomes no site."""
@@ -146,106 +144,36 @@ class SemiConditionalFlow(PortableModule):
         temperature: float = 1.0,
         sample_shape: Sequence[int] = (),
         *,
+        covariates: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient.
 
+        :param covariates: ``(*batch, D)``, if the prior has any.
         :param generator: source of the noise; PyTorch's global one by default, which is otherwise left alone.
         """
         with torch.no_grad(), drawing_from(generator, reference_tensor(self).device):
-            return self.condition(y, temperature).sample(torch.Size(sample_shape))
+            given = self.condition(y, temperature, covariates=covariates)
+            return given.sample(torch.Size(sample_shape))
 
-    def check_data(self, x: Tensor, name: str = "x", owner: str | None = None) -> Tensor:
-        """Raise unless ``x`` holds data that this flow can score. Return them in the dtype of the flow.
-
-        :param x: ``(*batch, *event_shape)``, floating, finite and inside the support.
-        :param name: what the message calls them.
-        :param owner: who complains; the class of the flow by default.
-        :raises ValueError: for anything else.
-        """
-        return self.transform.check_data(x, name, owner or type(self).__name__)
-
-    # -- the big flow --------------------------------------------------------------------------
-    def encode_flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole latent vector ``(*batch, D)`` and the log-determinant ``(*batch,)`` in nats."""
-        check_event(x, self.event_shape, "x", type(self).__name__)
-        return sharing.shared("encoding", (self.transform,), self._encode, [x])[0]
-
-    def encode_together(self, *xs: Tensor) -> None:
-        """Inside :func:`share_encoding`, encode several batches ``(B_i, *event_shape)`` in one pass.
-
-        Outside of it, this does nothing, because nothing would keep the encodings.
-        """
-        if sharing.can_keep((self.transform,), xs):
-            sharing.shared("encoding", (self.transform,), self._encode, xs)
-
-    def _encode(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        together = torch.cat(list(xs)) if len(xs) > 1 else sharing.alias(xs[0])
-        together = self.check_data(together)
-        with checked():
-            return self.transform.inverse_and_ladj(together)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Data to latents.
-
-        :param x: ``(*batch, *event_shape)``.
-        :return: :math:`z_{aux}` ``(*batch, aux_dim)``, :math:`z_f` ``(*batch, *latent_shape)`` and
-            :math:`\log|\det \partial z / \partial x|` ``(*batch,)`` in nats.
-        :raises ValueError: for a wrong shape or dtype, or values that are not finite or outside the support.
-        """
-        z, ladj = self.encode_flat(x)
-        z_aux, z_f = z.split([self.transform.aux_dim, self.transform.latent_dim], -1)
-        return z_aux, z_f.reshape(z_f.shape[:-1] + self.latent_shape), ladj
-
-    def decode(
-        self,
-        z_f: Tensor,
-        z_aux: Tensor | Literal["zero", "sample"] = "zero",
-        temperature: float = 1.0,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        r"""Latents to data.
-
-        :param z_f: ``(*batch, *latent_shape)``.
-        :param z_aux: the factored-out part ``(*batch, aux_dim)``, ``"zero"`` (its mode, which the
-            paper's figures use) or ``"sample"`` (a draw from its distribution).
-        :param float temperature: factor on the scale of a sampled ``z_aux``.
-        :param generator: source of a sampled ``z_aux``; PyTorch's global one by default.
-        :return: x ``(*batch, *event_shape)``.
-        :raises ValueError: for a wrong shape, or another word.
-        """
-        owner, like = f"{type(self).__name__}.decode", reference_tensor(self)
-        batch = check_event(z_f, self.latent_shape, "z_f", owner)
-        z_f = check_alike(z_f, like, owner, "z_f")
-        if isinstance(z_aux, str):
-            if z_aux not in ("zero", "sample"):
-                raise ValueError(f"z_aux={z_aux!r}: expected a tensor, 'zero' or 'sample'")
-            if z_aux == "zero" or self.aux is None:
-                z_aux = z_f.new_zeros(batch + (self.transform.aux_dim,))
-            else:
-                with drawing_from(generator, z_f.device):
-                    z_aux = cast(Tensor, self.aux(batch, temperature).rsample())
-        check_event(z_aux, torch.Size((self.transform.aux_dim,)), "z_aux", owner)
-        z_aux = check_alike(z_aux, like, owner, "z_aux")
-        flat = torch.cat([z_aux, z_f.reshape(batch + (self.transform.latent_dim,))], -1)
-        return self.transform.call_and_ladj(flat)[0]
-
+    # -- what depends on the data -------------------------------------------------------------
     @torch.no_grad()
-    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, y: Tensor | None = None, covariates: Tensor | None = None) -> None:
         """Set every data-dependent parameter of flow and prior from a batch, once, before training.
 
         :param x: ``(B, *event_shape)``.
         :param y: labels ``(B,)``, -1 where unknown. By default all are unknown.
+        :param covariates: ``(B, D)``, if the prior has any.
         """
         owner = f"{type(self).__name__}.initialize"
         x = self.check_data(x, owner=owner)
         if y is None:
             y = torch.full((len(x),), UNLABELLED, device=x.device)
         y = check_row_labels(y, len(x), self.num_classes, owner)  # before the transform changes
+        given = self.prior.check_covariates(covariates, len(x))
         z = self.transform.initialize(x)
         z_f = z[..., self.transform.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
-        self.prior.initialize(z_f, y)
+        self.prior.initialize(z_f, y, **given)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the two slow parts of scoring: the flow, and the prior's own flow if it has one.
@@ -259,46 +187,50 @@ class SemiConditionalFlow(PortableModule):
             inner.compile(*args, **kwargs)
 
     # -- densities over all labels -------------------------------------------------------------
-    def common_log_prob(self, x: Tensor) -> Tensor:
+    def common_log_prob(self, x: Tensor, *, covariates: Tensor | None = None) -> Tensor:
         r"""The part of :math:`\log p(x \mid y)` that all labels share, ``(*batch,)``, in nats.
 
         It is :math:`\log|\det \partial f_w / \partial x| + \log \mathcal N(z_{aux})`, plus what all labels
         share in :math:`\log p(z_f \mid y)`.
         """
-        return self.scores(x)[0][1]
+        return self.scores(x, covariates=covariates)[0][1]
 
-    def scores(self, *xs: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def scores(self, *xs: Tensor, covariates: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """The :meth:`class_table` and the :meth:`common_log_prob` of several batches ``(B_i, *event_shape)``.
 
         The prior is called once for all of them.
-        """
-        for x in xs:  # by its shape alone; the rest is checked only if it is scored anew
-            check_event(x, self.event_shape, "x", type(self).__name__)
-        self._refuse_stray_samples()
-        return sharing.shared("scores", self._scored_by, self._scores, xs)
 
-    def find_scores(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        :param covariates: ``(*batch, D)``, if the prior has any. They are those of one batch x.
+        """
+        owner = type(self).__name__
+        batches = [check_event(x, self.event_shape, "x", owner) for x in xs]
+        # By the shape alone. The rest is checked only if x is scored anew.
+        self._refuse_stray_samples()
+        given = tuple(self.prior.check_covariates(covariates).values())
+        for c in given:
+            if len(xs) > 1:
+                raise ValueError(f"{owner}: covariates are those of one batch x, and there are {len(xs)}")
+            expected = "a row of covariates for each x"
+            common_batch(owner, expected, x=batches[0], covariates=c.shape[:-1])
+        compute = partial(self._scores, covariates=covariates)
+        return sharing.shared("scores", self._scored_by, compute, xs, *given)
+
+    def find_scores(self, x: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
         """The :meth:`scores` of x, if :func:`share_encoding` holds them already."""
-        return sharing.find("scores", self._scored_by, x)
+        return sharing.find("scores", self._scored_by, x, *([] if covariates is None else [covariates]))
 
     @property
     def _scored_by(self) -> tuple[nn.Module, ...]:
         """The modules that the scores depend on."""
         return (self.transform, self.prior) if self.aux is None else (self.transform, self.prior, self.aux)
 
-    def _scores(self, xs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _scores(self, xs: Sequence[Tensor], covariates: Tensor | None) -> tuple[Tensor, Tensor]:
         encoded = [self.encode(x) for x in xs]
         z_aux, z_f, ladj = encoded[0] if len(xs) == 1 else map(torch.cat, zip(*encoded, strict=True))
-        shared, table = self.prior.class_scores(z_f)
+        shared, table = self.prior.class_scores(z_f, covariates)
         return table, ladj + shared + self.aux_log_prob(z_aux)
 
-    def aux_log_prob(self, z_aux: Tensor) -> Tensor:
-        r""":math:`\log p(z_{aux})`, ``(*batch,)``, in nats. It is 0 if the flow factors nothing out."""
-        if self.aux is None or not z_aux.numel():
-            return z_aux.new_zeros(z_aux.shape[:-1])
-        return self.aux().log_prob(z_aux)
-
-    def class_table(self, x: Tensor) -> Tensor:
+    def class_table(self, x: Tensor, *, covariates: Tensor | None = None) -> Tensor:
         r"""The part of :math:`\log p(x \mid y = k)` that depends on the label, ``(*batch, K)``, in nats.
 
         It is :math:`\log p(z_f \mid y = k)` less what all labels share, which is in :meth:`common_log_prob`:
@@ -306,32 +238,55 @@ class SemiConditionalFlow(PortableModule):
         :func:`share_encoding` with a frozen flow and prior, and inside :func:`pyro_scnf.elbo`, it is computed
         once for each x.
         """
-        return self.scores(x)[0][0]
+        return self.scores(x, covariates=covariates)[0][0]
 
-    def state_of_prior(self) -> State | None:
-        r"""All that can be seen of what :math:`p(z_f \mid y)` depends on, to notice a change.
+    def state_of_prior(self, covariates: Tensor | None = None) -> State | None:
+        r"""All that can be seen of what :math:`p(z_f \mid y, c)` depends on, to notice a change.
 
-        ``None`` if the prior is a ``PyroModule``. Its parameters may be random, or an effect handler may
-        replace them.
+        ``None`` if it cannot be seen, and if the prior is a ``PyroModule``: its parameters may be random, or
+        an effect handler may replace them.
         """
         parts = Parts.of((self.prior,))
-        return None if any(isinstance(module, PyroModule) for module in parts.foreign) else state_of(parts)
+        if any(isinstance(module, PyroModule) for module in parts.foreign):
+            return None
+        return state_of(parts) if covariates is None else state_with_data(parts, covariates)
 
-    def class_log_prob(self, x: Tensor) -> Tensor:
-        r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow."""
-        ((table, common),) = self.scores(x)
+    def class_log_prob(self, x: Tensor, *, covariates: Tensor | None = None) -> Tensor:
+        r""":math:`\log p(x \mid y = k)` for every k, ``(*batch, K)``, in nats, from one pass of the flow.
+
+        :param x: ``(*batch, *event_shape)``.
+        :param covariates: ``(*batch, D)``, if the prior has any. Batch shapes broadcast: with
+            S draws of the covariates of each row, ``(S, B, D)``, the result is ``(S, B, K)``.
+        """
+        ((table, common),) = self.scores(x, covariates=covariates)
         return common[..., None] + table
 
-    def log_prob(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> Tensor:
+    def log_prob(
+        self,
+        x: Tensor,
+        class_probs: ClassProbs | Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+    ) -> Tensor:
         r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, in nats.
 
         :param class_probs: :math:`p(y)`, as non-negative class weights ``(*batch, K)`` or ``(K,)``, which
             need not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
+        :param covariates: ``(*batch, D)``, if the prior has any.
         """
-        ((table, common),) = self.scores(x)
+        ((table, common),) = self.scores(x, covariates=covariates)
         return common + (table + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
 
-    def posterior(self, x: Tensor, class_probs: ClassProbs | Tensor | None = None) -> dist.Categorical:
-        r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``."""
-        joint = self.class_table(x) + log_class_probs(class_probs, self.num_classes)
+    def posterior(
+        self,
+        x: Tensor,
+        class_probs: ClassProbs | Tensor | None = None,
+        *,
+        covariates: Tensor | None = None,
+    ) -> dist.Categorical:
+        r"""The exact label posterior :math:`p(y \mid x)`, a ``Categorical`` of batch ``(*batch,)``.
+
+        Given covariates it is :math:`p(y \mid x, c) \propto p(y)\, p(x \mid y, c)`.
+        """
+        joint = self.class_table(x, covariates=covariates) + log_class_probs(class_probs, self.num_classes)
         return categorical(joint.log_softmax(-1))

@@ -29,7 +29,9 @@ Modules = tuple[nn.Module, ...]
 
 
 class Block:
-    """The values that are kept. The key of a value is its kind, its modules and its data tensor.
+    """The values that are kept. The key of a value is its kind, its modules and its data tensors.
+
+    These are x, and for a class table also the covariates, if there are any.
 
     :param bool watch: whether to compare the contents of data and parameters before a value is used again.
         A block that does not watch misses writes that PyTorch does not count (``.data``, NumPy views).
@@ -43,13 +45,13 @@ class Block:
         self.closed = False
         self.entries: OrderedDict[tuple[object, ...], _Entry] = OrderedDict()
 
-    def find(self, kind: Kind, parts: Parts, x: Tensor) -> Value | None:
+    def find(self, kind: Kind, parts: Parts, *data: Tensor) -> Value | None:
         """A value that is still valid, or ``None``."""
-        key = (kind, *map(id, parts.modules), id(x))
+        key = _key(kind, parts, data)
         entry = self.entries.get(key)
-        if entry is None or entry.x() is not x or entry.state != state_with_data(parts, x):
+        if entry is None or not entry.is_of(data) or entry.state != state_with_data(parts, *data):
             return None
-        if entry.watched is not None and not entry.watched.unchanged(parts, x):
+        if entry.watched is not None and not entry.watched.unchanged(parts, data):
             return None
         self.entries.move_to_end(key)
         if entry.with_grad == torch.is_grad_enabled() or (entry.with_grad and not _has_graph(entry.value)):
@@ -58,8 +60,8 @@ class Block:
         first, second = entry.value
         return (first.detach(), second.detach()) if entry.with_grad else None
 
-    def keep(self, kind: Kind, parts: Parts, x: Tensor, value: Value) -> None:
-        """Keep a value until ``x`` is gone or newer values take its place.
+    def keep(self, kind: Kind, parts: Parts, value: Value, *data: Tensor) -> None:
+        """Keep a value until its data are gone or newer values take its place.
 
         A class table is kept beyond an evaluation only if it has no graph, since later evaluations may need
         one of their own, and if only modules of this package computed it. Others may read what nobody sees,
@@ -67,12 +69,12 @@ class Block:
         """
         if kind == "scores" and not self.evaluations and not _is_lasting(parts, value):
             return
-        state = state_with_data(parts, x)
+        state = state_with_data(parts, *data)
         if state is None:
             return
-        key, entries = (kind, *map(id, parts.modules), id(x)), self.entries
-        gone = weakref.ref(x, lambda _: entries.pop(key, None))
-        watched = _Watched.of(parts, x) if self.watch else None
+        key, entries = _key(kind, parts, data), self.entries
+        gone = tuple(weakref.ref(x, lambda _: entries.pop(key, None)) for x in data)
+        watched = _Watched.of(parts, data) if self.watch else None
         entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
         while len(entries) > LIMIT:
@@ -102,23 +104,31 @@ class _Watched(NamedTuple):
     parameters: list[Contents]
 
     @classmethod
-    def of(cls, parts: Parts, x: Tensor) -> _Watched:
+    def of(cls, parts: Parts, data: Sequence[Tensor]) -> _Watched:
         named = zip(parts.modules, parts.tensors, strict=True)
-        return cls(Contents([x]), [contents_of(module, tensors) for module, tensors in named])
+        return cls(Contents(data), [contents_of(module, tensors) for module, tensors in named])
 
-    def unchanged(self, parts: Parts, x: Tensor) -> bool:
+    def unchanged(self, parts: Parts, data: Sequence[Tensor]) -> bool:
         """Whether they still hold it."""
-        return self.data.same([x]) and all(map(Contents.same, self.parameters, parts.tensors))
+        return self.data.same(data) and all(map(Contents.same, self.parameters, parts.tensors))
 
 
 class _Entry(NamedTuple):
     """A value, and what it was computed from."""
 
-    x: weakref.ref[Tensor]
+    data: tuple[weakref.ref[Tensor], ...]
     state: State
     watched: _Watched | None
     with_grad: bool
     value: Value
+
+    def is_of(self, data: Sequence[Tensor]) -> bool:
+        """Whether the value was computed from these very tensors."""
+        return all(ref() is x for ref, x in zip(self.data, data, strict=True))
+
+
+def _key(kind: Kind, parts: Parts, data: Sequence[Tensor]) -> tuple[object, ...]:
+    return kind, tuple(map(id, parts.modules)), tuple(map(id, data))
 
 
 _BLOCK: ContextVar[Block | None] = ContextVar("pyro_scnf_block", default=None)
@@ -134,7 +144,8 @@ def share_encoding() -> Iterator[None]:
     block also keeps the class table :math:`\log p(z_f \mid y = k)`.
 
     A value is used again only for the *same tensor object*, with unchanged values and unchanged parameters,
-    under the same gradient, training and autocast mode. After an optimiser step a tensor is therefore encoded
+    under the same gradient, training and autocast mode. A class table that depends on covariates is used
+    again only for the same tensor of covariates. After an optimiser step a tensor is therefore encoded
     anew. The block notices every change, also one that PyTorch does not count: a write through ``.data``, as
     some of Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters
     and of the data, and compares them at each use.
@@ -218,23 +229,28 @@ def current() -> Block | None:
 
 # -- values ----------------------------------------------------------------------------------------
 def shared(
-    kind: Kind, modules: Modules, compute: Callable[[Sequence[Tensor]], Value], xs: Sequence[Tensor]
+    kind: Kind,
+    modules: Modules,
+    compute: Callable[[Sequence[Tensor]], Value],
+    xs: Sequence[Tensor],
+    *covariates: Tensor,
 ) -> list[Value]:
     """The value of each data tensor in ``xs``: an earlier one that the open block holds, or a new one.
 
     :param compute: computes the values that are missing in one call. It gets the data tensors. With several
         ``(B_i, ...)``, it returns their values joined along the first dimension.
+    :param covariates: what the value depends on besides, and ``compute`` knows already.
     """
     block = _BLOCK.get()
     if block is None:
         return _compute(compute, xs)
     parts = Parts.of(modules)
-    found = [block.find(kind, parts, x) for x in xs]
+    found = [block.find(kind, parts, x, *covariates) for x in xs]
     missing = [x for x, value in zip(xs, found, strict=True) if value is None]
     new = _compute(compute, missing) if missing else []
     parts = Parts.of(modules) if missing else parts  # the computation may have changed buffers
     for x, value in zip(missing, new, strict=True):
-        block.keep(kind, parts, x, value)
+        block.keep(kind, parts, value, x, *covariates)
     rest = iter(new)
     return [next(rest) if value is None else value for value in found]
 
@@ -248,10 +264,10 @@ def _compute(compute: Callable[[Sequence[Tensor]], Value], xs: Sequence[Tensor])
     return list(zip(first, second, strict=True))
 
 
-def find(kind: Kind, modules: Modules, x: Tensor) -> Value | None:
-    """The value of ``x`` that the open block holds, if there is one."""
+def find(kind: Kind, modules: Modules, *data: Tensor) -> Value | None:
+    """The value of ``data`` that the open block holds, if there is one."""
     block = _BLOCK.get()
-    return None if block is None else block.find(kind, Parts.of(modules), x)
+    return None if block is None else block.find(kind, Parts.of(modules), *data)
 
 
 def can_keep(modules: Modules, xs: Sequence[Tensor]) -> bool:

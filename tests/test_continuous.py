@@ -525,7 +525,7 @@ def test_torch_func_is_refused_in_words():
         (lambda: continuous((2,), solver="newton"), "solver='newton': expected one of 'dopri5'"),
         (lambda: scnf.flows.ffjord(2, levels=3), "levels=3.*a factor-out needs 2 channels"),
         (lambda: scnf.make_prior("ffjord:steps=3", (2,), 3), "no option 'steps'"),
-        (lambda: scnf.make_prior("ffjord:context_dim=0", (2,), 1), "context_dim=0"),
+        (lambda: scnf.make_prior("ffjord:covariates=-1", (2,), 1), "covariates=-1"),
     ],
 )
 def test_wrong_options_are_refused(build, message):

@@ -483,7 +483,7 @@ PRIOR_ERRORS = {
     "flow base": (lambda: flow_prior(base="normal"), "^base='normal': expected 'learnable' or 'unit'"),
     "flow base_scale": (lambda: flow_prior(base_scale=-1.0), "^base_scale=-1.0: expected a finite number"),
     "flow embedding": (lambda: flow_prior(embedding_dim=0), "^embedding_dim=0"),
-    "flow context": (lambda: flow_prior(context_dim=0), "context_dim=0"),
+    "flow covariates": (lambda: flow_prior(covariates=-1), "^covariates=-1"),
     "flow levels": (lambda: flow_prior(levels=0), "levels=0"),
     "own flow of another context": (
         lambda: own_prior(scnf.flows.glow((4,), steps=1, width=4, context_dim=7)),
@@ -544,18 +544,6 @@ def test_labels_given_to_initialize(y, match):
     for owner in (flow, scnf.SemiSupervisedModel(flow)):
         with raises(match):
             owner.initialize(torch.randn(4, 2), y)
-
-
-def test_covariates():
-    prior = ConditionalFlowPrior((2,), steps=1, width=4, context_dim=3)
-    with raises(r"y \(covariates\) has shape \(4, 2\), expected \(\*batch, 3\)"):
-        prior.condition(torch.randn(4, 2))
-    with raises("y holds 1 NaN"):
-        prior.condition(torch.tensor([[NAN, 0.0, 0.0]]))
-    with raises("dtype"):
-        prior.condition(torch.zeros(4, 3, dtype=torch.long))
-    with raises("class_log_prob: this prior is conditioned on covariates"):
-        prior.class_log_prob(torch.randn(4, 2))
 
 
 # -- guides, label enumeration, reparametrisation -------------------------------------------------------

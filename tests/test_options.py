@@ -99,7 +99,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "balanced_labels": True,
     },
     scnf.bits_per_dim: {"log_prob": torch.zeros(2), "event_shape": (1, 4, 4), "bins": 16},
-    priors.ClassConditionalPrior: {**VECTOR, "num_classes": 3},
+    priors.ClassConditionalPrior: {**VECTOR, "num_classes": 3, "covariates": 2},
     priors.GaussianMixturePrior: {
         **VECTOR,
         "num_classes": 3,
@@ -142,7 +142,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "base": "learnable",
         "base_scale": 0.5,
         "embedding_dim": 2,
-        "context_dim": None,
+        "covariates": 2,
     },
     priors.make_prior: {"spec": "gmm", **VECTOR, "num_classes": 3},
     flows.glow: {
@@ -865,17 +865,6 @@ def conditional() -> Any:
 
 
 UNUSED: dict[str, tuple[Callable[[], object], str, str]] = {
-    "num_classes": (lambda: ConditionalFlowPrior((2,), 2, context_dim=3), "num_classes=2", "context_dim=3"),
-    "num_classes by word": (
-        lambda: make_prior("flow:context_dim=3", (2,), 2),
-        "num_classes=2",
-        "context_dim=3",
-    ),
-    "embedding_dim": (
-        lambda: ConditionalFlowPrior((2,), context_dim=3, embedding_dim=3),
-        "embedding_dim=3",
-        "context_dim=3",
-    ),
     **{
         f"{name} beside flow": (
             lambda name=name, value=value: ConditionalFlowPrior((4,), 3, flow=conditional(), **{name: value}),

@@ -233,35 +233,6 @@ def test_base_scale():
     assert not any("raw_scale" in name for name, _ in unit.named_parameters())
 
 
-# -- a conditional flow of covariates ------------------------------------------
-def test_prior_given_covariates():
-    prior = perturb(ConditionalFlowPrior((2,), steps=1, width=6, blocks=1, context_dim=CONTEXT)).double()
-    assert prior.embedding is None
-    c = torch.randn(4, CONTEXT, dtype=F64)
-    d = prior.condition(c)
-    assert (d.batch_shape, d.event_shape) == ((4,), (2,))
-    z = d.sample()
-    assert relative(d.log_prob(z)[2], prior.condition(c[2]).log_prob(z[2])) < 1e-10
-    prior.initialize(z, c)
-    assert torch.isfinite(prior.condition(c).log_prob(z)).all()
-
-
-def test_semi_conditional_flow_given_covariates():
-    prior = ConditionalFlowPrior((2,), steps=1, width=6, blocks=1, context_dim=CONTEXT)
-    flow = perturb(scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), prior))
-    c = torch.randn(5, CONTEXT)
-    d = flow.condition(c)
-    assert (d.batch_shape, d.event_shape) == ((5,), (2,))
-    assert d.log_prob(flow.sample(c)).shape == (5,)
-
-    def model(x, c):
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", flow.condition(c), obs=x)
-
-    loss = scnf.elbo(model)(flow.sample(c), c)
-    assert loss.requires_grad
-
-
 # -- names ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     "spec",

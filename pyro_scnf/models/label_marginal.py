@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from pyro_scnf._copies import Portable
 from pyro_scnf._random import drawing_from
-from pyro_scnf._shapes import check_event, reference_tensor
+from pyro_scnf._shapes import check_event, common_batch, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import check_expansion
@@ -32,6 +32,8 @@ class LabelMarginal(Portable, dist.TorchDistribution):
     :param SemiConditionalFlow flow: :math:`p(x \mid y)`.
     :param class_probs: :math:`p(y)`, as non-negative class weights ``(K,)`` or ``(*batch, K)``, which need
         not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
+    :param covariates: ``(*batch, D)``, if the prior of the flow has any. The marginal is then
+        :math:`p(x \mid c) = \sum_k p(y = k)\, p(x \mid y = k, c)`.
 
     >>> flow = SemiConditionalFlow(pyro_scnf.flows.glow((2,), steps=1), "gmm", 3)
     >>> LabelMarginal(flow).sample((5,)).shape
@@ -46,6 +48,8 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         flow: SemiConditionalFlow,
         class_probs: ClassProbs | Tensor | None = None,
         validate_args: bool | None = None,
+        *,
+        covariates: Tensor | None = None,
     ) -> None:
         check_flow(flow, type(self).__name__)
         if am_i_wrapped() and Parts.of((flow,)).are_random:
@@ -58,8 +62,12 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         log_probs = torch.as_tensor(given, dtype=like.dtype, device=like.device)
         if not log_probs.dim():  # uniform
             log_probs = log_probs.expand(flow.num_classes)
-        self.flow, self.log_class_probs = flow, log_probs
-        super().__init__(log_probs.shape[:-1], flow.event_shape, validate_args=validate_args)
+        self.flow, self.log_class_probs, self.covariates = flow, log_probs, covariates
+        batch = log_probs.shape[:-1]
+        for c in flow.prior.check_covariates(covariates).values():
+            expected, rows = "class weights for each row of covariates", c.shape[:-1]
+            batch = common_batch(type(self).__name__, expected, class_probs=batch, covariates=rows)
+        super().__init__(batch, flow.event_shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -69,7 +77,7 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         new: LabelMarginal = self._get_checked_instance(LabelMarginal, _instance)
         check_expansion(self, batch_shape)
         batch_shape = torch.Size(batch_shape)
-        new.flow = self.flow
+        new.flow, new.covariates = self.flow, self.covariates
         new.log_class_probs = self.log_class_probs.expand(batch_shape + self.log_class_probs.shape[-1:])
         super(LabelMarginal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
@@ -81,7 +89,7 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         :raises ValueError: for data that the flow refuses, or batches that do not broadcast.
         """
         batch = self._check_batch(value)
-        ((table, common),) = self.flow.scores(value)
+        ((table, common),) = self.flow.scores(value, covariates=self.covariates)
         log_prob = common + (table + self.log_class_probs).logsumexp(-1)
         return log_prob.expand(batch)
 
@@ -91,7 +99,7 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         :raises ValueError: for data that the flow refuses, or batches that do not broadcast.
         """
         batch = self._check_batch(value)
-        joint = self.flow.class_table(value) + self.log_class_probs
+        joint = self.flow.class_table(value, covariates=self.covariates) + self.log_class_probs
         return categorical(joint.log_softmax(-1).expand(batch + joint.shape[-1:]))
 
     def sample(
@@ -101,14 +109,16 @@ class LabelMarginal(Portable, dist.TorchDistribution):
 
         :param generator: source of randomness; PyTorch's global one by default.
         """
-        logits, batch = self.log_class_probs, torch.Size(sample_shape) + self.batch_shape
+        batch = torch.Size(sample_shape) + self.batch_shape
+        logits, c = self.log_class_probs.expand(self.batch_shape + (-1,)), self.covariates
         with torch.no_grad(), drawing_from(generator, logits.device):
             if batch.numel():
                 y = categorical(logits).sample(torch.Size(sample_shape))
             else:  # PyTorch cannot draw no labels
                 y = torch.zeros(batch, dtype=torch.int64, device=logits.device)
             # In rows, because labels of several dimensions may look like one-hot rows of integers.
-            x = self.flow.sample(y.flatten())
+            rows = None if c is None else c.expand(batch + c.shape[-1:]).reshape(-1, c.shape[-1])
+            x = self.flow.sample(y.flatten(), covariates=rows)
             return x.reshape(batch + self.event_shape)
 
     def _check_batch(self, value: Tensor) -> torch.Size:
@@ -117,11 +127,13 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         try:
             return torch.broadcast_shapes(given, self.batch_shape)
         except RuntimeError:
+            names = "class_probs" if self.covariates is None else "class_probs and covariates"
             raise ValueError(
-                f"{type(self).__name__}: x has batch shape {tuple(given)} and class_probs "
+                f"{type(self).__name__}: x has batch shape {tuple(given)} and {names} "
                 f"{tuple(self.batch_shape)}, which do not broadcast"
             ) from None
 
     def __getstate__(self) -> dict[str, object]:
-        # A copy or a file holds no graph of the class probabilities.
-        return {**self.__dict__, "log_class_probs": self.log_class_probs.detach()}
+        # A copy or a file holds no graph of the class probabilities and covariates.
+        given = {"log_class_probs": self.log_class_probs, "covariates": self.covariates}
+        return {**self.__dict__, **{name: None if t is None else t.detach() for name, t in given.items()}}

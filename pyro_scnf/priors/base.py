@@ -10,10 +10,10 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.poutine.runtime import am_i_wrapped, get_plates
 from torch import Tensor
 
-from pyro_scnf._checks import check_context, check_finite, check_row_labels
+from pyro_scnf._checks import check_alike, check_context, check_finite, check_row_labels
 from pyro_scnf._copies import PortableModule
-from pyro_scnf._numbers import check_at_least
-from pyro_scnf._shapes import as_event_shape, check_event
+from pyro_scnf._numbers import check_at_least, check_whole
+from pyro_scnf._shapes import as_event_shape, check_event, common_batch
 
 __all__ = ["ClassConditionalPrior"]
 
@@ -23,18 +23,21 @@ class ClassConditionalPrior(PortableModule):
     r"""Base class of the priors :math:`p(z_f \mid y)`: a Pyro ``ConditionalDistribution``.
 
     A subclass defines :meth:`condition`, often in a few lines; see *Writing your own prior* in the
-    documentation.
+    documentation. A prior :math:`p(z_f \mid y, c)` also depends on covariates c, which are real vectors. Its
+    :meth:`condition` and :meth:`initialize` take them as the argument ``covariates``.
 
     :param event_shape: shape of :math:`z_f`, ``(D,)`` or ``(C, H, W)``.
     :param int num_classes: number of labels K.
+    :param int covariates: how many covariates the prior depends on, none by default.
     :raises ValueError: for fewer than one class.
     """
 
-    def __init__(self, event_shape: Sequence[int] | int, num_classes: int) -> None:
+    def __init__(self, event_shape: Sequence[int] | int, num_classes: int, covariates: int = 0) -> None:
         super().__init__()
         check_at_least(1, num_classes=num_classes)
         self.event_shape = as_event_shape(event_shape)
         self.num_classes = num_classes
+        self.covariates = check_whole("covariates", covariates, 0)
 
     def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
         r"""The distribution of :math:`z_f` given ``y``.
@@ -53,35 +56,75 @@ class ClassConditionalPrior(PortableModule):
         :param y: their labels ``(B,)``, -1 where unknown.
         """
 
-    def class_log_prob(self, z_f: Tensor) -> Tensor:
-        r""":math:`\log p(z_f \mid y = k)` for every k in one batched call, ``(*batch, K)``, in nats."""
-        batch = self._batch_of(z_f)
-        if not z_f.numel():  # PyTorch's Independent cannot score a batch of no rows
-            return z_f.new_zeros((*batch, self.num_classes))
-        return self.condition(self._labels(z_f)).log_prob(z_f).movedim(0, -1)
+    def class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
+        r""":math:`\log p(z_f \mid y = k)` for every k in one batched call, ``(*batch, K)``, in nats.
 
-    def class_scores(self, z_f: Tensor) -> tuple[Tensor, Tensor]:
+        :param z_f: latents ``(*batch, *event_shape)``.
+        :param covariates: ``(*batch, D)``, if the prior has any. The batch shapes of both broadcast.
+        """
+        given = self.check_covariates(covariates)
+        if not z_f.numel():  # PyTorch's Independent cannot score a batch of no rows
+            return z_f.new_zeros((*self._batch_of(z_f, **given), self.num_classes))
+        return self.condition(self._labels(z_f, **given), 1.0, **given).log_prob(z_f).movedim(0, -1)
+
+    def class_scores(self, z_f: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":meth:`class_log_prob` in two parts: what all labels share, ``(*batch,)``, and the rest.
 
         The rest, ``(*batch, K)``, is 0 for the most probable label. Far from all classes,
         :math:`\log p(z_f \mid y = k)` is millions of nats, and float32 would round the differences between
         labels away. The mixtures and the flow therefore sum over the components of :math:`z_f` in float64.
         """
-        table = self._wide_class_log_prob(z_f) if z_f.numel() else self.class_log_prob(z_f)
+        given = self.check_covariates(covariates)
+        table = (self._wide_class_log_prob if z_f.numel() else self.class_log_prob)(z_f, **given)
         shared = table.amax(-1)
         return shared.to(z_f.dtype), (table - shared[..., None]).to(z_f.dtype)
 
-    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
+    def _wide_class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
         """:meth:`class_log_prob`, in a precision in which differences between labels survive."""
-        return self.class_log_prob(z_f)
+        return self.class_log_prob(z_f) if covariates is None else self.class_log_prob(z_f, covariates)
 
-    def _batch_of(self, z_f: Tensor) -> torch.Size:
-        """Raise unless ``z_f`` holds latents. Return their batch shape."""
-        return check_event(z_f, self.event_shape, "z_f", type(self).__name__)
+    def check_covariates(self, covariates: Tensor | None, rows: int | None = None) -> dict[str, Tensor]:
+        """Raise unless these are covariates of this prior. Return them as an argument by name, if any.
 
-    def _labels(self, z_f: Tensor) -> Tensor:
-        """All labels, ``(K, 1, ...)``, with an axis for each batch dimension of ``z_f``."""
-        batch = self._batch_of(z_f)
+        :param covariates: ``(*batch, D)`` in the dtype of the prior, ``None`` for a prior without covariates.
+        :param int rows: how many rows there must be, if each datum needs one.
+        :raises ValueError: if they are missing, not expected, of a wrong shape or dtype, or not finite.
+        """
+        owner, count = type(self).__name__, self.covariates
+        if covariates is None:
+            if count:
+                raise ValueError(
+                    f"{owner}: covariates are missing, and the prior was built with covariates={count}; give "
+                    f"covariates=c of shape (*batch, {count}). A SemiSupervisedModel has none to pass on: "
+                    "write the Pyro model yourself, with flow.condition(y, covariates=c)"
+                )
+            return {}
+        if not count:
+            raise ValueError(
+                f"{owner}: got covariates, and the prior takes none; leave them out, or build a prior that "
+                "takes them, such as prior='flow:covariates=3' for three covariates"
+            )
+        batch = check_event(covariates, torch.Size((count,)), "covariates", owner)
+        if rows is not None and batch != (rows,):
+            raise ValueError(
+                f"{owner}: covariates has shape {tuple(covariates.shape)}, expected ({rows}, {count}), a row "
+                "for each datum"
+            )
+        covariates = check_alike(covariates, next(self.parameters(), None), owner, "covariates")
+        check_finite(covariates, "covariates", owner)
+        return {"covariates": covariates}
+
+    def _batch_of(self, z_f: Tensor, covariates: Tensor | None = None) -> torch.Size:
+        """Raise unless ``z_f`` holds latents. Return their batch shape, with that of the covariates."""
+        batch = check_event(z_f, self.event_shape, "z_f", type(self).__name__)
+        if covariates is None:
+            return batch
+        expected = "a row of covariates for each datum"
+        return common_batch(type(self).__name__, expected, z_f=batch, covariates=covariates.shape[:-1])
+
+    def _labels(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """All labels, ``(K, 1, ...)``, with an axis for each batch dimension of the data."""
+        batch = self._batch_of(z_f, covariates)
         return torch.arange(self.num_classes, device=z_f.device).reshape((-1,) + (1,) * len(batch))
 
     def _check(self, y: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_finite
 from pyro_scnf._numbers import check_at_least, refuse_unused
-from pyro_scnf._shapes import check_event, in_double
+from pyro_scnf._shapes import common_batch, in_double
 from pyro_scnf.distributions import BaseNormal, Transformed, check_base_scale
 from pyro_scnf.flows import glow
 from pyro_scnf.nn import NetSpec
@@ -27,11 +26,20 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     r"""A conditional flow :math:`z_f = h_\phi^{-1}(\epsilon; y)` of noise
     :math:`\epsilon \sim \mathcal N(0, \operatorname{diag}(\sigma^2))`.
 
-    ``condition(y)`` embeds the label and conditions the flow on the embedding. By default :math:`h_\phi` is
-    a conditional :func:`~pyro_scnf.flows.glow` on the flattened :math:`z_f`.
+    ``condition(y)`` embeds the label and conditions the flow on the embedding e(y). By default
+    :math:`h_\phi` is a conditional :func:`~pyro_scnf.flows.glow` on the flattened :math:`z_f`.
+
+    With covariates :math:`c \in \mathbb R^D`, such as an age or a one-hot category, the context of the flow
+    is the vector [e(y), c]:
+
+    .. math:: \log p(z_f \mid y, c) = \log \mathcal N\bigl(h_\phi(z_f; [e(y), c])\bigr)
+        + \log \Bigl| \det \frac{\partial h_\phi(z_f; [e(y), c])}{\partial z_f} \Bigr|
+
+    Give numbers of about unit scale, since the conditioners take them as they are. For covariates without
+    labels, let ``num_classes`` be 1.
 
     :param event_shape: shape of :math:`z_f`.
-    :param int num_classes: number of labels K. With ``context_dim`` there are no labels, and it stays 1.
+    :param int num_classes: number of labels K.
     :param int steps: steps of flow per level, 4 by default.
     :param int width: hidden width of the conditioners, 64 by default.
     :param int blocks: residual blocks of the conditioners, 2 by default.
@@ -42,10 +50,9 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     :param base: ``"learnable"`` or ``"unit"`` scale of the base noise.
     :param float base_scale: initial value of a learnable scale, 1 by default.
     :param int embedding_dim: length of the label embedding. By default it is K, and labels start one-hot.
-    :param int context_dim: condition on real vectors of this length (covariates) instead of labels. There is
-        no embedding then.
-    :param flow: a conditional transform to use instead of the Glow. Its latent side must be a vector. The
-        options of the Glow cannot be given beside it.
+    :param int covariates: number of covariates D, 0 by default.
+    :param flow: a conditional transform to use instead of the Glow. Its latent side must be a vector, and its
+        context as long as embedding and covariates together. The options of the Glow cannot be given with it.
     :param net: conditioners of the Glow, instead of residual networks of ``width`` and ``blocks``: a word, a
         dict or a function, see :func:`~pyro_scnf.nn.make_net`.
     :raises ValueError: for options out of range, options that nothing would use, or a ``flow`` of another
@@ -69,25 +76,17 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         base: Literal["learnable", "unit"] = "learnable",
         base_scale: float | None = None,
         embedding_dim: int | None = None,
-        context_dim: int | None = None,
+        covariates: int = 0,
         flow: Layer | None = None,
         net: NetSpec | None = None,
     ) -> None:
-        super().__init__(event_shape, num_classes)
+        super().__init__(event_shape, num_classes, covariates)
         base_scale = check_base_scale(base, base_scale, ("base", "base_scale"))
-        self.embedding: nn.Embedding | None = None
-        if context_dim is None:
-            context_dim = num_classes if embedding_dim is None else embedding_dim
-            check_at_least(1, embedding_dim=context_dim)
-            self.embedding = nn.Embedding(num_classes, context_dim)
-            if context_dim == num_classes:
-                nn.init.eye_(self.embedding.weight)
-        else:
-            check_at_least(1, context_dim=context_dim)
-            labels = f"context_dim={context_dim} conditions on covariates, not on labels"
-            refuse_unused(
-                labels, embedding_dim=embedding_dim, num_classes=num_classes if num_classes > 1 else None
-            )
+        embedding_dim = num_classes if embedding_dim is None else embedding_dim
+        check_at_least(1, embedding_dim=embedding_dim)
+        self.embedding = nn.Embedding(num_classes, embedding_dim)
+        if embedding_dim == num_classes:
+            nn.init.eye_(self.embedding.weight)
         options = {
             "levels": levels,
             "steps": steps,
@@ -99,7 +98,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
             "net": net,
         }
         given = {name: value for name, value in options.items() if value is not None}
-        self.context_dim = context_dim
+        self.context_dim = embedding_dim + self.covariates
         self.flow = self._checked_flow(self._glow(**given) if flow is None else flow)
         if flow is not None:
             refuse_unused("it belongs to the built-in Glow, and flow takes its place", **given)
@@ -120,49 +119,55 @@ class ConditionalFlowPrior(ClassConditionalPrior):
             raise ValueError(f"flow: {expected}, got {tuple(flow.event_shape)} and {flow.context_dim}")
         return flow
 
-    def context(self, y: Tensor) -> Tensor:
-        """The context vectors ``(*batch, context_dim)`` of labels, class weights or covariates ``y``."""
-        if self.embedding is None:
-            owner = f"{type(self).__name__}.condition"
-            check_event(y, torch.Size((self.context_dim,)), "y (covariates)", owner)
-            check_finite(y, "y", owner)
-            return y
-        y = self._check(y)
-        return y @ self.embedding.weight if y.is_floating_point() else self.embedding(y)
+    def context(self, y: Tensor, covariates: Tensor | None = None) -> Tensor:
+        """The context vectors ``(*batch, context_dim)``: label or class weights ``y`` embedded, covariates.
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
-        context = self.context(y)
+        :param covariates: ``(*batch, D)``, if the prior has any. The batch shapes of both broadcast.
+        """
+        y, given = self._check(y), self.check_covariates(covariates)
+        label = y @ self.embedding.weight if y.is_floating_point() else self.embedding(y)
+        if not given:
+            return label
+        rows, parts = given["covariates"].shape[:-1], [label, given["covariates"]]
+        owner, expected = f"{type(self).__name__}.condition", "a label for each row of covariates"
+        batch = common_batch(owner, expected, y=label.shape[:-1], covariates=rows)
+        return torch.cat([part.expand(batch + part.shape[-1:]) for part in parts], -1)
+
+    def condition(
+        self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None
+    ) -> TorchDistributionMixin:
+        r"""The distribution of :math:`z_f` given ``y`` and covariates, as in the base class.
+
+        :param covariates: ``(*batch, D)``, if the prior has any. The batch shapes of both broadcast.
+        """
+        context = self.context(y, covariates)
         base = self.base(context.shape[:-1], temperature)
         return Transformed(base, [self.flow.condition(context)])
 
-    def initialize(self, z_f: Tensor, y: Tensor) -> None:
+    def initialize(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> None:
         """Set the actnorms from a batch of latents ``(B, *event_shape)`` with labels ``(B,)``.
 
         New couplings ignore their context. Label 0 can therefore stand in for an unknown one.
+
+        :param covariates: ``(B, D)``, if the prior has any.
         """
-        if self.embedding is not None:
-            y = self._check_rows(z_f, y).clamp(min=0)
-        self.flow.initialize(z_f, self.context(y))
+        y = self._check_rows(z_f, y).clamp(min=0)
+        self.flow.initialize(z_f, self.context(y, **self.check_covariates(covariates, len(z_f))))
 
-    def class_log_prob(self, z_f: Tensor) -> Tensor:
-        if self.embedding is None:
-            raise ValueError("class_log_prob: this prior is conditioned on covariates and has no classes")
-        return super().class_log_prob(z_f)
-
-    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
-        if self.embedding is None:
-            return self.class_log_prob(z_f)  # raises
-        noise, ladj = self.flow.inverse_and_ladj(z_f, self.context(self._labels(z_f)))
+    def _wide_class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
+        context = self.context(self._labels(z_f, covariates), covariates)
+        noise, ladj = self.flow.inverse_and_ladj(z_f, context)
         log_prob = self.base(double=True).log_prob(in_double(noise)) + in_double(ladj)
         return log_prob.movedim(0, -1)
 
-    def encode(self, z_f: Tensor, y: Tensor) -> Tensor:
+    def encode(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> Tensor:
         r""":math:`z_h = h_\phi(z_f; y)`: what is left of :math:`z_f` once its label ``y`` is known."""
-        return self.flow.inverse_and_ladj(z_f, self.context(y))[0]
+        return self.flow.inverse_and_ladj(z_f, self.context(y, covariates))[0]
 
-    def decode(self, z_h: Tensor, y: Tensor) -> Tensor:
+    def decode(self, z_h: Tensor, y: Tensor, covariates: Tensor | None = None) -> Tensor:
         r""":math:`z_f = h_\phi^{-1}(z_h; y)`: the inverse of :meth:`encode`.
 
-        With another ``y`` than in :meth:`encode`, it swaps the label and keeps the rest.
+        With another ``y`` than in :meth:`encode`, it swaps the label and keeps the rest. Likewise with other
+        covariates.
         """
-        return self.flow.call_and_ladj(z_h, self.context(y))[0]
+        return self.flow.call_and_ladj(z_h, self.context(y, covariates))[0]

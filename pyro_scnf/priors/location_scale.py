@@ -169,7 +169,7 @@ class LocationScalePrior(ClassConditionalPrior):
         """Log-weights of the components in the class ``y``, ``(*batch, J)``."""
         return self._pick(cast(self.log_weights), y, 1).log_softmax(-1)
 
-    def _wide_class_log_prob(self, z_f: Tensor) -> Tensor:
+    def _wide_class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
         given = self._given(self._labels(z_f), 1.0, in_double)
         return given.log_prob(in_double(z_f)).movedim(0, -1)
 

@@ -46,12 +46,12 @@ def _ffjord(
     base: Literal["learnable", "unit"] = "learnable",
     base_scale: float | None = None,
     embedding_dim: int | None = None,
-    context_dim: int | None = None,
+    covariates: int = 0,
 ) -> ConditionalFlowPrior:
     """Conditional FFJORD, proposed in appendix C of the SCNF paper."""
     shape = as_event_shape(event_shape)
-    dim = next((n for n in (context_dim, embedding_dim) if n is not None), num_classes)
-    check_whole("context_dim" if context_dim is not None else "embedding_dim", dim, 1)
+    dim = check_whole("embedding_dim", num_classes if embedding_dim is None else embedding_dim, 1)
+    dim += check_whole("covariates", covariates, 0)
     flow = ffjord(
         shape.numel(),
         blocks=blocks,
@@ -69,7 +69,7 @@ def _ffjord(
         base=base,
         base_scale=base_scale,
         embedding_dim=embedding_dim,
-        context_dim=context_dim,
+        covariates=covariates,
     )
 
 
@@ -89,7 +89,7 @@ PRIORS: dict[str, Callable[..., ClassConditionalPrior]] = {
 (``means="auto"``). ``flowgmm`` is the prior of FlowGMM, with fixed random means and fixed unit scales.
 ``ffjord`` is a conditional continuous flow with the options ``blocks``, ``hidden``, ``layer``,
 ``activation``, ``solver`` and ``divergence`` of :func:`~pyro_scnf.flows.ffjord`, and ``base``,
-``base_scale``, ``embedding_dim`` and ``context_dim`` of :class:`ConditionalFlowPrior`. Its divergence is
+``base_scale``, ``embedding_dim`` and ``covariates`` of :class:`ConditionalFlowPrior`. Its divergence is
 exact unless told otherwise, which costs about as many passes as :math:`z_f` has components.
 """
 
