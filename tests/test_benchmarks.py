@@ -16,7 +16,7 @@ from helpers import toy_flow
 
 import pyro_scnf as scnf
 from benchmarks import all as runner
-from benchmarks.accuracy import recommended
+from benchmarks.accuracy import coverage, recommended
 from benchmarks.papers import flowgmm
 from benchmarks.speed import terms
 from benchmarks.tools import timing
@@ -90,6 +90,67 @@ def test_the_other_methods_see_labelled_rows_alone():
     data = recommended.SETS["wine"](0, None)
     hidden = replace(data, x=torch.where(data.y[:, None] < 0, 1e6, data.x))
     assert recommended.baselines(hidden) == recommended.baselines(data)
+
+
+# -- intervals that hold the truth -------------------------------------------------
+def interval(truth: list[float], low: list[float], high: list[float]) -> dict[str, list[float]]:
+    return {"truth": truth, "mean": truth, "low": low, "high": high}
+
+
+@pytest.fixture
+def cover(tmp_path, monkeypatch):
+    """Run the benchmark with an example that writes what it is told, or fails. It returns what it did."""
+    results: dict[str, dict] = {}
+    started: list[str] = []
+
+    def run_example(example, options, out, *, minutes=None):
+        name = f"{example} {options[1]}"
+        started.append(name)
+        if name not in results:
+            return 1, 0.1
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "metrics.json", results[name])
+        return 0, 0.1
+
+    def call(*options: str) -> tuple[int, list[str], dict]:
+        started.clear()
+        path = tmp_path / "coverage.json"
+        fixed = ("--runs", str(tmp_path / "runs"), "--json", str(path), "--seeds", "2")
+        monkeypatch.setattr(sys, "argv", ["coverage", *fixed, *options])
+        return coverage.main(), list(started), json.loads(path.read_text())
+
+    monkeypatch.setattr(coverage, "run_example", run_example)
+    monkeypatch.setattr(coverage, "find_examples", lambda: ["one", "two"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return call, results
+
+
+def test_intervals_that_hold_the_truth_are_counted_and_runs_are_not_repeated(cover):
+    call, results = cover
+    first = {"share": interval([0.5, 0.3], [0.4, 0.31], [0.6, 0.4])}
+    second = {"share": interval([0.5, 0.3], [0.1, 0.2], [0.4, 0.3])}
+    wrong = {"share": interval([0.5, 0.3], [0.6, 0.6], [0.7, 0.7])}
+    results["composing/one 0"] = {"estimates": first, "wrong_model": wrong, "error_pct": 2.0, "seed": 0}
+    status, started, record = call("--only", "one")
+    assert (status, started, record["complete"]) == (1, ["composing/one 0", "composing/one 1"], False)
+    assert record["coverage"]["one"]["estimates"] == {"share": [1, 0]}
+    results["composing/one 1"] = {"estimates": second, "wrong_model": first, "error_pct": 3.0, "seed": 1}
+    status, started, record = call("--only", "one")
+    assert (status, started, record["complete"]) == (0, ["composing/one 1"], False)  # "two" is missing
+    found = record["coverage"]["one"]
+    assert (found["estimates"], found["wrong_model"]) == ({"share": [1, 1]}, {"share": [1, 0]})
+    assert found["figures"]["error_pct"]["runs"] == [2.0, 3.0]
+    assert found["figures"].keys() == {"error_pct", "cpu_minutes"}
+    results |= {f"composing/two {seed}": results["composing/one 0"] for seed in range(2)}
+    status, started, record = call("--only", "two")
+    assert (status, started, record["complete"]) == (0, ["composing/two 0", "composing/two 1"], True)
+    assert record["coverage"].keys() == {"one", "two"}
+
+
+def test_the_examples_of_larger_models_are_found_by_their_main():
+    found = coverage.find_examples()
+    assert {"prevalence", "sequence", "class_means"} <= set(found)
+    assert not {"composed", "estimates"} & set(found)
 
 
 # -- what the gradients for NUTS compute -------------------------------------------

@@ -262,6 +262,21 @@ def test_lines_of_a_published_table_are_ours_and_in_brackets_the_paper_s(
     ]
 
 
+def test_counts_of_intervals_stand_beside_those_of_the_wrong_model(
+    page: Callable[[str], str], records: Path
+) -> None:
+    minutes = {"cpu_minutes": {"mean": 2.0, "std": 1.0, "runs": [1.0, 2.0, 3.0]}}
+    counts = {"share": [3, 1], "picked": [2]}
+    found = {"estimates": counts, "wrong_model": {"share": [0, 2]}, "figures": minutes}
+    record = {"environment": {"processor": "A processor"}, "coverage": {"prevalence": found}}
+    (records / "coverage_cpu.json").write_text(json.dumps(record), encoding="utf-8")
+    text = page(".. results:: coverage").replace("\N{NO-BREAK SPACE}", " ")
+    assert "WARNING" not in text
+    rows = re.sub(r"<[^>]*>|\s+", " ", text)
+    assert re.search(r"prevalence\s*: share\s+3, 1\s+0, 2\s+3\s+2\.0 ± 1\.0", rows)
+    assert re.search(r"prevalence\s*: picked\s+2\s+3\s+2\.0 ± 1\.0", rows)
+
+
 def test_only_records_not_yet_shown_are_other_measurements(page: Callable[[str], str], records: Path) -> None:
     copy_record("peers_cpu", records)
     copy_record("step_time_cpu", records, "something_new_cuda")

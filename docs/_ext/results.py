@@ -9,7 +9,8 @@ A record is read by its form, not by its name. Each of these entries becomes a t
 - ``results``: for each run, figures with the values of all seeds;
 - ``seconds``, ``ratios``, ``times_networks_alone``: times of steps, and how they compare;
 - ``steps_per_second``: speed by load and by setting;
-- ``paper`` and ``ours``: the rows of a published table, each with its runs, or with its figures by name.
+- ``paper`` and ``ours``: the rows of a published table, each with its runs, or with its figures by name;
+- ``coverage``: for each estimate of each example, how many intervals hold the truth.
 
 Other entries are listed below the tables.
 """
@@ -54,7 +55,7 @@ HIDDEN = {"note", "smoke_test"}  # in a group; its note comes last
 # Entries that are not listed below the tables, because they are shown elsewhere or say nothing to a reader.
 UNLISTED = {"results", "seconds", "ratios", "times_networks_alone", "bounds", "bound", "steps_per_second"}
 UNLISTED |= {"paper", "ours", "runs", "table", "benchmark", "environment", "complete", "absent", "run"}
-UNLISTED |= HIDDEN
+UNLISTED |= {"coverage"} | HIDDEN
 
 OF_PAPERS = {
     "accuracy_pct": ("accuracy, %", 2),
@@ -188,6 +189,18 @@ def figures_table(paper: Record, ours: Record) -> list[str]:
     return table(("", *(OF_PAPERS[name][0] for name in columns), "seeds"), rows)
 
 
+def coverage_table(coverage: Record) -> list[str]:
+    """One row for each estimate. Its cells hold a count for each component."""
+    rows = []
+    for example, found in coverage.items():
+        minutes = found["figures"]["cpu_minutes"]["runs"]
+        for name, counts in found["estimates"].items():
+            wrong = found["wrong_model"].get(name, [])
+            cells = (plain(counts), plain(wrong), str(len(minutes)), spread(minutes, 1))
+            rows.append((f"``{example}``: {name}", *cells))
+    return table(("estimate", "intervals with the truth", "of the wrong model", "of", "CPU minutes"), rows)
+
+
 def plain(value: object) -> str:
     """An entry of a record in words."""
     if isinstance(value, Mapping):
@@ -222,6 +235,8 @@ def record_text(stem: str, record: Record) -> list[str]:
     if "paper" in record:
         by_name = all(isinstance(row, Mapping) for row in record["ours"].values())
         lines += (figures_table if by_name else paper_table)(record["paper"], record["ours"])
+    if "coverage" in record:
+        lines += coverage_table(record["coverage"])
     for key, value in record.items():
         if key not in UNLISTED:
             lines += [f"- {WORDS.get(key, key.replace('_', ' '))}: {plain(value)}"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from estimates import estimate, finish  # noqa: F401
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 
 import pyro_scnf as scnf
@@ -59,11 +60,18 @@ def train(args: argparse.Namespace, labelled: int = 90, rows: int = 1500) -> scn
 
 
 def nuts(
-    args: argparse.Namespace, model: Callable[..., object], *data: object, nesting: int = 1
+    args: argparse.Namespace,
+    model: Callable[..., object],
+    *data: object,
+    nesting: int = 1,
+    start: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Posterior draws of the continuous sites of ``model``, whose discrete sites are summed out."""
+    """Posterior draws of the continuous sites of ``model``, whose discrete sites are summed out.
+
+    :param start: values of sites at which the chain starts. By default they are random.
+    """
     warmup, draws = (5, 5) if args.smoke_test else (200, 400)
-    kernel = NUTS(model, max_plate_nesting=nesting)
+    kernel = NUTS(model, max_plate_nesting=nesting, init_strategy=init_to_value(values=dict(start or {})))
     mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
     with scnf.share_encoding():  # the flow and its prior run once for the whole chain
         mcmc.run(*data)
