@@ -19,7 +19,9 @@ from pyro_scnf.transforms import (
     MarginalGaussianization,
     MaskedAffineCoupling,
     QuantileSpline,
+    compose,
     kept_channels,
+    multi_scale,
 )
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import SCALES
@@ -32,6 +34,7 @@ __all__ = [
     "default_levels",
     "for_each_level",
     "halvings",
+    "of_all_scales",
 ]
 
 
@@ -106,6 +109,19 @@ def data_layers(
     if len(layers) > 1:
         refuse_unused("quantiles takes its place", gaussianize=gaussianize)
     return list(layers.values())
+
+
+def of_all_scales(
+    stages: Sequence[Layer], preprocessing: Sequence[FlowTransform], latent_dim: int | None
+) -> Layer:
+    """The whole flow.
+
+    :param stages: one for each scale. The one nearest the data comes first.
+    :param preprocessing: what :func:`data_layers` returned.
+    :param latent_dim: number of components of :math:`z_f`, see :func:`~pyro_scnf.transforms.multi_scale`.
+    """
+    scales = multi_scale(stages[::-1], latent_dim)
+    return compose([scales, *preprocessing]) if preprocessing else scales
 
 
 class CouplingBuilder:

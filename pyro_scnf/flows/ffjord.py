@@ -11,7 +11,7 @@ import torch
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import check_levels, data_layers, default_levels
+from pyro_scnf.flows.builder import check_levels, data_layers, default_levels, of_all_scales
 from pyro_scnf.nn import Dynamics
 from pyro_scnf.nn.dynamics import LayerName
 from pyro_scnf.transforms import (
@@ -21,7 +21,6 @@ from pyro_scnf.transforms import (
     Squeeze,
     compose,
     kept_channels,
-    multi_scale,
 )
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.continuous import Divergence
@@ -126,5 +125,4 @@ def ffjord(
         stages.append(compose(layers[::-1]))
         if level < levels - 1:
             shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
-    scales = multi_scale(stages[::-1], latent_dim)
-    return compose([scales, *preprocessing]) if preprocessing else scales
+    return of_all_scales(stages, preprocessing, latent_dim)

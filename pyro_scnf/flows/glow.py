@@ -17,6 +17,7 @@ from pyro_scnf.flows.builder import (
     data_layers,
     default_levels,
     for_each_level,
+    of_all_scales,
 )
 from pyro_scnf.nn import NetSpec
 from pyro_scnf.transforms import (
@@ -25,7 +26,6 @@ from pyro_scnf.transforms import (
     Squeeze,
     compose,
     kept_channels,
-    multi_scale,
 )
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import ScaleName
@@ -127,5 +127,4 @@ def glow(
             stages = [compose([compose(layers[::-1]), *stages])]
         if factor_out and level < levels - 1:
             shape = torch.Size((kept_channels(shape[0]),)) + shape[1:]
-    scales = multi_scale(stages[::-1], latent_dim)
-    return compose([scales, *preprocessing]) if preprocessing else scales
+    return of_all_scales(stages, preprocessing, latent_dim)

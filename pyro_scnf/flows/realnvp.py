@@ -10,9 +10,9 @@ import torch
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._shapes import as_event_shape
 from pyro_scnf._spec import recorded
-from pyro_scnf.flows.builder import CouplingBuilder, builders_of_levels, data_layers, halvings
+from pyro_scnf.flows.builder import CouplingBuilder, builders_of_levels, data_layers, halvings, of_all_scales
 from pyro_scnf.nn import NetSpec
-from pyro_scnf.transforms import Squeeze, compose, kept_channels, multi_scale
+from pyro_scnf.transforms import Squeeze, compose, kept_channels
 from pyro_scnf.transforms.compose import Layer
 from pyro_scnf.transforms.scale import ScaleName
 
@@ -94,8 +94,7 @@ def realnvp(
                 "`levels`"
             )
         stages = _image_stages(shape, builders)
-    scales = multi_scale(stages[::-1], latent_dim)
-    return compose([scales, *preprocessing]) if preprocessing else scales
+    return of_all_scales(stages, preprocessing, latent_dim)
 
 
 def _image_stages(shape: torch.Size, builders: Sequence[CouplingBuilder]) -> list[Layer]:
