@@ -8,7 +8,7 @@ from abc import ABC
 
 import pyro.distributions as dist
 import torch
-from third_party import ContextShift, LaplacePrior, Tails
+from third_party import ContextShift, LaplacePrior, LinearPrior, Tails
 from torch import nn
 from torch.distributions import constraints
 
@@ -582,6 +582,24 @@ class TableIsNoBuffer(LaplacePrior):
         self.loc = torch.randn(num_classes, *event_shape)
 
 
+class IgnoresCovariates(LinearPrior):
+    def condition(self, y, temperature=1.0, covariates=None):
+        return super().condition(y, temperature, 0 * covariates)
+
+
+class FirstCovariatesOnly(LinearPrior):
+    """It takes the covariates of the first row for those of all rows."""
+
+    def condition(self, y, temperature=1.0, covariates=None):
+        first = covariates.reshape(-1, self.covariates)[0]
+        return super().condition(y, temperature, first.expand_as(covariates))
+
+
+class DetachesCovariates(LinearPrior):
+    def condition(self, y, temperature=1.0, covariates=None):
+        return super().condition(y, temperature, covariates.detach())
+
+
 # -- which checks find what --------------------------------------------------------------------------------
 FOUND_BY_ONE: dict[type[nn.Module], str] = {
     WrongSign: "log_determinant",
@@ -611,6 +629,7 @@ FOUND_BY_ONE: dict[type[nn.Module], str] = {
     MeansOfClasses: "initializes_without_labels",
     Argmax: "relaxed_labels",
     UnusedInPrior: "every_parameter_learns",
+    DetachesCovariates: "covariates_learn",
 }
 """The one check that each of these fails."""
 
@@ -652,12 +671,16 @@ FOUND_BY_SEVERAL: dict[type[nn.Module], set[str]] = {
     ReversedWeights: {"one_hot_labels"},
     LambdaInPrior: {"pickles", "saves"},
     TableIsNoBuffer: {"state_dict_restores", "meta_device"},
+    FirstCovariatesOnly: {"covariates_broadcast"},
+    IgnoresCovariates: {"covariates_matter", "covariates_learn", "every_parameter_learns"},
 }
 """Checks that must be among those that each of these fails."""
 
 
 def case_of(cls: type[nn.Module]) -> Case | PriorCase:
     """What each of them claims to be."""
+    if issubclass(cls, LinearPrior):
+        return PriorCase(lambda: cls(SHAPE, CLASSES, 2), SHAPE, CLASSES)
     if issubclass(cls, LaplacePrior):
         return PriorCase(lambda: cls(SHAPE, CLASSES), SHAPE, CLASSES, cls in (Argmax, ReversedWeights))
     if issubclass(cls, ContextShift):

@@ -7,6 +7,7 @@ passes. ``test_completeness.py`` fails for a public class that no case covers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -500,6 +501,16 @@ PRIORS: dict[str, PriorCase] = {
     "student-t-components": prior("student-t:components=2,fit_weights=em"),
 }
 """Class-conditional priors."""
+
+COVARIATE_PRIORS: dict[str, PriorCase] = {
+    "flow": flow_prior({**_SMALL, "covariates": 2}),
+    "flow-one-class": replace(flow_prior({**_SMALL, "covariates": 3}, (2, 2, 1), 1), relaxed=False),
+    "ffjord": replace(
+        solved_prior(f"ffjord:hidden=[{WIDTH}],solver='{SOLVER}',covariates=2", (2,), 2),
+        skip=("draws_follow_the_density", "density_integrates_to_one"),  # slow, and nothing new
+    ),
+}
+"""Priors of labels and covariates."""
 
 CLOSED_PRIORS = {name: case for name, case in PRIORS.items() if not name.startswith("ffjord")}
 """Those in closed form, which ``torch.func`` and half precision can run."""

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from cases import CONTEXT, PRIORS, mlp, own_flow_prior
+from cases import CONTEXT, COVARIATE_PRIORS, PRIORS, mlp, own_flow_prior
 from helpers import each, perturb, relative
 from pyro.infer import Predictive
 from pyro.nn import PyroModule, PyroSample
@@ -23,9 +23,12 @@ F64 = torch.float64
 every = pytest.mark.parametrize("name", PRIORS)
 
 
-@each(PRIOR_CHECKS, PRIORS)
+WITH_COVARIATES = {f"covariates-{name}": case for name, case in COVARIATE_PRIORS.items()}
+
+
+@each(PRIOR_CHECKS, PRIORS | WITH_COVARIATES)
 def test_conformance(name, check):
-    PRIOR_CHECKS[check](PRIORS[name])
+    PRIOR_CHECKS[check]((PRIORS | WITH_COVARIATES)[name])
 
 
 # -- labels --------------------------------------------------------------------

@@ -62,6 +62,19 @@ class LaplacePrior(scnf.priors.ClassConditionalPrior):
         return dist.Laplace(self.loc[y], scale).to_event(len(self.event_shape))
 
 
+class LinearPrior(scnf.priors.ClassConditionalPrior):
+    """One normal distribution for each class. Its mean is linear in the covariates."""
+
+    def __init__(self, event_shape, num_classes, covariates=1):
+        super().__init__(event_shape, num_classes, covariates)
+        self.loc = nn.Parameter(torch.randn(num_classes, *self.event_shape))
+        self.slope = nn.Parameter(torch.randn(covariates, *self.event_shape))
+
+    def condition(self, y, temperature=1.0, covariates=None):
+        loc = self.loc[y] + covariates @ self.slope
+        return dist.Normal(loc, temperature).to_event(1)
+
+
 class StudentTPrior(LaplacePrior):
     """Independent Student-t components. With one degree of freedom they are Cauchy, and have no mean."""
 

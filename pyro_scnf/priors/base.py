@@ -39,21 +39,26 @@ class ClassConditionalPrior(PortableModule):
         self.num_classes = num_classes
         self.covariates = check_whole("covariates", covariates, 0)
 
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
+    def condition(
+        self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None
+    ) -> TorchDistributionMixin:
         r"""The distribution of :math:`z_f` given ``y``.
 
         :param y: integer labels ``(*batch,)``, or floating class weights ``(*batch, K)``, one-hot or
             relaxed. With relaxed weights the prior interpolates its parameters between the classes.
         :param float temperature: factor on the scale of the noise. Below 1, samples are cleaner.
+        :param covariates: ``(*batch, D)``, if the prior takes any. A prior without covariates gets none, and
+            need not have this argument. The batch shapes of y and covariates broadcast.
         :return: a Pyro distribution with the batch shape of ``y`` and the event shape ``event_shape``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define condition")
 
-    def initialize(self, z_f: Tensor, y: Tensor) -> None:
+    def initialize(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> None:
         """Set data-dependent parameters from a batch of latents. By default there are none.
 
         :param z_f: latents ``(B, *event_shape)``.
         :param y: their labels ``(B,)``, -1 where unknown.
+        :param covariates: ``(B, D)``, if the prior takes any.
         """
 
     def class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:

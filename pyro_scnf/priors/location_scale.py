@@ -147,7 +147,10 @@ class LocationScalePrior(ClassConditionalPrior):
             self.register_buffer("begun", torch.tensor(False))
 
     # -- distributions -------------------------------------------------------------------------
-    def condition(self, y: Tensor, temperature: float = 1.0) -> TorchDistributionMixin:
+    def condition(
+        self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None
+    ) -> TorchDistributionMixin:
+        self.check_covariates(covariates)
         # PyTorch neither solves triangular systems nor draws Gamma variates in half precision.
         return self._given(self._check(y), check_temperature(temperature), at_least_single)
 
@@ -209,7 +212,7 @@ class LocationScalePrior(ClassConditionalPrior):
 
     # -- initial values ------------------------------------------------------------------------
     @torch.no_grad()
-    def initialize(self, z_f: Tensor, y: Tensor) -> None:
+    def initialize(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> None:
         """Set means to those of the labelled latents of their class, as ``means`` says.
 
         ``"latents"`` sets all of them. ``"auto"`` sets learned means of classes that have a labelled row, and
@@ -225,6 +228,7 @@ class LocationScalePrior(ClassConditionalPrior):
         :raises ValueError: with ``"latents"``, if a class has no labelled row; with ``"latents"`` or
             ``"clusters"``, if the means are a random site; for wrong labels.
         """
+        self.check_covariates(covariates)
         y = self._check_rows(z_f, y)
         is_table = "loc" in (*self._parameters, *self._buffers)
         if self.means in ("latents", "clusters") and not is_table:

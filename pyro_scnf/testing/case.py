@@ -40,7 +40,7 @@ M = TypeVar("M", bound=nn.Module)
 Member = TypeVar("Member", covariant=True)
 Learner = TypeVar("Learner", bound=nn.Module, covariant=True)
 
-Trait = Literal["parameters", "context", "relaxed", "small", "cuda"]
+Trait = Literal["parameters", "context", "relaxed", "covariates", "small", "cuda"]
 """What a member or the machine may have. A check may need some of these."""
 
 PARAMETERS: frozenset[Trait] = frozenset({"parameters"})
@@ -260,6 +260,8 @@ class PriorCase(LearnerCase[ClassConditionalPrior]):
     def has(self, trait: Trait) -> bool:
         if trait == "small":
             return torch.Size(self.event_shape).numel() <= 16
+        if trait == "covariates":
+            return getattr(self.build(), "covariates", 0) > 0
         return self.relaxed if trait == "relaxed" else super().has(trait)
 
     def describe(self) -> str:

@@ -77,7 +77,7 @@ class Check(Generic[C]):
             self.body(view(case))
 
         body.__name__, body.__doc__ = self.name, self.body.__doc__
-        return Check(body, self.needs)
+        return Check(body, self.needs, self.gate)
 
 
 def table(*checks: Check[C]) -> dict[str, Check[C]]:

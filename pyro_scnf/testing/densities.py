@@ -108,17 +108,15 @@ def temperature(case: PriorCase) -> None:
     """
     prior, y = case.member().requires_grad_(False), torch.zeros(DRAWS // 10, dtype=torch.long)
 
-    def draw(**options: float) -> Tensor:
+    def draw(*temperature: float) -> Tensor:
         torch.manual_seed(0)
-        return prior.condition(y, **options).sample()
+        return prior.condition(y, *temperature).sample()
 
     def gaps(draws: Tensor) -> Tensor:
         return draws.sort(0).values.diff(dim=0).median(0).values
 
-    warm, cold = draw(), draw(temperature=1e-9)
-    require_equal(
-        draw(temperature=1.0), warm, "draws at temperature 1.0, against those without a temperature"
-    )
+    warm, cold = draw(), draw(1e-9)
+    require_equal(draw(1.0), warm, "draws at temperature 1.0, against those without a temperature")
     ratio = (gaps(cold) / gaps(warm)).max().item()
     require(
         ratio < 1e-6,

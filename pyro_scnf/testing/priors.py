@@ -28,6 +28,7 @@ from pyro_scnf.testing.compare import (
     require_gradients,
     require_shape,
 )
+from pyro_scnf.testing.covariates import COVARIATE_CHECKS, at_covariates
 from pyro_scnf.testing.densities import DENSITY_CHECKS
 from pyro_scnf.testing.modules import MODULE_CHECKS
 from pyro_scnf.transforms import ActNorm
@@ -260,7 +261,7 @@ def as_module(case: PriorCase) -> ModuleCase:
 
 RELAXED: frozenset[Trait] = frozenset({"relaxed"})
 
-PRIOR_CHECKS: dict[str, Check[PriorCase]] = {
+LABEL_CHECKS: dict[str, Check[PriorCase]] = {
     **table(
         Check(kind, gate=True),
         Check(batch_shapes),
@@ -279,6 +280,12 @@ PRIOR_CHECKS: dict[str, Check[PriorCase]] = {
     ),
     **DENSITY_CHECKS,
     **table(*(check.seen_as(as_module) for check in MODULE_CHECKS.values())),
+}
+"""Checks of a prior of labels alone, by name."""
+
+PRIOR_CHECKS = {
+    **table(*(check.seen_as(at_covariates) for check in LABEL_CHECKS.values())),
+    **COVARIATE_CHECKS,
 }
 """Checks of a prior, by name."""
 
