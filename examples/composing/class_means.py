@@ -55,7 +55,7 @@ def in_order(draws: dict[str, Tensor], reference: Tensor) -> dict[str, Tensor]:
 def main() -> dict[str, object]:
     args = parse(__doc__.splitlines()[0], "class_means")
     flow, y = train(args), torch.arange(300) % K
-    means, scales = flow.prior.loc + 0.4 * torch.randn(K, 2), 0.3 + 0.5 * torch.rand(K, 2)
+    means, scales = flow.prior.loc + 0.4 * torch.randn(K, 2), 0.2 + 0.7 * torch.rand(K, 2)
     x = flow.decode(means[y] + scales[y] * torch.randn(len(y), 2))
     few, none = torch.where(torch.arange(len(y)) < 5 * K, y, -1), torch.full_like(y, -1)
     rows = flow.encode(x)[1].unflatten(0, (-1, K))  # each holds a row of each class
