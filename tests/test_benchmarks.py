@@ -147,6 +147,17 @@ def test_intervals_that_hold_the_truth_are_counted_and_runs_are_not_repeated(cov
     assert record["coverage"].keys() == {"one", "two"}
 
 
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (13, 13)])
+def test_intervals_of_many_or_of_varying_components_are_counted_together(sizes):
+    rows = [interval([0.5] * n, [0.1] * n, [0.6] * (n - 1) + [0.4]) for n in sizes]
+    runs = [{"estimates": {"age": row}} for row in rows]
+    found = coverage.covered(runs, "estimates")["age"]
+    assert found == {
+        "per_cent": pytest.approx(100 * (sum(sizes) - len(sizes)) / sum(sizes)),
+        "of": sum(sizes),
+    }
+
+
 def test_the_examples_of_larger_models_are_found_by_their_main():
     found = coverage.find_examples()
     assert {"prevalence", "sequence", "class_means"} <= set(found)

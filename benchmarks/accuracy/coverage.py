@@ -18,9 +18,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
-
-import torch
 
 from benchmarks.papers.accuracy import summarise
 from benchmarks.tools.deadline import Deadline
@@ -34,6 +33,8 @@ PACKAGES = ("arviz", "lightning", "scikit-learn")
 EXPECTED = 4.0  # minutes of one run on a busy machine
 SEEDS, EXPECTED_COVERED = 20, 17
 KINDS = ("estimates", "wrong_model")
+MOST = 12  # components whose intervals are counted one by one
+Counts = list[int] | dict[str, float]
 
 
 def find_examples(folder: Path = ROOT / "examples" / FOLDER) -> list[str]:
@@ -60,13 +61,21 @@ def run(example: str, seed: int, path: Path, args: argparse.Namespace, deadline:
     return bool(code)
 
 
-def covered(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, list[int]]:
-    """How many runs have an interval that holds the truth: for each estimate, a number for each component."""
-    counts: dict[str, list[int]] = {}
+def covered(runs: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Counts]:
+    """In how many runs each interval holds the truth: for each estimate, a number for each component.
+
+    If components are many, or not the same number in each run, it is the share of all intervals.
+    """
+    counts: dict[str, Counts] = {}
     for name in runs[0][kind]:
-        rows = ([run[kind][name][bound] for run in runs] for bound in ("low", "truth", "high"))
-        low, truth, high = (torch.tensor(values, dtype=torch.float64) for values in rows)
-        counts[name] = ((low <= truth) & (truth <= high)).sum(0).tolist()
+        bounds = [[run[kind][name][bound] for bound in ("low", "truth", "high")] for run in runs]
+        held = [[low <= truth <= high for low, truth, high in zip(*one, strict=True)] for one in bounds]
+        sizes = {len(row) for row in held}
+        if len(sizes) == 1 and max(sizes) <= MOST:
+            counts[name] = [sum(column) for column in zip(*held, strict=True)]
+        else:
+            every = [holds for row in held for holds in row]
+            counts[name] = {"per_cent": 100 * mean(every), "of": len(every)}
     return counts
 
 
@@ -93,7 +102,7 @@ def record(done: Mapping[str, Sequence[Mapping[str, Any]]], args: argparse.Names
 def show(figures: Mapping[str, Any]) -> None:
     for kind in KINDS:
         for name, counts in figures[kind].items():
-            print(f"  {kind.replace('_', ' ')}, {name}: {', '.join(map(str, counts))}")
+            print(f"  {kind.replace('_', ' ')}, {name}: {counts}")
 
 
 def parse() -> argparse.Namespace:
