@@ -19,6 +19,7 @@ from third_party import (
     ContextShift,
     Entropy,
     LaplacePrior,
+    LinearPrior,
     ModesPrior,
     StudentTPrior,
     Tails,
@@ -77,7 +78,13 @@ def test_terms_of_a_third_party():
 
 @pytest.mark.parametrize(
     ("member", "page"),
-    [(Tails, "layer"), (ContextShift, "layer"), (LaplacePrior, "prior"), (Entropy, "term")],
+    [
+        (Tails, "layer"),
+        (ContextShift, "layer"),
+        (LaplacePrior, "prior"),
+        (LinearPrior, "prior"),
+        (Entropy, "term"),
+    ],
 )
 def test_they_are_those_of_the_documentation(member, page):
     source = textwrap.indent(inspect.getsource(member), "    ", lambda line: bool(line.strip()))

@@ -108,9 +108,10 @@ def temperature(case: PriorCase) -> None:
     """
     prior, y = case.member().requires_grad_(False), torch.zeros(DRAWS // 10, dtype=torch.long)
 
-    def draw(*temperature: float) -> Tensor:
+    def draw(temperature: float | None = None) -> Tensor:
         torch.manual_seed(0)
-        return prior.condition(y, *temperature).sample()
+        given = prior.condition(y) if temperature is None else prior.condition(y, temperature)
+        return given.sample()
 
     def gaps(draws: Tensor) -> Tensor:
         return draws.sort(0).values.diff(dim=0).median(0).values
