@@ -1,0 +1,91 @@
+r"""Simultaneous bands of the ECDF of uniform ranks.
+
+Under uniform ranks :math:`0, \dots, S`, the counts of ranks below 1, 2, ..., S are binomial, and each depends
+on the one before alone. The probability that all of them stay within bounds is therefore a product of S
+matrices, without simulation (Säilynoja, Bürkner and Vehtari, 2022, https://arxiv.org/abs/2103.10522).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._numbers import check_at_least, check_number
+
+__all__ = ["RankBand"]
+
+HALVINGS = 30
+
+
+class RankBand:
+    """What the ECDF of N independent uniform ranks among S draws does.
+
+    :param int num_ranks: N.
+    :param int num_draws: S. A rank is one of 0 to S.
+    """
+
+    def __init__(self, num_ranks: int, num_draws: int) -> None:
+        check_at_least(1, num_ranks=num_ranks, num_draws=num_draws)
+        self.num_ranks, self.num_draws = num_ranks, num_draws
+        count = torch.arange(num_ranks + 1, dtype=torch.float64)
+        self._steps = [
+            # Of the ranks that are at least i - 1, a share of 1 / (S + 2 - i) equals i - 1.
+            _binomial(num_ranks - count[:, None], count - count[:, None], 1 / (num_draws + 2 - i))
+            for i in range(1, num_draws + 1)
+        ]
+        share = torch.arange(1, num_draws + 1, dtype=torch.float64)[:, None] / (num_draws + 1)
+        probs = _binomial(torch.full_like(count, num_ranks), count, share)
+        below, above = probs.cumsum(-1), probs.flip(-1).cumsum(-1).flip(-1)
+        self.tails = (2 * torch.minimum(below, above)).clamp(max=1)
+        """Twice the smaller tail of each count at each point, ``(S, N + 1)``."""
+
+    def counts(self, ranks: Tensor) -> Tensor:
+        """How many of the ranks ``(N, C)`` lie below 1, 2, ..., S: ``(C, S)``."""
+        points = torch.arange(1, self.num_draws + 1)
+        return (ranks.T[:, :, None] < points).sum(1)
+
+    def p_value(self, ranks: Tensor) -> Tensor:
+        """The probability that uniform ranks come as near to a bound, or nearer, ``(C,)`` of ``(N, C)``."""
+        counts = self.counts(ranks)
+        nearest = self.tails[torch.arange(self.num_draws), counts].min(-1).values
+        return torch.stack([1 - self._inside(tail) for tail in nearest]).clamp(0, 1)
+
+    def bounds(self, level: float) -> tuple[Tensor, Tensor]:
+        """Bounds ``(S,)`` of the counts, which hold at all points with probability ``level`` or more.
+
+        Ranks lie within them exactly if their :meth:`p_value` exceeds ``1 - level``.
+        """
+        check_number("level", level, above=0, below=1)
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            if self._inside(torch.tensor(middle, dtype=torch.float64)) >= level:
+                low = middle
+            else:
+                high = middle
+        inside = self._allowed(torch.tensor(low, dtype=torch.float64))
+        counts = torch.arange(self.num_ranks + 1).expand_as(inside)
+        least = counts.where(inside, self.num_ranks).amin(-1)
+        return least, counts.where(inside, 0).amax(-1)
+
+    def _inside(self, tail: Tensor) -> Tensor:
+        """The probability that the tails of all counts exceed ``tail``."""
+        state = torch.zeros(self.num_ranks + 1, dtype=torch.float64)
+        state[0] = 1
+        for step, inside in zip(self._steps, self._allowed(tail), strict=True):
+            state = (state @ step) * inside
+        return state.sum()
+
+    def _allowed(self, tail: Tensor) -> Tensor:
+        return self.tails > tail * (1 + 1e-9)  # equal tails, computed from either end, are equal
+
+
+def _binomial(trials: Tensor, successes: Tensor, share: Tensor | float) -> Tensor:
+    """Binomial probabilities. They are 0 where successes are no number from 0 to ``trials``."""
+    possible = (successes >= 0) & (successes <= trials)
+    k = successes.where(possible, 0)
+    n = trials.expand(k.shape)
+    share = torch.as_tensor(share, dtype=torch.float64)
+    ways = (n + 1).lgamma() - (k + 1).lgamma() - (n - k + 1).lgamma()
+    log_prob = ways + torch.xlogy(k, share) + torch.xlogy(n - k, 1 - share)
+    return log_prob.exp().where(possible, 0)

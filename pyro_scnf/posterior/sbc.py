@@ -1,0 +1,248 @@
+"""Simulation-based calibration: does inference find the parameters that made the data?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import MCMC
+from torch import Tensor
+
+from pyro_scnf._numbers import check_at_least, check_whole
+from pyro_scnf._random import seeded
+from pyro_scnf.posterior.chains import read_draws
+from pyro_scnf.posterior.draws import Site, check_call, is_term, sample_sites
+from pyro_scnf.posterior.labels import enumerate_labels
+from pyro_scnf.posterior.sbc_result import SBCResult
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["sbc"]
+
+Values = Mapping[str, Tensor]
+
+
+def sbc(
+    model: Callable[..., object],
+    infer: Callable[..., Mapping[str, ArrayLike] | MCMC],
+    args: Sequence[object] = (),
+    *,
+    observed: str | Sequence[str],
+    num_simulations: int,
+    seed: int = 0,
+    start: int = 0,
+    sites: Sequence[str] | None = None,
+    quantities: Mapping[str, Callable[[Values, Values], Tensor | float]] | None = None,
+    label: str | None = None,
+    thin: int | None = None,
+    max_plate_nesting: int = 1,
+    parallel: bool | None = None,
+) -> SBCResult:
+    r"""Simulation-based calibration of a model and its inference.
+
+    Each simulation draws latents and data from the model, infers the latents from the data alone, and ranks
+    each true value among the posterior draws. If inference is right, and its draws are independent, the ranks
+    are uniform on 0 to S. A wrong model, a guide that is too narrow or a sampler that has not mixed bends
+    their distribution.
+
+    A simulation is a function of ``seed`` and its number alone, as far as ``infer`` draws from PyTorch's
+    generators. Each starts with an empty parameter store. Run some of them in each call or process with
+    ``start``, and put them together with :meth:`SBCResult.merge`.
+
+    :param model: a generative model. ``model(*args)`` draws everything and observes nothing.
+    :param infer: ``infer(conditioned_model, *args)`` returns posterior draws ``{site: (S, *plates, *event)}``
+        or an ``MCMC`` object. S is the same in each simulation.
+    :param args: positional arguments of the model, as a tuple.
+    :param observed: the names of the sites that are the data.
+    :param int num_simulations: how many simulations to run.
+    :param int seed: seed of the simulations.
+    :param int start: the number of the first one.
+    :param sites: the latents to rank; by default all continuous ones. Discrete sites are never ranked.
+    :param quantities: functions ``fn(values, data)`` by name, which return one number. ``values`` holds the
+        latents of one draw, or the true ones, by site; ``data`` the observed sites. Take the log-likelihood:
+        ranks of parameters alone miss inference that ignores the data (Modrák et al., 2023).
+    :param label: the name of an enumerated label. Its probabilities, averaged over the draws, are kept
+        beside the simulated labels.
+    :param int thin: how many draws to keep, evenly spread. ArviZ's smallest bulk ESS of the ranked latents is
+        kept in ``ess``. Draws are nearly independent if it is ``thin`` or more.
+    :param int max_plate_nesting: depth of plates in the model, for ``label``.
+    :param parallel: as in :func:`pyro_scnf.enumerate_labels`, for ``label``.
+    :return: ranks, truths and label probabilities. Ties are broken at random.
+    :raises ValueError: if the model observes something, has a ``pyro.param``, or lacks a named site; if no
+        latent is left to rank; for a discrete one in ``sites``; for draws of unknown sites, of other shapes
+        or of none of the sites; if S differs between simulations; for numbers that are NaN.
+    :raises RuntimeError: if ``infer`` fails, with the number of the simulation. None is left out.
+
+    Source: Talts et al. (2018), https://arxiv.org/abs/1804.06788; Modrák et al. (2023),
+    https://arxiv.org/abs/2211.02383; Säilynoja et al. (2022), https://arxiv.org/abs/2103.10522.
+    """
+    check_call(args, max_plate_nesting, parallel)
+    check_at_least(1, num_simulations=num_simulations)
+    check_at_least(0, seed=seed, start=start)
+    thin = None if thin is None else check_whole("thin", thin, 2)
+    data_names = [observed] if isinstance(observed, str) else list(observed)
+    results = []
+    for number in range(start, start + num_simulations):
+        key = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
+        with seeded(int(key >> np.uint64(1))), pyro.get_param_store().scope():
+            with torch.no_grad():
+                trace = poutine.trace(model).get_trace(*args)
+            params = [k for k, v in trace.nodes.items() if v["type"] == "param" and "$$$" not in k]
+            if params:
+                raise ValueError(f"model has parameters {params} in Pyro's store, expected fixed tensors")
+            found = sample_sites(trace)
+            latents = _latents(found, data_names, sites, label)
+            data = {name: found[name]["value"].detach() for name in data_names}
+            conditioned = poutine.condition(model, data=data)
+            try:
+                draws = read_draws(infer(conditioned, *args), None, False, owner="infer")[0]
+            except Exception as error:
+                raise RuntimeError(f"simulation {number} of seed {seed}: infer failed: {error}") from error
+            draws = {name: values.detach().cpu() for name, values in draws.items()}
+            where = f"simulation {number} of seed {seed}"
+            _check_draws(draws, found, latents, where)
+            ess = None
+            if thin is not None:
+                draws, ess = _thinned(draws, latents, thin)
+            truth = {k: v["value"].detach().cpu() for k, v in found.items() if k in draws}
+            names, true, drawn = _components(latents, truth, draws)
+            for name, quantity in (quantities or {}).items():
+                count = len(drawn)
+                shaped = {k: v.reshape(count, *truth[k].shape) for k, v in draws.items()}
+                several = [
+                    _scalar(quantity({k: v[s] for k, v in shaped.items()}, data)) for s in range(count)
+                ]
+                names.append(name)
+                true = torch.cat([true, _scalar(quantity(truth, data))[None]])
+                drawn = torch.cat([drawn, torch.stack(several)[:, None]], 1)
+            if bool(true.isnan().any() | drawn.isnan().any()):
+                bad = (true.isnan() | drawn.isnan().any(0)).nonzero()[:, 0].tolist()
+                raise ValueError(f"{where}: NaN in {[names[i] for i in bad]}, expected numbers")
+            ties = (drawn == true).sum(0)
+            rank = (drawn < true).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long().minimum(ties)
+            probs = labels = None
+            if label is not None:
+                joint = enumerate_labels(
+                    conditioned,
+                    args,
+                    draws,
+                    site=label,
+                    max_plate_nesting=max_plate_nesting,
+                    parallel=parallel,
+                )
+                probs = (joint.log_softmax(-1).logsumexp(0) - math.log(len(joint))).flatten(0, -2).cpu()[None]
+                labels = found[label]["value"].detach().cpu().long().reshape(1, -1)
+                if probs.shape[1] != labels.shape[1] or bool(probs.isnan().any()):
+                    raise ValueError(
+                        f"{where}: label {label!r} has probabilities of {probs.shape[1]} rows and "
+                        f"{labels.shape[1]} values; expected one for each row, none left out by a mask"
+                    )
+        one = SBCResult(
+            int(seed),
+            len(drawn),
+            tuple(names),
+            torch.tensor([number]),
+            rank[None],
+            true[None],
+            ess,
+            probs,
+            labels,
+        )
+        results.append(one)
+    merged = results[0]
+    for one in results[1:]:
+        merged = merged.merge(one)
+    return merged
+
+
+def _latents(
+    found: Mapping[str, Site], observed: Sequence[str], sites: Sequence[str] | None, label: str | None
+) -> list[str]:
+    """The names of the latents to rank."""
+    for name, given in (("observed", observed), ("sites", sites or ()), ("label", [label] if label else [])):
+        if isinstance(given, str):
+            raise ValueError(f"{name}={given!r}: expected a list of names")
+        missing = [site for site in given if site not in found]
+        if missing:
+            raise ValueError(f"{name}: no such sites {missing}; the model has {list(found)}")
+    if not observed:
+        raise ValueError("observed is empty, expected the names of the sites that are the data")
+    fixed = [k for k, site in found.items() if site["is_observed"] and is_term(site)]
+    if fixed:
+        raise ValueError(
+            f"model observes {fixed}, expected one that draws its data; leave out obs= and factors"
+        )
+    hidden = [name for name, site in found.items() if name not in observed and is_term(site)]
+    continuous = [name for name in hidden if not _is_discrete(found[name])]
+    if label is not None and (label not in hidden or label in continuous):
+        raise ValueError(f"label={label!r}: expected a hidden discrete site")
+    chosen = continuous if sites is None else list(sites)
+    wrong = [name for name in chosen if name not in continuous]
+    if wrong:
+        raise ValueError(f"sites: {wrong} are discrete or observed; expected some of {continuous}")
+    if not chosen:
+        raise ValueError("sites: the model has no continuous latent to rank")
+    return chosen
+
+
+def _is_discrete(site: Site) -> bool:
+    return bool(site["fn"].support.is_discrete)
+
+
+def _check_draws(draws: Values, found: Mapping[str, Site], latents: Sequence[str], where: str) -> None:
+    unknown, missing = sorted(draws.keys() - found.keys()), [k for k in latents if k not in draws]
+    if unknown or missing:
+        raise ValueError(
+            f"{where}: infer returned draws of unknown sites {unknown} and none of {missing}; expected "
+            f"{latents}"
+        )
+    for name, values in draws.items():
+        shape, true = tuple(values.shape[1:]), tuple(found[name]["value"].shape)
+        if [size for size in shape if size > 1] != [size for size in true if size > 1]:
+            raise ValueError(
+                f"{where}: infer returned draws of {name!r} of shape {tuple(values.shape)}, expected (S, "
+                f"*{true})"
+            )
+
+
+def _thinned(draws: Values, latents: Sequence[str], count: int) -> tuple[dict[str, Tensor], Tensor]:
+    """``count`` draws, evenly spread, and the smallest ESS before."""
+    import arviz
+
+    total = len(next(iter(draws.values())))
+    if count > total:
+        raise ValueError(f"thin={count}: infer returned {total} draws, expected at least as many")
+    columns = torch.cat([draws[name].reshape(total, -1) for name in latents], 1).double().numpy()
+    least = min(float(arviz.ess(column[None])) for column in columns.T)
+    kept = torch.arange(count) * total // count
+    return {name: values[kept] for name, values in draws.items()}, torch.tensor([least])
+
+
+def _components(latents: Sequence[str], truth: Values, draws: Values) -> tuple[list[str], Tensor, Tensor]:
+    """Names of the C scalars, their true values ``(C,)`` and their draws ``(S, C)``."""
+    names = [
+        name + (f"[{', '.join(map(str, index))}]" if index else "")
+        for name in latents
+        for index in np.ndindex(*truth[name].shape)
+    ]
+    true = torch.cat([truth[name].reshape(-1) for name in latents]).double()
+    return (
+        names,
+        true,
+        torch.cat(
+            [draws[name].flatten(1) if draws[name].dim() > 1 else draws[name][:, None] for name in latents], 1
+        ).double(),
+    )
+
+
+def _scalar(value: Tensor | float) -> Tensor:
+    number = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if number.numel() != 1:
+        raise ValueError(f"quantities: a function returned shape {tuple(number.shape)}, expected one number")
+    return number.reshape(())

@@ -1,0 +1,147 @@
+"""Ranks of simulated truths among posterior draws, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_scnf._numbers import check_number
+from pyro_scnf.posterior.ecdf_band import RankBand
+
+__all__ = ["SBCResult"]
+
+LEVELS = (0.5, 0.8, 0.95)
+
+
+@dataclass(frozen=True)
+class SBCResult:
+    r"""The simulations of :func:`sbc`: N of them, with C ranked components and S draws each.
+
+    ``torch.save(vars(result), path)`` writes it. ``SBCResult(**torch.load(path))`` reads it.
+
+    :ivar int seed: the seed of all simulations.
+    :ivar int num_draws: S.
+    :ivar tuple names: the C components, such as ``share[0]``, then the quantities of the user.
+    :ivar Tensor numbers: the numbers of the simulations ``(N,)``.
+    :ivar Tensor ranks: how many of the draws are below the truth, 0 to S, ``(N, C)``.
+    :ivar Tensor truths: the simulated values ``(N, C)``.
+    :ivar ess: with ``thin``, the smallest effective sample size of a component before thinning, ``(N,)``.
+    :ivar label_log_probs: :math:`\log p(y_n = k \mid x)` in nats, averaged over the draws, ``(N, rows, K)``.
+    :ivar labels: the simulated labels ``(N, rows)``.
+    """
+
+    seed: int
+    num_draws: int
+    names: tuple[str, ...]
+    numbers: Tensor
+    ranks: Tensor
+    truths: Tensor
+    ess: Tensor | None = None
+    label_log_probs: Tensor | None = None
+    labels: Tensor | None = None
+
+    def coverage(self, levels: Sequence[float] = LEVELS) -> Tensor:
+        """The share of central intervals that hold the truth, ``(levels, C)``.
+
+        A rank r stands for the part of the unit interval from r / (S + 1) to (r + 1) / (S + 1). Where only a
+        fraction of it lies in the interval, that fraction is counted. The expected share is then the level.
+
+        :raises ValueError: for a level that is not between 0 and 1.
+        """
+        rows = []
+        for level in levels:
+            level = check_number("levels", level, above=0, below=1)
+            start, size = self.ranks.double() / (self.num_draws + 1), 1 / (self.num_draws + 1)
+            overlap = (start + size).clamp(max=(1 + level) / 2) - start.clamp(min=(1 - level) / 2)
+            rows.append((overlap.clamp(min=0) / size).mean(0))
+        return torch.stack(rows)
+
+    def p_values(self) -> Tensor:
+        """The probability that uniform ranks leave as narrow a band as these do, or a narrower one, ``(C,)``.
+
+        With C components, compare the smallest with 0.05 / C. It is exact for independent draws.
+        """
+        return RankBand(len(self.ranks), self.num_draws).p_value(self.ranks)
+
+    def inside(self, level: float = 0.95) -> Tensor:
+        """Whether the ECDF of each component stays in its simultaneous band, ``(C,)``."""
+        level = check_number("level", level, above=0, below=1)
+        return self.p_values() > 1 - level
+
+    def ecdf_difference(self) -> Tensor:
+        """ECDF of the ranks less that of uniform ones, below 1, 2, ..., S: ``(C, S)``."""
+        counts = RankBand(len(self.ranks), self.num_draws).counts(self.ranks)
+        return counts / len(self.ranks) - self._uniform()
+
+    def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds ``(S,)`` of :meth:`ecdf_difference`, which hold together with ``level``."""
+        low, high = RankBand(len(self.ranks), self.num_draws).bounds(level)
+        return low / len(self.ranks) - self._uniform(), high / len(self.ranks) - self._uniform()
+
+    def label_p_values(self) -> Tensor:
+        r"""Whether the labels are draws from their probabilities: ``(1 + K,)`` two-sided p-values.
+
+        The first compares :math:`-\log p(y_n \mid x)` with the entropy. It is small if the probabilities are
+        too sure, or not sure enough. The others compare the number of labels of each class with the sum of
+        its probabilities. Rows of a simulation depend on each other, so a simulation counts as one number.
+        The sums of N simulations are taken as normal.
+
+        :raises ValueError: without labels, or with fewer than 20 simulations.
+        """
+        if self.label_log_probs is None or self.labels is None:
+            raise ValueError(
+                "label_p_values: there are no labels; give sbc(label=...) the name of their site"
+            )
+        if len(self.labels) < 20:
+            raise ValueError(f"label_p_values: {len(self.labels)} simulations, expected 20 or more")
+        log_probs = self.label_log_probs.double()
+        probs = log_probs.exp()
+        surprise = -log_probs.gather(-1, self.labels[..., None])[..., 0]
+        entropy = -torch.xlogy(probs, probs).sum(-1)
+        excess = torch.nn.functional.one_hot(self.labels, probs.shape[-1]) - probs
+        sums = torch.cat([(surprise - entropy).sum(1, keepdim=True), excess.sum(1)], dim=-1)
+        score = sums.mean(0) / sums.std(0) * math.sqrt(len(sums))
+        # Without spread, equal numbers are right and all others are wrong.
+        score = score.where(sums.std(0) > 0, torch.where(sums.mean(0) == 0, 0.0, math.inf))
+        return torch.erfc(score.abs() / math.sqrt(2))
+
+    def merge(self, other: SBCResult) -> SBCResult:
+        """The simulations of both, in the order of their numbers.
+
+        :raises ValueError: if they have a simulation in common, or differ in seed, draws or components.
+        """
+        if not isinstance(other, SBCResult):
+            raise ValueError(f"other is a {type(other).__name__}, expected an SBCResult")
+        for name in ("seed", "num_draws", "names"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"merge: {name} is {mine} here and {theirs} in other; expected the same")
+        common = sorted(set(self.numbers.tolist()) & set(other.numbers.tolist()))
+        if common:
+            raise ValueError(f"merge: both hold the simulations {common}; use start= for new ones")
+        order = torch.cat([self.numbers, other.numbers]).argsort()
+
+        def joined(name: str) -> Tensor | None:
+            first, second = getattr(self, name), getattr(other, name)
+            if (first is None) != (second is None):
+                raise ValueError(f"merge: only one of the two has {name}; run both with the same options")
+            return None if first is None else torch.cat([first, second])[order]
+
+        return SBCResult(
+            self.seed,
+            self.num_draws,
+            self.names,
+            torch.cat([self.numbers, other.numbers])[order],
+            torch.cat([self.ranks, other.ranks])[order],
+            torch.cat([self.truths, other.truths])[order],
+            joined("ess"),
+            joined("label_log_probs"),
+            joined("labels"),
+        )
+
+    def _uniform(self) -> Tensor:
+        return torch.arange(1, self.num_draws + 1, dtype=torch.float64) / (self.num_draws + 1)

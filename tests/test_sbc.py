@@ -1,0 +1,257 @@
+"""Simulation-based calibration: right inference passes, wrong inference is caught, and numbers are exact."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_scnf as scnf
+from pyro_scnf.posterior import RankBand, SBCResult, sbc
+
+K, ROWS = 2, 12
+Infer = Callable[..., dict[str, Tensor]]
+
+
+# -- bands -----------------------------------------------------------------------------------------
+def test_p_values_are_those_of_all_possible_ranks() -> None:
+    """Against a list of all 5**4 outcomes of four ranks among four draws."""
+    band = RankBand(4, 4)
+    every = torch.tensor(list(itertools.product(range(5), repeat=4))).T
+    below = torch.stack([(every < i).sum(0) for i in range(1, 5)])
+
+    def tail(count: int, share: float) -> float:
+        probs = [math.comb(4, k) * share**k * (1 - share) ** (4 - k) for k in range(5)]
+        return min(1.0, 2 * min(sum(probs[: count + 1]), sum(probs[count:])))
+
+    nearest = [min(tail(int(n), i / 5) for i, n in enumerate(column, 1)) for column in below.T]
+    expected = torch.tensor([sum(t <= one + 1e-9 for t in nearest) / len(nearest) for one in nearest])
+    found = torch.cat([band.p_value(column[:, None]) for column in every.T])
+    torch.testing.assert_close(found.float(), expected)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_band_holds_uniform_ranks_as_often_as_it_says(level: float) -> None:
+    band = RankBand(50, 19)
+    low, high = band.bounds(level)
+    ranks = torch.randint(20, (50, 4000), generator=torch.Generator().manual_seed(0))
+    counts = band.counts(ranks)
+    held = ((counts >= low) & (counts <= high)).all(-1)
+    error = math.sqrt(level * (1 - level) / 4000)
+    assert level - 3 * error < held.double().mean() < level + 3 * error + 0.03  # counts are whole numbers
+    assert torch.equal(held[:40], band.p_value(ranks[:, :40]) > 1 - level)
+
+
+# -- a conjugate model -----------------------------------------------------------------------------
+def normal() -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 4):
+        pyro.sample("x", dist.Normal(mu, 1.0))
+
+
+def exact(scale: float = 1.0, shift: float = 0.0, draws: int = 39) -> Infer:
+    """Draws from the posterior N(sum(x) / 5, 1 / 5), or a changed one."""
+
+    def infer(model: Callable[..., object]) -> dict[str, Tensor]:
+        x = pyro.poutine.trace(model).get_trace().nodes["x"]["value"]
+        return {"mu": x.sum() / 5 + shift + scale * 5**-0.5 * torch.randn(draws)}
+
+    return infer
+
+
+def run(infer: Infer, number: int = 150, **options: object) -> SBCResult:
+    return sbc(normal, infer, observed="x", num_simulations=number, **options)
+
+
+def test_exact_draws_are_calibrated() -> None:
+    found = run(exact())
+    assert found.names == ("mu",)
+    assert found.num_draws == 39
+    assert found.inside().all()
+    assert found.p_values() > 0.05
+    torch.testing.assert_close(
+        found.coverage()[:, 0], torch.tensor([0.5, 0.8, 0.95]).double(), atol=0.09, rtol=0
+    )
+    least, most = found.band()
+    inside = (found.ecdf_difference() >= least) & (found.ecdf_difference() <= most)
+    assert inside.all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [exact(1.5), exact(1 / 1.5), exact(shift=0.25)], ids=["wide", "narrow", "moved"]
+)
+def test_wrong_draws_are_caught(wrong: Infer) -> None:
+    found = run(wrong, 300)
+    assert not found.inside().any()
+    least, most = found.band()
+    assert ((found.ecdf_difference() < least) | (found.ecdf_difference() > most)).any()
+
+
+def test_coverage_counts_parts_of_ranks() -> None:
+    """Each rank once is uniform: the coverage is the level, whatever the number of draws."""
+    ranks = torch.arange(8)[:, None]
+    found = SBCResult(0, 7, ("a",), torch.arange(8), ranks, ranks.double())
+    levels = [0.13, 0.5, 0.95]
+    torch.testing.assert_close(found.coverage(levels)[:, 0], torch.tensor(levels).double())
+
+
+def test_a_quantity_of_the_data_catches_draws_of_the_prior() -> None:
+    """Draws from the prior have uniform ranks. The log-likelihood tells that they ignore the data."""
+    likelihood = {"loglik": lambda now, data: dist.Normal(now["mu"], 1.0).log_prob(data["x"]).sum()}
+    found = run(lambda model: {"mu": torch.randn(39)}, quantities=likelihood)
+    assert found.names == ("mu", "loglik")
+    assert found.inside().tolist() == [True, False]
+
+
+def test_ties_are_broken_at_random() -> None:
+    found = sbc(_rounded, lambda model: {"mu": torch.randn(39).sign()}, observed="x", num_simulations=200)
+    assert found.inside().all()
+    assert len(found.ranks.unique()) > 30
+
+
+def _rounded() -> None:
+    value = torch.randn(()).sign()
+    pyro.sample("x", dist.Normal(pyro.sample("mu", dist.Delta(value)), 1.0))
+
+
+# -- a composed model ------------------------------------------------------------------------------
+def make_flow() -> scnf.SemiConditionalFlow:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=4), "gmm", K)
+        for p in flow.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+    return flow.requires_grad_(False).eval()
+
+
+FLOW = make_flow()
+GRID = (torch.arange(200) + 0.5) / 200
+
+
+def composed() -> None:
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(K)))
+    with pyro.plate("rows", ROWS):
+        y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+        pyro.sample("x", FLOW.condition(y))
+
+
+def on_grid(model: Callable[..., object]) -> dict[str, Tensor]:
+    """Draws of the share by a grid of its values. The prior is flat."""
+    share = torch.stack([GRID, 1 - GRID], -1)
+    log_prob = scnf.enumerate_labels(model, (), {"share": share}).logsumexp(-1).sum(-1)
+    first = GRID[dist.Categorical(logits=log_prob).sample((39,))] + (torch.rand(39) - 0.5) / 200
+    return {"share": torch.stack([first, 1 - first], -1)}
+
+
+@pytest.fixture(scope="module")
+def composed_result() -> SBCResult:
+    return sbc(composed, on_grid, observed="x", num_simulations=200, label="y", seed=1)
+
+
+def test_a_composed_model_is_calibrated(composed_result: SBCResult) -> None:
+    found = composed_result
+    assert found.names == ("share[0]", "share[1]")
+    assert found.inside().all()
+    assert found.label_log_probs is not None
+    assert found.label_log_probs.shape == (200, ROWS, K)
+    assert (found.label_p_values() > 0.02).all()
+    torch.testing.assert_close(found.label_log_probs.exp().sum(-1), torch.ones(200, ROWS).double())
+
+
+@pytest.mark.parametrize("power", [2.0, 0.5])
+def test_labels_too_sure_or_unsure_are_caught(composed_result: SBCResult, power: float) -> None:
+    assert composed_result.label_log_probs is not None
+    changed = (power * composed_result.label_log_probs).log_softmax(-1)
+    assert replace(composed_result, label_log_probs=changed).label_p_values()[0] < 1e-3
+
+
+def test_labels_of_another_class_are_caught(composed_result: SBCResult) -> None:
+    assert composed_result.label_log_probs is not None
+    changed = (composed_result.label_log_probs + torch.tensor([1.0, 0.0])).log_softmax(-1)
+    assert replace(composed_result, label_log_probs=changed).label_p_values()[1] < 1e-3
+
+
+# -- parts of a run --------------------------------------------------------------------------------
+def test_a_simulation_is_the_same_alone_and_in_a_run() -> None:
+    whole = sbc(composed, on_grid, observed="x", num_simulations=4, label="y", seed=3)
+    parts = [
+        sbc(composed, on_grid, observed="x", num_simulations=n, label="y", seed=3, start=start)
+        for start, n in ((2, 2), (0, 1), (1, 1))
+    ]
+    merged = parts[0].merge(parts[1]).merge(parts[2])
+    for name, value in vars(whole).items():
+        other = getattr(merged, name)
+        assert torch.equal(value, other) if isinstance(value, Tensor) else value == other, name
+    assert not torch.equal(whole.truths, run(exact(), 4, seed=4).truths)
+
+
+def test_each_simulation_starts_with_an_empty_store() -> None:
+    def infer(model: Callable[..., object]) -> dict[str, Tensor]:
+        assert "loc" not in pyro.get_param_store()
+        pyro.param("loc", torch.zeros(()))
+        return exact()(model)
+
+    run(infer, 2)
+    assert "loc" not in pyro.get_param_store()
+
+
+def test_thinning_keeps_draws_evenly_spread() -> None:
+    found = run(exact(draws=200), 3, thin=50)
+    assert found.num_draws == 50
+    assert found.ess is not None
+    assert (found.ess > 100).all()
+    slow = run(lambda model: {"mu": exact(draws=20)(model)["mu"].repeat_interleave(10)}, 3, thin=50)
+    assert slow.ess is not None
+    assert (slow.ess < 60).all()
+
+
+# -- errors ----------------------------------------------------------------------------------------
+def test_errors_name_what_is_wrong() -> None:
+    def raises(message: str, error: type[Exception] = ValueError, **changes: object) -> None:
+        given = {"model": normal, "infer": exact(), "observed": "x", "num_simulations": 1, **changes}
+        with pytest.raises(error, match=message):
+            sbc(**given)
+
+    def broken(model: object) -> dict[str, Tensor]:
+        raise OverflowError("too large")
+
+    def observes() -> None:
+        normal()
+        pyro.sample("z", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
+
+    def with_param() -> None:
+        pyro.param("loc", torch.zeros(()))
+        normal()
+
+    raises("observed: no such sites", observed="w")
+    raises("observed is empty", observed=[])
+    raises("no continuous latent", observed=["x", "mu"])
+    raises("discrete or observed", model=composed, infer=on_grid, sites=["y"])
+    raises("label='mu'", label="mu")
+    raises("label: no such sites", label="y")
+    raises("model observes", model=observes)
+    raises("has parameters", model=with_param)
+    raises("unknown sites", infer=lambda model: {"nu": torch.randn(9)})
+    raises("of shape", infer=lambda model: {"mu": torch.randn(9, 2)})
+    raises("NaN in", infer=lambda model: {"mu": torch.full((9,), math.nan)})
+    raises("simulation 7 of seed 0: infer failed: too large", RuntimeError, infer=broken, start=7)
+    raises("returned 39 draws", thin=50)
+    raises("expected one number", quantities={"mu": lambda now, data: data["x"]})
+    raises("num_simulations=0", num_simulations=0)
+
+
+def test_results_that_do_not_belong_together_are_refused() -> None:
+    one = run(exact(), 2)
+    with pytest.raises(ValueError, match="both hold the simulations"):
+        one.merge(one)
+    with pytest.raises(ValueError, match="seed is 0 here and 1"):
+        one.merge(run(exact(), 2, seed=1, start=2))
+    with pytest.raises(ValueError, match="no labels"):
+        one.label_p_values()
