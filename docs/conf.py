@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "exported_data",
     "results",
+    "support",
 ]
 exclude_patterns = ["_build"]
 default_role = "code"
