@@ -1,0 +1,89 @@
+"""Labels from a crowd: annotators of different quality, and a flow that learns from what they say.
+
+No label is certain. Some points have votes of two annotators out of five, and the others have none. Each
+annotator has an unknown confusion matrix (Dawid and Skene, 1979). A first flow learns from majorities of the
+votes: a point with a tie has no label. A second flow, the same at the start, learns together with the
+matrices and the shares of the classes, while the labels are summed out. NUTS then samples matrices and shares
+given each of them. The wrong model is that of the first flow.
+
+    python examples/composing/crowd_labels.py --out out/crowd_labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pyro
+import pyro.distributions as dist
+import torch
+from annotators import CONFUSION, SHARES, VOTED, majority, simulate
+from composed import K, nuts, parse
+from estimates import estimate, finish
+from learning import learn
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal, init_to_mean
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+
+import pyro_scnf as scnf
+
+
+def make_model(flow: scnf.SemiConditionalFlow | None = None) -> Callable[..., None]:
+    """A model of points ``(N, 2)`` and votes ``(N, A)``, -1 for none. Without a flow, of the votes alone."""
+
+    def model(x: Tensor, votes: Tensor) -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(K)))
+        rows = dist.Dirichlet(1 + torch.eye(K)).expand([votes.shape[1], K]).to_event(2)
+        confusion = pyro.sample("confusion", rows)
+        with pyro.plate("data", len(votes)):
+            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+            if flow is not None:
+                pyro.module("flow", flow)
+                pyro.sample("x", flow.condition(y), obs=x)
+            says = dist.Categorical(Vindex(confusion)[..., :, y, :])
+            pyro.sample("votes", says.mask(votes >= 0).to_event(1), obs=votes.clamp(min=0))
+
+    return model
+
+
+def error(guess: Tensor, truth: Tensor) -> float:
+    return 100 * (guess != truth[: len(guess)]).double().mean().item()
+
+
+def main() -> dict[str, object]:
+    args = parse(__doc__.splitlines()[0], "crowd_labels")
+    (y, x, votes), (y_test, x_test, _) = simulate(800), simulate(4000)
+    guess, clear = majority(votes)
+    agreed = torch.where(clear, guess, scnf.UNLABELLED)
+    first = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=4, width=32), "gmm", K)
+    first.initialize(x, agreed)
+    flows = {"votes": None, "first": first, "joint": deepcopy(first)}
+    learn(args, scnf.elbo(scnf.SemiSupervisedModel(first)), x, agreed)
+
+    models = {name: make_model(flow) for name, flow in flows.items()}
+    found, draws, metrics = {}, {}, {"error_pct_majority": error(guess[:VOTED], y)}
+    for name in ("votes", "joint"):
+        guide = AutoNormal(poutine.block(models[name], hide=["y"]), init_loc_fn=init_to_mean)
+        learn(args, scnf.elbo(models[name], guide), x, votes)
+        found[name] = guide.median()
+    draws["votes"] = {site: value[None] for site, value in found["votes"].items()}
+    for name in ("first", "joint"):
+        flow = flows[name].requires_grad_(False).eval()
+        draws[name] = nuts(args, models[name], x, votes, start=found["joint"])
+        scores = flow.class_log_prob(x_test) + SHARES.log()
+        metrics[f"error_pct_{name}_flow"] = error(scores.argmax(-1), y_test)
+    for name, model in models.items():  # of the rows with votes
+        probs = scnf.enumerate_labels(model, (x, votes), draws[name]).softmax(-1).mean(0)
+        metrics[f"error_pct_with_{name}"] = error(probs.argmax(-1)[:VOTED], y)
+
+    def estimates(name: str) -> dict[str, dict[str, list[float]]]:
+        of = draws[name]["confusion"]
+        rows = {f"votes on class {k}": estimate(of[:, :, k], CONFUSION[:, k]) for k in range(K)}
+        return {"share": estimate(draws[name]["share"], SHARES), **rows}
+
+    return finish(args, estimates("joint"), estimates("first"), **metrics)
+
+
+if __name__ == "__main__":
+    main()
