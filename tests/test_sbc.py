@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -61,12 +62,13 @@ def exact(scale: float = 1.0, shift: float = 0.0, draws: int = 39) -> Infer:
 
     def infer(model: Callable[..., object]) -> dict[str, Tensor]:
         x = pyro.poutine.trace(model).get_trace().nodes["x"]["value"]
+        assert x is not None
         return {"mu": x.sum() / 5 + shift + scale * 5**-0.5 * torch.randn(draws)}
 
     return infer
 
 
-def run(infer: Infer, number: int = 150, **options: object) -> SBCResult:
+def run(infer: Infer, number: int = 150, **options: Any) -> SBCResult:
     return sbc(normal, infer, observed="x", num_simulations=number, **options)
 
 
@@ -215,7 +217,13 @@ def test_thinning_keeps_draws_evenly_spread() -> None:
 # -- errors ----------------------------------------------------------------------------------------
 def test_errors_name_what_is_wrong() -> None:
     def raises(message: str, error: type[Exception] = ValueError, **changes: object) -> None:
-        given = {"model": normal, "infer": exact(), "observed": "x", "num_simulations": 1, **changes}
+        given: dict[str, Any] = {
+            "model": normal,
+            "infer": exact(),
+            "observed": "x",
+            "num_simulations": 1,
+            **changes,
+        }
         with pytest.raises(error, match=message):
             sbc(**given)
 
@@ -255,3 +263,15 @@ def test_results_that_do_not_belong_together_are_refused() -> None:
         one.merge(run(exact(), 2, seed=1, start=2))
     with pytest.raises(ValueError, match="no labels"):
         one.label_p_values()
+
+
+# -- figure ----------------------------------------------------------------------------------------
+def test_the_figure_shows_curves_and_bands() -> None:
+    found = sbc(composed, on_grid, observed="x", num_simulations=6)
+    figure = scnf.plots.sbc_ranks(found)
+    for panel, name, curve in zip(figure.axes, found.names, found.ecdf_difference(), strict=True):
+        assert panel.get_title().startswith(name)
+        drawn = torch.as_tensor(panel.lines[0].get_ydata())
+        torch.testing.assert_close(drawn, curve)
+    with pytest.raises(ValueError, match="expected a SBCResult"):
+        scnf.plots.sbc_ranks({})

@@ -29,15 +29,18 @@ __all__ = [
 ]
 
 
-def new_figure(panels: int, size: tuple[float, float], *, shared: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of ``size`` inches with panels in a row.
+def new_figure(
+    panels: int, size: tuple[float, float], *, rows: int = 1, shared: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``size`` inches with panels in a row, or in several.
 
+    :param int panels: how many in a row.
     :param bool shared: whether the panels share both axes.
     :raises ImportError: without matplotlib.
     """
     figure: Figure = require("matplotlib.figure", "plots").Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(1, panels, squeeze=False, sharex=shared, sharey=shared)
-    return figure, list(grid[0])
+    grid = figure.subplots(rows, panels, squeeze=False, sharex=shared, sharey=shared)
+    return figure, list(grid.flat)
 
 
 def drawable(x: Tensor) -> np.ndarray:
