@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -274,4 +274,4 @@ def test_the_figure_shows_curves_and_bands() -> None:
         drawn = torch.as_tensor(panel.lines[0].get_ydata())
         torch.testing.assert_close(drawn, curve)
     with pytest.raises(ValueError, match="expected a SBCResult"):
-        scnf.plots.sbc_ranks({})
+        scnf.plots.sbc_ranks(cast(SBCResult, {}))

@@ -1,0 +1,210 @@
+"""Simulation-based calibration of three larger models around a frozen flow, sampled by NUTS.
+
+    python -m benchmarks.accuracy.calibration --json sbc.json
+    python -m benchmarks.accuracy.calibration --only shares --simulations 40
+
+The models are shares of classes, a confusion matrix of annotators, and an outcome whose mean depends on the
+label. Each data set is drawn from the model itself, x from the flow. If inference is right, the ranks of the
+true values are uniform. The fourth run infers the outcome with noise 1.5 times as large as it is, which must
+be caught. Finished simulations are found in ``--runs`` and not repeated; after a change of the code, give
+another folder. Several processes may run different models into the same folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+
+import pyro_scnf as scnf
+from benchmarks.tools.deadline import Deadline
+from benchmarks.tools.machine import environment
+from benchmarks.tools.options import add_run_options, make_parser, whole
+from benchmarks.tools.records import write_json
+from pyro_scnf.analysis import calibration
+from pyro_scnf.posterior import SBCResult, sbc
+
+K, ROWS, ANNOTATORS = 3, 30, 2
+NOISE, WRONG = 0.5, 1.5
+WARMUP, DRAWS, KEPT = 60, 150, 99
+SIMULATIONS, CHUNK = 200, 5
+LEVELS = (0.5, 0.8, 0.95)
+EXPECTED = 0.3  # minutes of a chunk on a busy machine
+Model = Callable[..., None]
+
+
+def make_flow() -> scnf.SemiConditionalFlow:
+    """A flow of the plane, its parameters moved at random."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=2, width=8), "gmm", K)
+        for parameter in flow.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return flow.requires_grad_(False).eval()
+
+
+def shares(flow: scnf.SemiConditionalFlow) -> Model:
+    def model() -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(K)))
+        with pyro.plate("rows", ROWS):
+            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y))
+
+    return model
+
+
+def annotators(flow: scnf.SemiConditionalFlow) -> Model:
+    """Each annotator gives each row a vote. Most votes are right, by the prior of the rows."""
+
+    def model() -> None:
+        prior = torch.ones(ANNOTATORS, K, K) + 3 * torch.eye(K)
+        confusion = pyro.sample("confusion", dist.Dirichlet(prior).to_event(2))
+        with pyro.plate("rows", ROWS):
+            y = pyro.sample("y", dist.Categorical(torch.ones(K) / K), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y))
+            for a in range(ANNOTATORS):
+                pyro.sample(f"vote_{a}", dist.Categorical(Vindex(confusion)[..., a, y, :]))
+
+    return model
+
+
+def outcome(flow: scnf.SemiConditionalFlow) -> Model:
+    def model(noise: float) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(K), 1.0).to_event(1))
+        with pyro.plate("rows", ROWS):
+            y = pyro.sample("y", dist.Categorical(torch.ones(K) / K), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y))
+            pyro.sample("t", dist.Normal(Vindex(mean)[..., y], noise))
+
+    return model
+
+
+VOTES = tuple(f"vote_{a}" for a in range(ANNOTATORS))
+CASES: dict[
+    str, tuple[Callable[[scnf.SemiConditionalFlow], Model], tuple[str, ...], tuple[float, ...], float]
+]
+CASES = {  # the model, its data, its arguments, and by what inference multiplies these
+    "shares": (shares, ("x",), (), 1.0),
+    "annotators": (annotators, ("x", *VOTES), (), 1.0),
+    "outcome": (outcome, ("x", "t"), (NOISE,), 1.0),
+    "outcome_wrong": (outcome, ("x", "t"), (NOISE,), WRONG),
+}
+
+
+def nuts(factor: float, smoke: bool) -> Callable[..., dict[str, Tensor]]:
+    """Inference by NUTS, given ``factor`` times the arguments of the model."""
+    warmup, draws = (5, KEPT) if smoke else (WARMUP, DRAWS)
+
+    def infer(model: Callable[..., object], *args: float) -> dict[str, Tensor]:
+        mcmc = MCMC(NUTS(model, max_plate_nesting=1), draws, warmup_steps=warmup, disable_progbar=True)
+        with scnf.share_encoding():  # the flow and its prior run once for the whole chain
+            mcmc.run(*(factor * value for value in args))
+        return mcmc.get_samples()
+
+    return infer
+
+
+def read(folder: Path) -> SBCResult | None:
+    """The simulations in ``folder``."""
+    merged: SBCResult | None = None
+    for path in sorted(folder.glob("*.pt")):
+        one = SBCResult(**torch.load(path, weights_only=True))
+        merged = one if merged is None else merged.merge(one)
+    return merged
+
+
+def simulate(case: str, start: int, count: int, folder: Path, smoke: bool) -> None:
+    """Run simulations and write them to a file, which is whole or absent."""
+    make, observed, args, factor = CASES[case]
+    found = sbc(
+        make(make_flow()),
+        nuts(factor, smoke),
+        args,
+        observed=observed,
+        num_simulations=count,
+        start=start,
+        label="y",
+        thin=KEPT,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{start:05}.part"
+    torch.save(vars(found), unfinished)
+    unfinished.replace(folder / f"{start:05}.pt")
+
+
+def figures(found: SBCResult) -> dict[str, object]:
+    """What the simulations of a model say."""
+    assert found.ess is not None
+    assert found.label_log_probs is not None
+    assert found.labels is not None
+    p_values = found.p_values()
+    return {
+        "simulations": len(found.numbers),
+        "names": list(found.names),
+        "coverage_pct": {
+            f"{100 * level:g}": (100 * row).tolist()
+            for level, row in zip(LEVELS, found.coverage(LEVELS), strict=True)
+        },
+        "p_values": p_values.tolist(),
+        "calibrated": bool(p_values.min() > 0.05 / len(p_values)),
+        "simulations_with_ess_below_draws": int((found.ess < found.num_draws).sum()),
+        "median_ess": found.ess.median().item(),
+        "labels": calibration(found.label_log_probs.flatten(0, 1), found.labels.flatten()),
+        **({"label_p_values": found.label_p_values().tolist()} if len(found.numbers) >= 20 else {}),
+    }
+
+
+def record(args: argparse.Namespace) -> dict[str, object]:
+    """What the result file holds."""
+    results = {case: read(args.runs / case) for case in CASES}
+    shown = {case: figures(found) for case, found in results.items() if found is not None}
+    return {
+        "benchmark": "sbc",
+        "environment": environment("cpu", ("arviz",)),
+        "settings": {
+            "simulations": args.simulations,
+            "rows": ROWS,
+            "warmup": WARMUP,
+            "draws": DRAWS,
+            "kept": KEPT,
+            "smoke_test": args.smoke_test,
+        },
+        "sbc": shown,
+        "as_expected": all(one["calibrated"] == (CASES[case][3] == 1) for case, one in shown.items()),
+        "complete": all(r is not None and len(r.numbers) >= args.simulations for r in results.values()),
+    }
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--simulations", type=whole, default=SIMULATIONS, help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="run these models")
+    add_run_options(parser, "sbc")
+    args = parser.parse_args()
+    if args.smoke_test:
+        args.simulations, args.only, args.runs = 2, args.only[:1], args.runs / "smoke"
+    deadline, count = Deadline(args.minutes), math.ceil(args.simulations / CHUNK)
+    for chunk in range(count):
+        for case in args.only:
+            start = chunk * CHUNK
+            path = args.runs / case / f"{start:05}.pt"
+            if not path.exists() and deadline.allows(EXPECTED):
+                number = min(CHUNK, args.simulations - start)
+                simulate(case, start, number, args.runs / case, args.smoke_test)
+        print(f"{min(args.simulations, (chunk + 1) * CHUNK)} simulations", flush=True)
+    found = record(args)
+    write_json(args.json, found)
+    return int(bool(found["complete"]) and not args.smoke_test and not found["as_expected"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
