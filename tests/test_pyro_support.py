@@ -23,15 +23,18 @@ from pyro import poutine
 from pyro.contrib.easyguide import easy_guide
 from pyro.infer import (
     HMC,
+    MCMC,
     NUTS,
     Importance,
     JitTraceEnum_ELBO,
     Predictive,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
+    TraceTMC_ELBO,
     config_enumerate,
     infer_discrete,
 )
@@ -179,6 +182,8 @@ EXACT = {
     "Trace_ELBO, EMGuide": drawn(Trace_ELBO),
     "TraceGraph_ELBO, EMGuide": drawn(TraceGraph_ELBO),
     "RenyiELBO, EMGuide": drawn(RenyiELBO, num_particles=2),
+    "ReweightedWakeSleep, EMGuide": lambda f, x: drawn(ReweightedWakeSleep, num_particles=2)(f, x)[0],
+    "TraceTMC_ELBO, EMGuide": drawn(TraceTMC_ELBO, max_plate_nesting=1),
     "Trace_ELBO, LabelMarginal": lambda f, x: Trace_ELBO().loss(marginal(f), scnf.exact_guide, x),
     "Importance, EMGuide": importance_of_the_label,
     "Importance, LabelMarginal": importance,
@@ -423,6 +428,16 @@ def test_density_of_chains(kernel, shared, flow, x):
             expected = -((scores + share.log()).logsumexp(-1).sum() + log_prior + bent)
             assert found.item() == pytest.approx(expected.item(), rel=1e-10)
     assert counter.calls == (1 if shared else 3)
+
+
+def test_two_chains_in_two_processes(flow, x):
+    kernel = NUTS(with_share(flow), max_plate_nesting=1, max_tree_depth=2)
+    options = {"num_chains": 2, "mp_context": "fork", "disable_progbar": True}
+    mcmc = MCMC(kernel, num_samples=5, warmup_steps=5, **options)
+    mcmc.run(x)
+    first, second = mcmc.get_samples(group_by_chain=True)["share"]
+    assert first.shape == (5, 3)
+    assert not torch.equal(first, second)
 
 
 def test_loc_scale_reparam(flow, x):
