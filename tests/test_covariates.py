@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
+import runpy
+import sys
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +23,7 @@ from torch.nn.functional import one_hot
 import pyro_scnf as scnf
 from pyro_scnf.priors import ConditionalFlowPrior, GaussianMixturePrior
 
+COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
 F64 = torch.float64
 K, D, B = 3, 2, 5
 SPEC = f"flow:covariates={D},steps=1,width=6,blocks=1"
@@ -381,3 +386,45 @@ def test_other_faults(flow, data):
         scnf.elbo(scnf.SemiSupervisedModel(flow))(x)
     with pytest.raises(TypeError, match="covariates"):
         GaussianMixturePrior((2,), 3, covariates=2)
+
+
+# -- the example -----------------------------------------------------------------------------------
+class TestExample:
+    @pytest.fixture
+    def example(self, monkeypatch, tmp_path):
+        monkeypatch.syspath_prepend(str(COMPOSING))
+        monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
+        monkeypatch.chdir(tmp_path)
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            yield lambda run_name: runpy.run_path(str(COMPOSING / "covariates.py"), run_name=run_name)
+        for module in ("composed", "estimates", "command_line"):
+            sys.modules.pop(module, None)
+
+    def test_its_model_sums_out_what_is_missing(self, example):
+        """With each known or unknown: the label, the scanner, and the age, of which there are draws."""
+        defined = example("example")
+        flow = make(f"flow:covariates={K},steps=1,width=6,blocks=1", dtype=torch.float32)
+        x, y = torch.randn(4, 4), torch.tensor([1, -1, -1, 2])
+        age, scanner = torch.tensor([0.5, -0.5, math.nan, math.nan]), torch.tensor([0, -1, 1, -1])
+        ages = torch.randn(3, 2)
+        found = scnf.enumerate_labels(defined["model"], (flow, x, y, age, scanner), {"age": ages})
+        for s in range(3):
+            filled = torch.cat([age[:2], ages[s]])
+            given = [defined["covariates"](filled, torch.tensor(g)) for g in (0, 1)]
+            both = torch.stack([flow.class_log_prob(x, covariates=c) for c in given]).double()
+            mean = both.logsumexp(0) - math.log(2)
+            by_scanner = [both[0, 0], mean[1], both[1, 2], mean[3]]
+            normal = torch.where(age.isnan(), 0, -age.square() / 2 - math.log(2 * math.pi) / 2)
+            for n, (row, label) in enumerate(zip(by_scanner, y.tolist(), strict=True)):
+                expected = row + normal[n] - (math.log(K) if label < 0 else 0)
+                keep = slice(None) if label < 0 else [label]
+                assert relative(found[s, n, keep], expected[keep]) < 1e-5
+                assert label < 0 or found[s, n].argmax() == label
+
+    def test_it_runs(self, example, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["covariates.py", "--smoke-test", "--out", "out"])
+        example("__main__")
+        metrics = json.loads(Path("out/metrics.json").read_text())
+        lengths = {len(values) for values in metrics["estimates"]["age"].values()}
+        assert len(lengths) == 1
+        assert {"error_pct", "error_pct_without_covariates", "p_true_scanner"} <= set(metrics)
