@@ -18,8 +18,10 @@ from pyro_scnf._state import Contents, Parts, State, contents_of, state_with_dat
 
 __all__ = ["share_encoding"]
 
-LIMIT = 32
-"""A block keeps this many values at most. The one that was used least recently goes first."""
+LIMIT, PLAIN_LIMIT = 32, 256
+"""A block keeps this many values with a graph, and this many without one. The one that was used least recently
+goes first. Without a graph a value is no larger than its data, such as the steps of a chain, which the user
+keeps anyway."""
 
 Kind = Literal["encoding", "scores"]
 Value = tuple[Tensor, Tensor]
@@ -77,8 +79,10 @@ class Block:
         watched = _Watched.of(parts, data) if self.watch else None
         entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
-        while len(entries) > LIMIT:
-            entries.popitem(last=False)
+        graph = value[0].requires_grad
+        alike = [other for other, entry in entries.items() if entry.value[0].requires_grad == graph]
+        for other in alike[: -LIMIT if graph else -PLAIN_LIMIT]:
+            del entries[other]
 
     def close(self) -> None:
         """Forget everything, for good."""
