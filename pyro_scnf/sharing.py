@@ -19,9 +19,8 @@ from pyro_scnf._state import Contents, Parts, State, contents_of, state_with_dat
 __all__ = ["share_encoding"]
 
 LIMIT, PLAIN_LIMIT = 32, 256
-"""A block keeps this many values with a graph, and this many without one. The one that was used least recently
-goes first. Without a graph a value is no larger than its data, such as the steps of a chain, which the user
-keeps anyway."""
+"""A block keeps so many values with a graph, and so many without one. The least recently used ones go first.
+Without a graph a value is no larger than its data, which the user keeps anyway."""
 
 Kind = Literal["encoding", "scores"]
 Value = tuple[Tensor, Tensor]
