@@ -3,8 +3,8 @@
 A flow has learned from earlier data. In new data the classes have other means and scales, and NUTS samples
 these in two chains. With a few labels, each chain starts at a labelled row of each class. Without labels, all
 K! ways to number the classes are equally probable (label switching): chains end in different ones, and R-hat
-is large. Each draw then takes the numbers for which its means are closest to those of the earlier data.
-Wrong are draws that keep their numbers, and scales that all classes share, as PSIS-LOO tells.
+is large. Each draw then takes the numbers for which its means are closest to those of the earlier data. The
+wrong models keep the numbers of the draws, or share the scales among the classes.
 
     python examples/composing/class_means.py --out out/class_means
 """
@@ -16,7 +16,8 @@ from copy import deepcopy
 import arviz as az
 import pyro.distributions as dist
 import torch
-from composed import K, estimate, finish, nuts, parse, train
+from composed import K, nuts, parse, train
+from estimates import estimate, finish
 from pyro.nn.module import PyroSample, to_pyro_module_
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor

@@ -1,6 +1,6 @@
 """Which class, if x depends on an age and a scanner too? Labels and covariates, of which some are missing.
 
-One scanner turns the points, and with age they move outwards. Unknown labels and scanners are summed out. An
+One scanner shifts the points, and with age they move outwards. Unknown labels and scanners are summed out. An
 unknown age is a latent site: a guide finds it in training, and in new rows the likelihood weighs draws of it.
 
     python examples/composing/covariates.py --out out/covariates
@@ -13,7 +13,8 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from composed import K, estimate, finish, parse, petals
+from composed import K, parse, petals
+from estimates import estimate, finish
 from pyro.infer import SVI, TraceEnum_ELBO, autoguide
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -24,10 +25,10 @@ import pyro_scnf as scnf
 def people(rows: int, unlabelled: float) -> list[Tensor]:
     """Points, with label, age and scanner of each, and then these three again, some of them unknown."""
     y, age, scanner = torch.randint(K, (rows,)), torch.randn(rows), torch.randint(2, (rows,))
-    turned = torch.view_as_complex(petals(y)) * torch.polar((0.3 * age).exp(), 1.5 * math.pi / K * scanner)
+    shifted = petals(y) * (0.3 * age).exp()[:, None] + torch.tensor([2.5, 0.0]) * scanner[:, None]
     known = torch.rand(3, rows) >= torch.tensor([[unlabelled], [0.3], [0.3]])
     seen = [torch.where(*of) for of in zip(known, (y, age, scanner), (-1, math.nan, -1), strict=True)]
-    return [torch.view_as_real(turned), y, age, scanner, *seen]
+    return [shifted, y, age, scanner, *seen]
 
 
 def covariates(age: Tensor, scanner: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
-from composed import K, estimate, finish, nuts, parse, petals, train
+from composed import K, nuts, parse, petals, train
+from estimates import estimate, finish
 from torch import Tensor
 
 import pyro_scnf as scnf

@@ -19,14 +19,14 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
-from composed import K, estimate, finish, nuts, parse, petals, train
+from composed import K, nuts, parse, petals, train
+from estimates import estimate, finish
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 import pyro_scnf as scnf
 
-SEQUENCES, STEPS = 40, 15
-FIRST = torch.tensor([0.6, 0.3, 0.1])
+SEQUENCES, STEPS, FIRST = 40, 15, torch.tensor([0.6, 0.3, 0.1])
 TRANSITION = torch.tensor([[0.80, 0.15, 0.05], [0.05, 0.75, 0.20], [0.30, 0.05, 0.65]])
 """Entry i, j: how often label j follows label i."""
 
