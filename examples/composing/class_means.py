@@ -3,8 +3,7 @@
 A flow has learned from earlier data. In new data the classes have other means and scales, and NUTS samples
 these in two chains. With a few labels, each chain starts at a labelled row of each class. Without labels, all
 K! ways to number the classes are equally probable (label switching): chains end in different ones, and R-hat
-is large. Each draw then takes the numbers for which its means are closest to those of the earlier data. The
-wrong models keep the numbers of the draws, or share the scales among the classes.
+is large. Each draw then takes the numbers for which its means are closest to those of the earlier data.
 
     python examples/composing/class_means.py --out out/class_means
 """

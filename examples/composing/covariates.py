@@ -1,21 +1,21 @@
 """Which class, if x depends on an age and a scanner too? Labels and covariates, of which some are missing.
 
 One scanner shifts the points, and with age they move outwards. Unknown labels and scanners are summed out. An
-unknown age is a latent site: a guide finds it in training, and in new rows the likelihood weighs draws of it.
+unknown age is a latent site: a guide finds it in training, and in new rows the likelihood weighs draws.
 
     python examples/composing/covariates.py --out out/covariates
 """
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, parse, petals
 from estimates import estimate, finish
-from pyro.infer import SVI, TraceEnum_ELBO, autoguide
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import ClippedAdam
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -27,7 +27,7 @@ def people(rows: int, unlabelled: float) -> list[Tensor]:
     y, age, scanner = torch.randint(K, (rows,)), torch.randn(rows), torch.randint(2, (rows,))
     shifted = petals(y) * (0.3 * age).exp()[:, None] + torch.tensor([2.5, 0.0]) * scanner[:, None]
     known = torch.rand(3, rows) >= torch.tensor([[unlabelled], [0.3], [0.3]])
-    seen = [torch.where(*of) for of in zip(known, (y, age, scanner), (-1, math.nan, -1), strict=True)]
+    seen = [torch.where(*of) for of in zip(known, (y, age, scanner), (-1, torch.nan, -1), strict=True)]
     return [shifted, y, age, scanner, *seen]
 
 
@@ -66,25 +66,24 @@ def infer(*args: Tensor) -> list[Tensor]:
 
 
 def main() -> dict[str, object]:
-    args = parse(__doc__.splitlines()[0], "covariates")
     pyro.clear_param_store()
+    args = parse(__doc__.splitlines()[0], "covariates")
     x, *_, y, age, scanner = people(3000, 0.7)
-    f_w = scnf.flows.glow((2,), steps=1, width=8, blocks=1)
-    flow = scnf.SemiConditionalFlow(f_w, "flow:covariates=3,steps=2,width=16,blocks=1", K)
+    prior = "flow:covariates=3,steps=2,width=16,blocks=1"
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=8, blocks=1), prior, K)
     flow.initialize(x, y, torch.zeros(len(x), 3))
-    guide = autoguide.AutoNormal(pyro.poutine.block(model, expose=["age"]))
-    adam, loss = pyro.optim.ClippedAdam({"lr": 0.01, "lrd": 0.99}), TraceEnum_ELBO(max_plate_nesting=1)
-    svi = SVI(model, guide, adam, loss)
+    guide = AutoNormal(pyro.poutine.block(model, expose=["age"]))
+    svi = SVI(model, guide, ClippedAdam({"lr": 0.01, "lrd": 0.99}), TraceEnum_ELBO(max_plate_nesting=1))
     for _ in range(5 if args.smoke_test else 400):
         svi.step(flow, x, y, age, scanner)
     flow.requires_grad_(False).eval()
     x, y, age, scanner, unlabelled, some_ages, some_scanners = people(200, 1.0)
     ages, labels, scanners = infer(flow, x, unlabelled, some_ages, some_scanners)
-    _, without, _ = infer(flow, x, unlabelled, age + math.nan, unlabelled)
-    found = {"error_pct": labels, "error_pct_without_covariates": without}
-    errors = {name: 100 * (p.argmax(-1) != y).double().mean().item() for name, p in found.items()}
-    right = scanners.gather(-1, scanner[:, None])[some_scanners < 0].mean().item()
-    return finish(args, {"age": estimate(ages, age[some_ages.isnan()])}, **errors, p_true_scanner=right)
+    _, without, _ = infer(flow, x, unlabelled, age + torch.nan, unlabelled)
+    found = {"error_pct": labels, "error_pct_without_covariates": without}.items()
+    metrics = {name: 100 * (p.argmax(-1) != y).double().mean().item() for name, p in found}
+    metrics["p_true_scanner"] = scanners.gather(-1, scanner[:, None])[some_scanners < 0].mean().item()
+    return finish(args, {"age": estimate(ages, age[some_ages.isnan()])}, **metrics)
 
 
 if __name__ == "__main__":
