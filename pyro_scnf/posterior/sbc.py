@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["sbc"]
 
 Values = Mapping[str, Tensor]
+Quantity = Callable[[Values, Values], Tensor | float]
 
 
 def sbc(
@@ -38,7 +40,7 @@ def sbc(
     seed: int = 0,
     start: int = 0,
     sites: Sequence[str] | None = None,
-    quantities: Mapping[str, Callable[[Values, Values], Tensor | float]] | None = None,
+    quantities: Mapping[str, Quantity] | None = None,
     label: str | None = None,
     thin: int | None = None,
     max_plate_nesting: int = 1,
@@ -89,76 +91,43 @@ def sbc(
     data_names = [observed] if isinstance(observed, str) else list(observed)
     results = []
     for number in range(start, start + num_simulations):
+        where = f"simulation {number} of seed {seed}"
         key = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
         with seeded(int(key >> np.uint64(1))), pyro.get_param_store().scope():
-            with torch.no_grad():
-                trace = poutine.trace(model).get_trace(*args)
-            params = [k for k, v in trace.nodes.items() if v["type"] == "param" and "$$$" not in k]
-            if params:
-                raise ValueError(f"model has parameters {params} in Pyro's store, expected fixed tensors")
-            found = sample_sites(trace)
+            found = _simulate(model, args)
             latents = _latents(found, data_names, sites, label)
             data = {name: found[name]["value"].detach() for name in data_names}
             conditioned = poutine.condition(model, data=data)
             try:
                 draws = read_draws(infer(conditioned, *args), None, False, owner="infer")[0]
             except Exception as error:
-                raise RuntimeError(f"simulation {number} of seed {seed}: infer failed: {error}") from error
+                raise RuntimeError(f"{where}: infer failed: {error}") from error
             draws = {name: values.detach().cpu() for name, values in draws.items()}
-            where = f"simulation {number} of seed {seed}"
             _check_draws(draws, found, latents, where)
-            ess = None
+            ess = probs = labels = None
             if thin is not None:
                 draws, ess = _thinned(draws, latents, thin)
-            truth = {k: v["value"].detach().cpu() for k, v in found.items() if k in draws}
-            names, true, drawn = _components(latents, truth, draws)
-            for name, quantity in (quantities or {}).items():
-                count = len(drawn)
-                shaped = {k: v.reshape(count, *truth[k].shape) for k, v in draws.items()}
-                several = [
-                    _scalar(quantity({k: v[s] for k, v in shaped.items()}, data)) for s in range(count)
-                ]
-                names.append(name)
-                true = torch.cat([true, _scalar(quantity(truth, data))[None]])
-                drawn = torch.cat([drawn, torch.stack(several)[:, None]], 1)
-            if bool(true.isnan().any() | drawn.isnan().any()):
-                bad = (true.isnan() | drawn.isnan().any(0)).nonzero()[:, 0].tolist()
-                raise ValueError(f"{where}: NaN in {[names[i] for i in bad]}, expected numbers")
-            ties = (drawn == true).sum(0)
-            rank = (drawn < true).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long().minimum(ties)
-            probs = labels = None
+            names, true, drawn = _components(found, latents, draws, quantities or {}, data, where)
+            ranks = _ranks(true, drawn)
             if label is not None:
+                nesting = max_plate_nesting
                 joint = enumerate_labels(
-                    conditioned,
-                    args,
-                    draws,
-                    site=label,
-                    max_plate_nesting=max_plate_nesting,
-                    parallel=parallel,
+                    conditioned, args, draws, site=label, max_plate_nesting=nesting, parallel=parallel
                 )
-                probs = (joint.log_softmax(-1).logsumexp(0) - math.log(len(joint))).flatten(0, -2).cpu()[None]
-                labels = found[label]["value"].detach().cpu().long().reshape(1, -1)
-                if probs.shape[1] != labels.shape[1] or bool(probs.isnan().any()):
-                    raise ValueError(
-                        f"{where}: label {label!r} has probabilities of {probs.shape[1]} rows and "
-                        f"{labels.shape[1]} values; expected one for each row, none left out by a mask"
-                    )
-        one = SBCResult(
-            int(seed),
-            len(drawn),
-            tuple(names),
-            torch.tensor([number]),
-            rank[None],
-            true[None],
-            ess,
-            probs,
-            labels,
-        )
-        results.append(one)
-    merged = results[0]
-    for one in results[1:]:
-        merged = merged.merge(one)
-    return merged
+                probs, labels = _labels(joint, found[label]["value"], label, where)
+        one = torch.tensor([number]), ranks[None], true[None], ess, probs, labels
+        results.append(SBCResult(int(seed), len(drawn), names, *one))
+    return reduce(SBCResult.merge, results)
+
+
+def _simulate(model: Callable[..., object], args: Sequence[object]) -> dict[str, Site]:
+    """The sites of a run of the model, which observes nothing and has no parameters in Pyro's store."""
+    with torch.no_grad():
+        trace = poutine.trace(model).get_trace(*args)
+    params = [k for k, v in trace.nodes.items() if v["type"] == "param" and "$$$" not in k]
+    if params:
+        raise ValueError(f"model has parameters {params} in Pyro's store, expected fixed tensors")
+    return sample_sites(trace)
 
 
 def _latents(
@@ -224,21 +193,53 @@ def _thinned(draws: Values, latents: Sequence[str], count: int) -> tuple[dict[st
     return {name: values[kept] for name, values in draws.items()}, torch.tensor([least])
 
 
-def _components(latents: Sequence[str], truth: Values, draws: Values) -> tuple[list[str], Tensor, Tensor]:
+def _components(
+    found: Mapping[str, Site],
+    latents: Sequence[str],
+    draws: Values,
+    quantities: Mapping[str, Quantity],
+    data: Values,
+    where: str,
+) -> tuple[tuple[str, ...], Tensor, Tensor]:
     """Names of the C scalars, their true values ``(C,)`` and their draws ``(S, C)``."""
+    truth = {name: found[name]["value"].detach().cpu() for name in draws}
+    count = len(next(iter(draws.values())))
+    draws = {name: values.reshape(count, *truth[name].shape) for name, values in draws.items()}
     names = [
         name + (f"[{', '.join(map(str, index))}]" if index else "")
         for name in latents
         for index in np.ndindex(*truth[name].shape)
     ]
-    true = torch.cat([truth[name].reshape(-1) for name in latents]).double()
-    return (
-        names,
-        true,
-        torch.cat(
-            [draws[name].flatten(1) if draws[name].dim() > 1 else draws[name][:, None] for name in latents], 1
-        ).double(),
-    )
+    true = [truth[name].reshape(-1).double() for name in latents]
+    drawn = [draws[name].reshape(count, -1).double() for name in latents]
+    for name, quantity in quantities.items():
+        names.append(name)
+        true.append(_scalar(quantity(truth, data))[None])
+        each = [{site: values[s] for site, values in draws.items()} for s in range(count)]
+        drawn.append(torch.stack([_scalar(quantity(values, data)) for values in each])[:, None])
+    all_true, all_drawn = torch.cat(true), torch.cat(drawn, 1)
+    bad = (all_true.isnan() | all_drawn.isnan().any(0)).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"{where}: NaN in {[names[i] for i in bad]}, expected numbers")
+    return tuple(names), all_true, all_drawn
+
+
+def _ranks(true: Tensor, drawn: Tensor) -> Tensor:
+    """How many draws ``(S, C)`` are below the truth ``(C,)``. Ties are broken at random."""
+    ties = (drawn == true).sum(0)
+    return (drawn < true).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long().minimum(ties)
+
+
+def _labels(joint: Tensor, values: Tensor, label: str, where: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a label ``(1, rows, K)``, averaged over draws, and its values ``(1, rows)``."""
+    probs = (joint.log_softmax(-1).logsumexp(0) - math.log(len(joint))).flatten(0, -2).cpu()[None]
+    labels = values.detach().cpu().long().reshape(1, -1)
+    if probs.shape[1] != labels.shape[1] or bool(probs.isnan().any()):
+        raise ValueError(
+            f"{where}: label {label!r} has probabilities of {probs.shape[1]} rows and {labels.shape[1]} "
+            "values; expected one for each row, none left out by a mask"
+        )
+    return probs, labels
 
 
 def _scalar(value: Tensor | float) -> Tensor:
