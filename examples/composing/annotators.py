@@ -1,6 +1,6 @@
 """A simulated crowd: points with votes of annotators whose quality is known to us, and not to the model.
 
-Of five annotators, three make mistakes of any kind, each at a rate of its own. Two take class 1 for class 2.
+Of five annotators, two make mistakes of any kind, each at a rate of its own. Three take class 1 for class 2.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pyro_scnf as scnf
 VOTED, VOTES = 240, 2  # rows that have votes, and how many
 SHARES = torch.tensor([0.40, 0.35, 0.25])
 MIXED_UP = torch.tensor([[0.85, 0.10, 0.05], [0.10, 0.20, 0.70], [0.05, 0.10, 0.85]])
-CARELESS = [torch.full((K, K), wrong).fill_diagonal_(1 - 2 * wrong) for wrong in (0.05, 0.12, 0.20)]
-CONFUSION = torch.stack([*CARELESS, MIXED_UP, MIXED_UP])
+CARELESS = [torch.full((K, K), wrong).fill_diagonal_(1 - 2 * wrong) for wrong in (0.05, 0.12)]
+CONFUSION = torch.stack([*CARELESS, MIXED_UP, MIXED_UP, MIXED_UP])
 """Entry a, k, v: how often annotator a says v of class k."""
 
 

@@ -59,7 +59,8 @@ def main() -> dict[str, object]:
     first = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=4, width=32), "gmm", K)
     first.initialize(x, agreed)
     flows = {"votes": None, "first": first, "joint": deepcopy(first)}
-    learn(args, scnf.elbo(scnf.SemiSupervisedModel(first)), x, agreed)
+    model = scnf.SemiSupervisedModel(first, class_probs="learnable")
+    learn(args, scnf.elbo(model), x, agreed)
 
     models = {name: make_model(flow) for name, flow in flows.items()}
     found, draws, metrics = {}, {}, {"error_pct_majority": error(guess[:VOTED], y)}
