@@ -246,3 +246,21 @@ class TestExport:
         model = Counted(lambda x: self.two_labels(x, True))
         scnf.to_inference_data(model, (x,), {"loc": loc}, site="y_a", chunk_size=5)
         assert model.runs == 1 + (1 + 2) + 1 + (1 + 2)  # to learn the sites; chunks of 5, 5 and 3
+
+
+def test_a_wrong_label_is_found_beside_thousands_of_nats_that_labels_share():
+    """Log-densities of 1e5 nats have steps of 0.008, so labels are compared with each other."""
+    shares = dist.Dirichlet(torch.tensor([30.0, 40.0, 30.0])).sample((5,))
+    x = torch.full((5,), 450.0)
+
+    def first_share(x):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(share.reshape(-1, 3)[0]))
+            pyro.sample("x", dist.Normal(0.001 * y, 1.0), obs=x)
+
+    with pytest.warns(UserWarning, match="'first_share' does not broadcast"):
+        joint = scnf.enumerate_labels(first_share, (x,), {"share": shares})
+    expected = shares.log()[:, None] + dist.Normal(0.001 * torch.arange(3), 1.0).log_prob(x[:, None])
+    assert torch.allclose(joint.log_softmax(-1), expected.double().log_softmax(-1), atol=0.02)
+    assert not torch.allclose(joint[0].softmax(-1), joint[1].softmax(-1), atol=0.02)

@@ -49,7 +49,9 @@ class LabelTable(NamedTuple):
     def difference(self, draw: int, other: LabelTable) -> float:
         """The largest difference in nats between a draw of this run, and a run for this draw alone.
 
-        It is 0 up to rounding errors of sums of hundreds of terms, and infinite if other rows are seen.
+        It is 0 up to rounding errors of sums of hundreds of terms, and infinite if other rows are seen. What
+        the labels of a row share may be thousands of nats, whose rounding would hide a wrong label. Both runs
+        share it, so labels are compared with each other too.
         """
         ours, theirs = self.joint[draw], other.joint[0]
         if ours.shape != theirs.shape or not (
@@ -60,10 +62,21 @@ class LabelTable(NamedTuple):
         impossible = (ours < LOG_ZERO / 2) & (theirs < LOG_ZERO / 2)
         same = (ours == theirs) | (ours.isnan() & theirs.isnan()) | impossible
         apart = (ours - theirs).abs().masked_fill(same, 0.0).nan_to_num(math.inf)
-        size = theirs[theirs.isfinite() & (theirs > LOG_ZERO / 2)].abs()
-        allowed = max(256 * self.rounding, 1e-9) * (1 + float(size.max() if size.numel() else 0))
-        largest = float(apart.max()) if apart.numel() else 0.0
-        return largest if largest > allowed else 0.0
+        possible = theirs.isfinite() & (theirs > LOG_ZERO / 2)
+        size, share = _largest(theirs[possible]), max(self.rounding, 1e-11)
+        if _largest(apart) > 256 * share * (1 + size):
+            return _largest(apart)
+        ours, theirs = (
+            table - table.masked_fill(~possible, -math.inf).amax(-1, True) for table in (ours, theirs)
+        )
+        among = (ours - theirs)[possible & ~same]
+        allowed = 256 * share * (1 + _largest(theirs[possible])) + 8 * share * size
+        return _largest(among) if _largest(among) > allowed else 0.0
+
+
+def _largest(values: Tensor) -> float:
+    """The largest absolute value, 0 if there is none."""
+    return float(values.abs().max()) if values.numel() else 0.0
 
 
 def tabulate(
