@@ -246,7 +246,7 @@ def test_errors_name_what_is_wrong() -> None:
     raises("label: no such sites", label="y")
     raises("model observes", model=observes)
     raises("has parameters", model=with_param)
-    raises("unknown sites", infer=lambda model: {"nu": torch.randn(9)})
+    raises("and none of", infer=lambda model: {"nu": torch.randn(9)})
     raises("of shape", infer=lambda model: {"mu": torch.randn(9, 2)})
     raises("NaN in", infer=lambda model: {"mu": torch.full((9,), math.nan)})
     raises("simulation 7 of seed 0: infer failed: too large", RuntimeError, infer=broken, start=7)

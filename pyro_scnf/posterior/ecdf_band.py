@@ -7,6 +7,8 @@ matrices, without simulation (Säilynoja, Bürkner and Vehtari, 2022, https://ar
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from pyro_scnf._numbers import check_at_least, check_number
 
 __all__ = ["RankBand"]
 
-HALVINGS = 30
+HALVINGS, DIGITS = 30, 12  # probabilities are right to so many digits
 
 
 class RankBand:
@@ -28,11 +30,11 @@ class RankBand:
         check_at_least(1, num_ranks=num_ranks, num_draws=num_draws)
         self.num_ranks, self.num_draws = num_ranks, num_draws
         count = torch.arange(num_ranks + 1, dtype=torch.float64)
-        self._steps = [
-            # Of the ranks that are at least i - 1, a share of 1 / (S + 2 - i) equals i - 1.
-            _binomial(num_ranks - count[:, None], count - count[:, None], 1 / (num_draws + 2 - i))
-            for i in range(1, num_draws + 1)
-        ]
+        self._more, self._rest = (count - count[:, None]).clamp(min=0), num_ranks - count
+        ways = (
+            (num_ranks - count[:, None] + 1).lgamma() - (self._more + 1).lgamma() - (self._rest + 1).lgamma()
+        )
+        self._ways = ways.where(count >= count[:, None], -torch.inf)
         share = torch.arange(1, num_draws + 1, dtype=torch.float64)[:, None] / (num_draws + 1)
         probs = _binomial(torch.full_like(count, num_ranks), count, share)
         below, above = probs.cumsum(-1), probs.flip(-1).cumsum(-1).flip(-1)
@@ -48,7 +50,7 @@ class RankBand:
         """The probability that uniform ranks come as near to a bound, or nearer, ``(C,)`` of ``(N, C)``."""
         counts = self.counts(ranks)
         nearest = self.tails[torch.arange(self.num_draws), counts].min(-1).values
-        return torch.stack([1 - self._inside(tail) for tail in nearest]).clamp(0, 1)
+        return torch.stack([1 - self._inside(tail) for tail in nearest]).clamp(0, 1).round(decimals=DIGITS)
 
     def bounds(self, level: float) -> tuple[Tensor, Tensor]:
         """Bounds ``(S,)`` of the counts, which hold at all points with probability ``level`` or more.
@@ -59,7 +61,7 @@ class RankBand:
         low, high = 0.0, 1.0
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            if self._inside(torch.tensor(middle, dtype=torch.float64)) >= level:
+            if self._inside(torch.tensor(middle, dtype=torch.float64)) >= level - 10**-DIGITS:
                 low = middle
             else:
                 high = middle
@@ -72,9 +74,15 @@ class RankBand:
         """The probability that the tails of all counts exceed ``tail``."""
         state = torch.zeros(self.num_ranks + 1, dtype=torch.float64)
         state[0] = 1
-        for step, inside in zip(self._steps, self._allowed(tail), strict=True):
-            state = (state @ step) * inside
+        for point, inside in enumerate(self._allowed(tail), 1):
+            state = (state @ self._step(point)) * inside
         return state.sum()
+
+    def _step(self, point: int) -> Tensor:
+        """The probability of each count at a point, given that at the point before, ``(N + 1, N + 1)``."""
+        # Of the ranks that are at least i - 1, a share of 1 / (S + 2 - i) equals i - 1.
+        share = 1 / (self.num_draws + 2 - point)
+        return (self._ways + self._more * math.log(share) + self._rest * math.log1p(-share)).exp()
 
     def _allowed(self, tail: Tensor) -> Tensor:
         return self.tails > tail * (1 + 1e-9)  # equal tails, computed from either end, are equal

@@ -77,8 +77,8 @@ def sbc(
     :param parallel: as in :func:`pyro_scnf.enumerate_labels`, for ``label``.
     :return: ranks, truths and label probabilities. Ties are broken at random.
     :raises ValueError: if the model observes something, has a ``pyro.param``, or lacks a named site; if no
-        latent is left to rank; for a discrete one in ``sites``; for draws of unknown sites, of other shapes
-        or of none of the sites; if S differs between simulations; for numbers that are NaN.
+        latent is left to rank; for a discrete one in ``sites``; for draws of other shapes or of none of
+        the sites; if S differs between simulations; for numbers that are NaN.
     :raises RuntimeError: if ``infer`` fails, with the number of the simulation. None is left out.
 
     Source: Talts et al. (2018), https://arxiv.org/abs/1804.06788; Modrák et al. (2023),
@@ -102,7 +102,8 @@ def sbc(
                 draws = read_draws(infer(conditioned, *args), None, False, owner="infer")[0]
             except Exception as error:
                 raise RuntimeError(f"{where}: infer failed: {error}") from error
-            draws = {name: values.detach().cpu() for name, values in draws.items()}
+            # A guide has auxiliary sites too, such as share_unconstrained.
+            draws = {name: values.detach().cpu() for name, values in draws.items() if name in found}
             _check_draws(draws, found, latents, where)
             ess = probs = labels = None
             if thin is not None:
@@ -165,12 +166,9 @@ def _is_discrete(site: Site) -> bool:
 
 
 def _check_draws(draws: Values, found: Mapping[str, Site], latents: Sequence[str], where: str) -> None:
-    unknown, missing = sorted(draws.keys() - found.keys()), [k for k in latents if k not in draws]
-    if unknown or missing:
-        raise ValueError(
-            f"{where}: infer returned draws of unknown sites {unknown} and none of {missing}; expected "
-            f"{latents}"
-        )
+    missing = [name for name in latents if name not in draws]
+    if missing:
+        raise ValueError(f"{where}: infer returned draws of {sorted(draws)}, and none of {missing}")
     for name, values in draws.items():
         shape, true = tuple(values.shape[1:]), tuple(found[name]["value"].shape)
         if [size for size in shape if size > 1] != [size for size in true if size > 1]:
