@@ -20,7 +20,7 @@ __all__ = ["share_encoding"]
 
 LIMIT, PLAIN_LIMIT = 32, 256
 """A block keeps so many values with a graph, and so many without one. The least recently used ones go first.
-Without a graph a value is no larger than its data, which the user keeps anyway."""
+Without a graph a value is about as large as its data, which the user keeps anyway."""
 
 Kind = Literal["encoding", "scores"]
 Value = tuple[Tensor, Tensor]
@@ -157,8 +157,9 @@ def share_encoding() -> Iterator[None]:
     this package, nothing writes to parameters within that block. It then holds no copy, and notices only the
     changes that PyTorch counts.
 
-    The block holds at most 32 values and their graphs. It drops a value when its data tensor is gone, and all
-    of them at its end. As with any shared graph, call ``backward`` once per block, or keep the flow frozen.
+    The block holds at most 32 values with their graphs, and 256 without one. It drops a value when its data
+    tensor is gone, and all of them at its end. As with any shared graph, call ``backward`` once per block, or
+    keep the flow frozen.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)

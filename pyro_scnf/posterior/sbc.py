@@ -50,8 +50,8 @@ def sbc(
 
     Each simulation draws latents and data from the model, infers the latents from the data alone, and ranks
     each true value among the posterior draws. If inference is right, and its draws are independent, the ranks
-    are uniform on 0 to S. A wrong model, a guide that is too narrow or a sampler that has not mixed bends
-    their distribution.
+    are uniform on 0 to S. A guide that is too narrow, a sampler that has not mixed, or inference with another
+    model than the one that made the data bends their distribution.
 
     A simulation is a function of ``seed`` and its number alone, as far as ``infer`` draws from PyTorch's
     generators. Each starts with an empty parameter store. Run some of them in each call or process with
