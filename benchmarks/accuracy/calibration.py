@@ -32,12 +32,12 @@ from benchmarks.tools.options import add_run_options, make_parser, whole
 from benchmarks.tools.records import write_json
 from pyro_scnf.analysis import calibration
 from pyro_scnf.posterior import SBCResult, sbc
+from pyro_scnf.posterior.sbc_result import LEVELS
 
 K, ROWS, ANNOTATORS = 3, 30, 2
 NOISE, WRONG = 0.5, 1.5
 WARMUP, DRAWS, KEPT = 60, 150, 99
 SIMULATIONS, CHUNK = 200, 5
-LEVELS = (0.5, 0.8, 0.95)
 EXPECTED = 0.3  # minutes of a chunk on a busy machine
 Model = Callable[..., None]
 
@@ -152,7 +152,7 @@ def figures(found: SBCResult) -> dict[str, object]:
         "names": list(found.names),
         "coverage_pct": {
             f"{100 * level:g}": (100 * row).tolist()
-            for level, row in zip(LEVELS, found.coverage(LEVELS), strict=True)
+            for level, row in zip(LEVELS, found.coverage(), strict=True)
         },
         "p_values": p_values.tolist(),
         "calibrated": bool(p_values.min() > 0.05 / len(p_values)),

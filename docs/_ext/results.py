@@ -275,9 +275,14 @@ class Results(SphinxDirective):
                 lines += record_text(stem, json.loads(files[stem].read_text(encoding="utf-8")))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise self.error(f"{files[stem]}: not a record of a benchmark ({error!r})") from error
-        parent = nodes.container()
-        self.state.nested_parse(StringList(lines, source=self.env.docname), 0, parent)
-        return parent.children
+        return parsed(self, lines)
+
+
+def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
+    """Lines of reStructuredText in the place of a directive."""
+    parent = nodes.container()
+    directive.state.nested_parse(StringList(lines, source=directive.env.docname), 0, parent)
+    return parent.children
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
-from results import table
+from results import parsed, table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -40,9 +39,7 @@ class Support(SphinxDirective):
         heading = ("what", "relative error below", "passes of f_w", "remark", "test")
         kept = range(5) if works else (0, 3, 4)
         lines = table([heading[i] for i in kept], [[row[i] for i in kept] for row in rows])
-        parent = nodes.container()
-        self.state.nested_parse(StringList(lines, source=self.env.docname), 0, parent)
-        return parent.children
+        return parsed(self, lines)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

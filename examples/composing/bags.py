@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, nuts, parse, petals, train
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from pyro import poutine
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def main() -> dict[str, object]:
     metrics = {}
     for size in (1, 2, LARGEST):
         some = probs[sizes == size]
-        metrics[f"error_pct_of_{size}"] = 100 * (some.argmax(-1) != y[sizes == size]).double().mean().item()
+        metrics[f"error_pct_of_{size}"] = error_pct(some.argmax(-1), y[sizes == size])
         metrics[f"doubt_pct_of_{size}"] = 100 * (1 - some.max(-1).values.mean().item())
     return finish(
         args,

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, parse, petals
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import ClippedAdam
@@ -81,7 +81,7 @@ def main() -> dict[str, object]:
     ages, labels, scanners = infer(flow, x, unlabelled, some_ages, some_scanners)
     _, without, _ = infer(flow, x, unlabelled, age + torch.nan, unlabelled)
     found = {"error_pct": labels, "error_pct_without_covariates": without}.items()
-    metrics = {name: 100 * (p.argmax(-1) != y).double().mean().item() for name, p in found}
+    metrics = {name: error_pct(p.argmax(-1), y) for name, p in found}
     metrics["p_true_scanner"] = scanners.gather(-1, scanner[:, None])[some_scanners < 0].mean().item()
     return finish(args, {"age": estimate(ages, age[some_ages.isnan()])}, **metrics)
 

@@ -19,7 +19,7 @@ import pyro.distributions as dist
 import torch
 from annotators import CONFUSION, SHARES, VOTED, majority, simulate
 from composed import K, nuts, parse
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from learning import learn
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal, init_to_mean
@@ -47,10 +47,6 @@ def make_model(flow: scnf.SemiConditionalFlow | None = None) -> Callable[..., No
     return model
 
 
-def error(guess: Tensor, truth: Tensor) -> float:
-    return 100 * (guess != truth[: len(guess)]).double().mean().item()
-
-
 def main() -> dict[str, object]:
     args = parse(__doc__.splitlines()[0], "crowd_labels")
     (y, x, votes), (y_test, x_test, _) = simulate(800), simulate(4000)
@@ -63,7 +59,7 @@ def main() -> dict[str, object]:
     learn(args, scnf.elbo(model), x, agreed)
 
     models = {name: make_model(flow) for name, flow in flows.items()}
-    found, draws, metrics = {}, {}, {"error_pct_majority": error(guess[:VOTED], y)}
+    found, draws, metrics = {}, {}, {"error_pct_majority": error_pct(guess[:VOTED], y[:VOTED])}
     for name in ("votes", "joint"):
         guide = AutoNormal(poutine.block(models[name], hide=["y"]), init_loc_fn=init_to_mean)
         learn(args, scnf.elbo(models[name], guide), x, votes)
@@ -73,10 +69,10 @@ def main() -> dict[str, object]:
         flow = flows[name].requires_grad_(False).eval()
         draws[name] = nuts(args, models[name], x, votes, start=found["joint"])
         scores = flow.class_log_prob(x_test) + SHARES.log()
-        metrics[f"error_pct_{name}_flow"] = error(scores.argmax(-1), y_test)
+        metrics[f"error_pct_{name}_flow"] = error_pct(scores.argmax(-1), y_test)
     for name, model in models.items():  # of the rows with votes
         probs = scnf.enumerate_labels(model, (x, votes), draws[name]).softmax(-1).mean(0)
-        metrics[f"error_pct_with_{name}"] = error(probs.argmax(-1)[:VOTED], y)
+        metrics[f"error_pct_with_{name}"] = error_pct(probs.argmax(-1)[:VOTED], y[:VOTED])
 
     def estimates(name: str) -> dict[str, dict[str, list[float]]]:
         of = draws[name]["confusion"]

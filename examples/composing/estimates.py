@@ -25,6 +25,11 @@ def estimate(draws: Tensor, truth: Tensor) -> dict[str, list[float]]:
     return {name: value.tolist() for name, value in values.items()}
 
 
+def error_pct(guess: Tensor, truth: Tensor) -> float:
+    """The share of wrong guesses, in per cent."""
+    return 100 * (guess != truth).double().mean().item()
+
+
 def finish(
     args: argparse.Namespace,
     estimates: Estimates,

@@ -16,7 +16,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, nuts, parse, petals, train
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from torch import Tensor
 
 import pyro_scnf as scnf
@@ -74,9 +74,9 @@ def main() -> dict[str, object]:
         args,
         {**shares(draws), **common},
         wrong=shares(wrong),
-        regime_error_pct=100 * (chances.argmax(-1) != r[:, 0]).double().mean().item(),
+        regime_error_pct=error_pct(chances.argmax(-1), r[:, 0]),
         probability_of_the_true_regime=chances.gather(-1, r).mean().item(),
-        error_pct=100 * (labels.argmax(-1) != y).double().mean().item(),
+        error_pct=error_pct(labels.argmax(-1), y),
     )
 
 

@@ -17,7 +17,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, nuts, parse, petals, train
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -76,9 +76,7 @@ def main() -> dict[str, object]:
         {name: estimate(draws[name], truth) for name, truth in truths.items()},
         wrong={name: estimate(wrong[name], truths[name]) for name in ("scale", "shape")},
         censored_pct=100 * (~event).double().mean().item(),
-        **{
-            f"error_pct_{name}": 100 * (p.argmax(-1) != y).double().mean().item() for name, p in probs.items()
-        },
+        **{f"error_pct_{name}": error_pct(p.argmax(-1), y) for name, p in probs.items()},
         **{f"label_nll_{name}": -p.gather(-1, y[:, None]).log().mean().item() for name, p in probs.items()},
     )
 

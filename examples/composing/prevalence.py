@@ -15,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, nuts, parse, petals, train
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from torch import Tensor
 
 import pyro_scnf as scnf
@@ -57,7 +57,7 @@ def main() -> dict[str, object]:
         args,
         {"share": estimate(draws["share"], SHARES), "picked": estimate(draws["picked"], PICKED)},
         wrong={"share": estimate(careless["share"], SHARES)},
-        **{name: 100 * (guess != hidden).double().mean().item() for name, guess in labels.items()},
+        **{name: error_pct(guess, hidden) for name, guess in labels.items()},
     )
 
 

@@ -20,7 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from composed import K, nuts, parse, petals, train
-from estimates import estimate, finish
+from estimates import error_pct, estimate, finish
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -82,7 +82,7 @@ def main() -> dict[str, object]:
         args,
         {"first": estimate(draws["first"], FIRST), **rows(draws["transition"])},
         wrong=rows(counted),
-        **{name: 100 * (guess != y).double().mean().item() for name, guess in guesses.items()},
+        **{name: error_pct(guess, y) for name, guess in guesses.items()},
     )
 
 

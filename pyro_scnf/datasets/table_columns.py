@@ -88,13 +88,19 @@ class CategoryColumn:
     levels: tuple[str, ...]
     known: frozenset[str]
 
-    def unknown(self, cells: Cells) -> Counter[str]:
-        """How many cells have each of the levels that no training row has."""
-        return Counter(word for word in map(as_level, cells) if word not in self.known)
-
     def __call__(self, cells: Cells, rows: Cells, given: str) -> dict[str, Cells]:
-        """The columns of 0 and 1 for the cells of the ``rows``, by name."""
+        """The columns of 0 and 1 for the cells of the ``rows``, by name.
+
+        It warns of levels that no training row has.
+        """
         words = np.array([as_level(cell) for cell in cells[rows]], dtype=object)
+        unknown = [word for word in words if word not in self.known]
+        if unknown:
+            become = "other" if "other" in self.levels else "none of the levels"
+            warn(
+                f"{given}: column {self.name!r} holds levels that no training row has, such as "
+                f"{unknown[0][:40]!r}, in {len(unknown)} of {len(rows)} rows; they count as {become}"
+            )
         if "other" in self.levels:
             words[~np.isin(words, self.levels)] = "other"
         return {f"{self.name}={level}": (words == level).astype(np.float64) for level in self.levels}
@@ -112,23 +118,8 @@ class TableColumns:
     names: tuple[str, ...]
 
     def __call__(self, table: TableCells, rows: Cells) -> Any:
-        """The ``rows`` of a table as a data frame of numbers ``(M, D)``.
-
-        It warns of levels of categories that no training row has.
-        """
+        """The ``rows`` of a table as a data frame of numbers ``(M, D)``."""
         import pandas
-
-        for column in self.columns:
-            if not isinstance(column, CategoryColumn):
-                continue
-            unknown = column.unknown(table.columns[column.name][rows])
-            if unknown:
-                become = "other" if "other" in column.levels else "none of the levels"
-                warn(
-                    f"{table.given}: column {column.name!r} holds levels that no training row has, such as "
-                    f"{next(iter(unknown))[:40]!r}, in {unknown.total()} of {len(rows)} rows; they count as "
-                    f"{become}"
-                )
 
         made = encoded(self.columns, table, rows)
         return pandas.DataFrame({name: made[name] for name in self.names})

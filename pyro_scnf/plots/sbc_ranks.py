@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["sbc_ranks"]
 
-LEVELS = (0.5, 0.8, 0.95)
-
 
 def sbc_ranks(found: SBCResult, level: float = 0.95) -> Figure:
     """A panel for each component: the ECDF of its ranks less that of uniform ranks, and its band.
@@ -32,7 +30,7 @@ def sbc_ranks(found: SBCResult, level: float = 0.95) -> Figure:
     """
     check_kinds(found=(found, SBCResult))
     low, high = map(drawable, found.band(level))
-    curves, coverage = drawable(found.ecdf_difference()), drawable(100 * found.coverage(LEVELS))
+    curves, coverage = drawable(found.ecdf_difference()), drawable(100 * found.coverage())
     share = np.arange(1, found.num_draws + 1) / (found.num_draws + 1)
     columns = min(4, len(found.names))
     rows = math.ceil(len(found.names) / columns)

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_scnf.posterior.draws import DRAWS, Plate, Site, over_plates, plates_of
+from pyro_scnf.posterior.draws import Site, data_plates, over_plates
 from pyro_scnf.posterior.named_arrays import Groups, Variable, name_dims
 from pyro_scnf.posterior.rows import SeenRows, blank, cells
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["Names", "data_plates"]
-
-
-def data_plates(site: Site) -> list[Plate]:
-    """The vectorised plates around a site, from left to right, without that of the draws."""
-    return [plate for plate in plates_of(site) if plate.name != DRAWS]
+__all__ = ["Names"]
 
 
 class Names:

@@ -33,6 +33,7 @@ __all__ = [
     "broadcasting_hint",
     "check_call",
     "count_draws",
+    "data_plates",
     "find_label",
     "is_term",
     "over_plates",
@@ -94,6 +95,11 @@ def plates_of(site: Site) -> list[Plate]:
     frames = site["cond_indep_stack"]
     plates = [Plate(frame.name, frame.dim, frame.size) for frame in frames if frame.dim is not None]
     return sorted(plates, key=lambda plate: plate.dim)
+
+
+def data_plates(site: Site) -> list[Plate]:
+    """The vectorised plates around a site, from left to right, without that of the draws."""
+    return [plate for plate in plates_of(site) if plate.name != DRAWS]
 
 
 def check_call(args: object, max_plate_nesting: object, parallel: object) -> None:

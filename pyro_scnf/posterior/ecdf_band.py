@@ -35,8 +35,7 @@ class RankBand:
             (num_ranks - count[:, None] + 1).lgamma() - (self._more + 1).lgamma() - (self._rest + 1).lgamma()
         )
         self._ways = ways.where(count >= count[:, None], -torch.inf)
-        share = torch.arange(1, num_draws + 1, dtype=torch.float64)[:, None] / (num_draws + 1)
-        probs = _binomial(torch.full_like(count, num_ranks), count, share)
+        probs = torch.stack([self._added(i / (num_draws + 1), 0) for i in range(1, num_draws + 1)])
         below, above = probs.cumsum(-1), probs.flip(-1).cumsum(-1).flip(-1)
         self.tails = (2 * torch.minimum(below, above)).clamp(max=1)
         """Twice the smaller tail of each count at each point, ``(S, N + 1)``."""
@@ -75,25 +74,17 @@ class RankBand:
         state = torch.zeros(self.num_ranks + 1, dtype=torch.float64)
         state[0] = 1
         for point, inside in enumerate(self._allowed(tail), 1):
-            state = (state @ self._step(point)) * inside
+            # Of the ranks that are at least i - 1, a share of 1 / (S + 2 - i) equals i - 1.
+            state = (state @ self._added(1 / (self.num_draws + 2 - point))) * inside
         return state.sum()
 
-    def _step(self, point: int) -> Tensor:
-        """The probability of each count at a point, given that at the point before, ``(N + 1, N + 1)``."""
-        # Of the ranks that are at least i - 1, a share of 1 / (S + 2 - i) equals i - 1.
-        share = 1 / (self.num_draws + 2 - point)
-        return (self._ways + self._more * math.log(share) + self._rest * math.log1p(-share)).exp()
+    def _added(self, share: float, before: int | slice = slice(None)) -> Tensor:
+        """Binomial probabilities of counts, if each rank that is not counted yet is so with this probability.
+
+        :param before: the count so far; all of them by default, ``(N + 1, N + 1)``.
+        """
+        log_prob = self._more[before] * math.log(share) + self._rest * math.log1p(-share)
+        return (self._ways[before] + log_prob).exp()
 
     def _allowed(self, tail: Tensor) -> Tensor:
         return self.tails > tail * (1 + 1e-9)  # equal tails, computed from either end, are equal
-
-
-def _binomial(trials: Tensor, successes: Tensor, share: Tensor | float) -> Tensor:
-    """Binomial probabilities. They are 0 where successes are no number from 0 to ``trials``."""
-    possible = (successes >= 0) & (successes <= trials)
-    k = successes.where(possible, 0)
-    n = trials.expand(k.shape)
-    share = torch.as_tensor(share, dtype=torch.float64)
-    ways = (n + 1).lgamma() - (k + 1).lgamma() - (n - k + 1).lgamma()
-    log_prob = ways + torch.xlogy(k, share) + torch.xlogy(n - k, 1 - share)
-    return log_prob.exp().where(possible, 0)

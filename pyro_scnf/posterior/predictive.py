@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_scnf.posterior.draws import DRAWS, Site, as_tensors, count_draws, over_plates, plates_of
+from pyro_scnf.posterior.draws import Site, as_tensors, count_draws, data_plates, over_plates
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -87,7 +87,7 @@ class PredictiveReader:
         site = self.sites[name]
         event_dim = site["fn"].event_dim
         batch = values.shape[1 : values.dim() - event_dim]
-        plates = {plate.dim: plate for plate in plates_of(site) if plate.name != DRAWS}
+        plates = {plate.dim: plate for plate in data_plates(site)}
         event = site["fn"].event_shape
         for dim in range(-len(batch), 0):
             plate = plates.get(dim)

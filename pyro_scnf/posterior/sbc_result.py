@@ -65,7 +65,7 @@ class SBCResult:
 
         With C components, compare the smallest with 0.05 / C. It is exact for independent draws.
         """
-        return RankBand(len(self.ranks), self.num_draws).p_value(self.ranks)
+        return self._band.p_value(self.ranks)
 
     def inside(self, level: float = 0.95) -> Tensor:
         """Whether the ECDF of each component stays in its simultaneous band, ``(C,)``."""
@@ -74,12 +74,12 @@ class SBCResult:
 
     def ecdf_difference(self) -> Tensor:
         """ECDF of the ranks less that of uniform ones, below 1, 2, ..., S: ``(C, S)``."""
-        counts = RankBand(len(self.ranks), self.num_draws).counts(self.ranks)
+        counts = self._band.counts(self.ranks)
         return counts / len(self.ranks) - self._uniform()
 
     def band(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds ``(S,)`` of :meth:`ecdf_difference`, which hold together with ``level``."""
-        low, high = RankBand(len(self.ranks), self.num_draws).bounds(level)
+        low, high = self._band.bounds(level)
         return low / len(self.ranks) - self._uniform(), high / len(self.ranks) - self._uniform()
 
     def label_p_values(self) -> Tensor:
@@ -142,6 +142,10 @@ class SBCResult:
             joined("label_log_probs"),
             joined("labels"),
         )
+
+    @property
+    def _band(self) -> RankBand:
+        return RankBand(len(self.ranks), self.num_draws)
 
     def _uniform(self) -> Tensor:
         return torch.arange(1, self.num_draws + 1, dtype=torch.float64) / (self.num_draws + 1)
