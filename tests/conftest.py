@@ -1,9 +1,17 @@
-"""Setup of every test: one thread, a fixed seed, an empty parameter store, validation on."""
+"""Setup of every test: one thread, a fixed seed, an empty parameter store, validation on.
+
+Here are also the fixtures of tests that run the examples of larger models.
+"""
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -26,3 +34,35 @@ def fresh_pyro(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
+
+
+@pytest.fixture
+def load_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run a file of ``examples/composing`` under a name, in an empty folder, and return what it defines."""
+    monkeypatch.syspath_prepend(str(COMPOSING))
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
+    monkeypatch.chdir(tmp_path)
+    yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
+    for module in (*(path.stem for path in COMPOSING.glob("*.py")), "command_line"):
+        sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def smoke(
+    load_example: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str], tuple[dict[str, Any], str]]:
+    """Run an example for a few steps. It returns its metrics and what it printed."""
+
+    def smoke(name: str) -> tuple[dict[str, Any], str]:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke-test", "--seed", "3", "--out", "run"])
+        load_example(name, "__main__")
+        assert (tmp_path / "run" / "estimates.png").exists()
+        return json.loads((tmp_path / "run" / "metrics.json").read_text()), capsys.readouterr().out
+
+    return smoke

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ __all__ = [
     "perturb",
     "relative",
     "toy_flow",
+    "with_share",
 ]
 
 build, data, context = Case.member, Case.values, Case.contexts
@@ -86,3 +89,15 @@ def image_flow(
     if prior == "flow":
         prior = {"name": "flow", "steps": 1, "width": 6, "blocks": 1}
     return perturb(scnf.SemiConditionalFlow(flow, prior, num_classes)).to(dtype)
+
+
+def with_share(flow: scnf.SemiConditionalFlow) -> Callable[[Tensor], None]:
+    """A model of a user's own, with a share of each class that a sampler may look for."""
+
+    def model(x: Tensor) -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=torch.float64)))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    return model

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import runpy
-import sys
-from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -18,35 +14,8 @@ from pyro.infer.mcmc.util import initialize_model
 
 import pyro_scnf as scnf
 
-COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
 F64 = torch.float64
 K = 3
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Run a file of the folder under a name, and return what it defines."""
-    monkeypatch.syspath_prepend(str(COMPOSING))
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
-    monkeypatch.chdir(tmp_path)
-    state = torch.get_rng_state()
-    yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
-    for module in ("composed", "command_line"):
-        sys.modules.pop(module, None)
-    torch.set_rng_state(state)
-
-
-@pytest.fixture
-def smoke(load, monkeypatch, tmp_path, capsys):
-    """Run an example for a few steps. It returns its metrics and what it printed."""
-
-    def smoke(name):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke-test", "--seed", "3", "--out", "run"])
-        load(name, "__main__")
-        assert (tmp_path / "run" / "estimates.png").exists()
-        return json.loads((tmp_path / "run" / "metrics.json").read_text()), capsys.readouterr().out
-
-    return smoke
 
 
 # -- a chain of labels -------------------------------------------------------------
@@ -56,11 +25,11 @@ FIXED = {"first": FIRST, "transition": TRANSITION}
 
 
 @pytest.fixture
-def chain(load):
+def chain(load_example):
     """The model of sequences, and its flow, in double precision."""
     flow = toy_flow(dtype=F64).requires_grad_(False)
     torch.set_default_dtype(F64)
-    sequence = load("sequence")
+    sequence = load_example("sequence")
     return sequence["make_model"](flow), flow, sequence["smooth"]
 
 
@@ -139,10 +108,10 @@ UNKNOWN = {"flow.prior.loc": (K, 2), "flow.prior.log_scale": (K, 2)}
 
 
 @pytest.fixture
-def classes(load):
+def classes(load_example):
     """The flow that the Bayesian model takes its transform from, and what the example defines."""
     torch.set_default_dtype(F64)
-    return toy_flow(dtype=F64).requires_grad_(False), load("class_means")
+    return toy_flow(dtype=F64).requires_grad_(False), load_example("class_means")
 
 
 def density_by_hand(flow, x, y, loc, log_scale):

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import runpy
-import sys
-from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -18,22 +14,7 @@ from pyro.infer.mcmc.util import initialize_model
 
 import pyro_scnf as scnf
 
-COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
 F64 = torch.float64
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Run a file of the folder, and return what it defines."""
-    monkeypatch.syspath_prepend(str(COMPOSING))
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
-    monkeypatch.chdir(tmp_path)
-    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
-    for module in ("composed", "estimates", "command_line"):
-        sys.modules.pop(module, None)
-    torch.set_rng_state(state)
-    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture
@@ -54,9 +35,9 @@ def log_density(model, args, draws):
 
 class TestHospitals:
     @pytest.fixture
-    def example(self, load):
+    def example(self, load_example):
         torch.set_default_dtype(F64)
-        return load("hierarchy")
+        return load_example("hierarchy")
 
     @pytest.fixture
     def draws(self, example):
@@ -119,9 +100,9 @@ class TestBags:
     MASK = torch.tensor([[True, False, False], [True, True, True]])
 
     @pytest.fixture
-    def example(self, load):
+    def example(self, load_example):
         torch.set_default_dtype(F64)
-        return load("bags")
+        return load_example("bags")
 
     @pytest.fixture
     def draws(self, example):
@@ -156,11 +137,8 @@ class TestBags:
 
 
 @pytest.mark.parametrize("name", ["hierarchy", "bags"])
-def test_it_runs_from_start_to_end(load, monkeypatch, tmp_path, name):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke-test", "--seed", "3", "--out", "run"])
-    load(name, "__main__")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_it_runs_from_start_to_end(smoke, name):
+    metrics, _ = smoke(name)
     for rows in metrics["estimates"].values():
         assert {"truth", "mean", "low", "high"} == set(rows)
         assert all(low <= mean <= high for _, mean, low, high in zip(*rows.values(), strict=True))
-    assert (tmp_path / "run" / "estimates.png").exists()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import runpy
-import sys
-from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -18,23 +14,8 @@ from scipy import stats
 
 import pyro_scnf as scnf
 
-COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
 F64 = torch.float64
 K = 3
-
-
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Run a file of the folder, and return what it defines."""
-    monkeypatch.syspath_prepend(str(COMPOSING))
-    monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
-    monkeypatch.chdir(tmp_path)
-    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
-    for module in ("composed", "estimates", "annotators", "learning", "command_line"):
-        sys.modules.pop(module, None)
-    torch.set_rng_state(state)
-    torch.set_default_dtype(dtype)
 
 
 @pytest.fixture
@@ -73,9 +54,9 @@ class TestCrowd:
         return joint
 
     @pytest.mark.parametrize("with_flow", [True, False])
-    def test_the_density_sums_over_labels(self, load, flow, draws, with_flow):
+    def test_the_density_sums_over_labels(self, load_example, flow, draws, with_flow):
         x = torch.randn(len(self.VOTES), 2)
-        model = load("crowd_labels")["make_model"](flow if with_flow else None)
+        model = load_example("crowd_labels")["make_model"](flow if with_flow else None)
         fixed = first_draw(draws)
         prior = dist.Dirichlet(torch.ones(K)).log_prob(fixed["share"])
         for a, k in itertools.product(range(3), range(K)):
@@ -86,9 +67,9 @@ class TestCrowd:
         assert -loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
     @pytest.mark.parametrize("with_flow", [True, False])
-    def test_labels_of_all_draws(self, load, flow, draws, with_flow):
+    def test_labels_of_all_draws(self, load_example, flow, draws, with_flow):
         x = torch.randn(len(self.VOTES), 2)
-        model = load("crowd_labels")["make_model"](flow if with_flow else None)
+        model = load_example("crowd_labels")["make_model"](flow if with_flow else None)
         with counting(flow.transform, "inverse_and_ladj") as passes:
             found = scnf.enumerate_labels(model, (x, self.VOTES), draws, parallel=True)
         assert passes.calls == with_flow
@@ -97,10 +78,10 @@ class TestCrowd:
             share, confusion = draws["share"][s], draws["confusion"][s]
             assert relative(found[s], self.by_hand(scores, share, confusion)) < 1e-9
 
-    def test_the_flow_learns_from_votes(self, load, flow, draws):
+    def test_the_flow_learns_from_votes(self, load_example, flow, draws):
         """The gradient of a point with votes weighs the classes by all that is known of its label."""
         flow.requires_grad_(True)
-        model, x = load("crowd_labels")["make_model"](flow), torch.randn(len(self.VOTES), 2)
+        model, x = load_example("crowd_labels")["make_model"](flow), torch.randn(len(self.VOTES), 2)
         fixed = first_draw(draws)
         loss = scnf.elbo(poutine.condition(model, fixed))
         loss(x, self.VOTES).backward()
@@ -110,8 +91,8 @@ class TestCrowd:
         (expected,) = torch.autograd.grad(-(weights * scores).sum(), flow.prior.loc)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
-    def test_simulated_votes_are_those_of_the_matrices(self, load):
-        example = load("annotators")
+    def test_simulated_votes_are_those_of_the_matrices(self, load_example):
+        example = load_example("annotators")
         y, x, votes = example["simulate"](60_000)
         asked = votes >= 0
         assert x.shape == (60_000, 2)
@@ -126,9 +107,9 @@ class TestCrowd:
             frequency = said.bincount(minlength=K) / len(said)
             assert frequency == pytest.approx(example["CONFUSION"][a, k], abs=0.03)
 
-    def test_the_majority(self, load):
+    def test_the_majority(self, load_example):
         votes = torch.tensor([[2, -1, 2], [-1, 1, -1], [-1, -1, -1], [2, 0, -1]])
-        majority = load("annotators")["majority"]
+        majority = load_example("annotators")["majority"]
         guess, clear = majority(votes)
         assert guess[:2].tolist() == [2, 1]
         assert clear.tolist() == [True, True, False, False]
@@ -159,9 +140,9 @@ class TestOutcome:
             joint[n, k] += stats.poisson(rate[k].item() * years).logpmf(self.VISITS[n].item())
         return joint
 
-    def test_the_density_sums_over_labels(self, load, flow, draws):
+    def test_the_density_sums_over_labels(self, load_example, flow, draws):
         x, fixed = torch.randn(4, 2), first_draw(draws)
-        model = load("outcome")["make_model"](flow)
+        model = load_example("outcome")["make_model"](flow)
         prior = dist.Dirichlet(torch.ones(K)).log_prob(fixed["share"]).item()
         for name, median, sigma in (("scale", math.e, 1.0), ("shape", 1.0, 0.5), ("rate", 1.0, 1.0)):
             prior += stats.lognorm(sigma, scale=median).logpdf(fixed[name]).sum()
@@ -169,16 +150,16 @@ class TestOutcome:
         loss = scnf.elbo(poutine.condition(model, fixed))(x, self.YEARS, self.EVENT, self.VISITS)
         assert -loss.item() == pytest.approx(expected, rel=1e-9)
 
-    def test_labels_of_all_draws(self, load, flow, draws):
-        x, model = torch.randn(4, 2), load("outcome")["make_model"](flow)
+    def test_labels_of_all_draws(self, load_example, flow, draws):
+        x, model = torch.randn(4, 2), load_example("outcome")["make_model"](flow)
         args = (x, self.YEARS, self.EVENT, self.VISITS)
         found = scnf.enumerate_labels(model, args, draws, parallel=True)
         for s in range(4):
             one = {name: values[s] for name, values in draws.items()}
             assert relative(found[s], self.by_hand(class_scores(flow, x), **one)) < 1e-9
 
-    def test_times_are_observed_until_the_event_or_the_end(self, load):
-        example = load("outcome")
+    def test_times_are_observed_until_the_event_or_the_end(self, load_example):
+        example = load_example("outcome")
         runs = [example["simulate"]() for _ in range(60)]
         y = torch.cat([run[0] for run in runs])
         x, years, event, visits = (
@@ -213,11 +194,8 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.filterwarnings("error")
-def test_it_runs_from_start_to_end(load, monkeypatch, tmp_path, name):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--smoke-test", "--seed", "3", "--out", "run"])
-    load(name, "__main__")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_it_runs_from_start_to_end(smoke, name):
+    metrics, _ = smoke(name)
     assert metrics.keys() == {*EXPECTED[name], "estimates", "wrong_model", "seed"}
     for rows in metrics["estimates"].values():
         assert all(low <= mean <= high for _, mean, low, high in zip(*rows.values(), strict=True))
-    assert (tmp_path / "run" / "estimates.png").exists()

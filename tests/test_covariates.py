@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
-import runpy
-import sys
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -23,7 +19,6 @@ from torch.nn.functional import one_hot
 import pyro_scnf as scnf
 from pyro_scnf.priors import ConditionalFlowPrior, GaussianMixturePrior
 
-COMPOSING = Path(__file__).parents[1] / "examples" / "composing"
 F64 = torch.float64
 K, D, B = 3, 2, 5
 SPEC = f"flow:covariates={D},steps=1,width=6,blocks=1"
@@ -390,19 +385,9 @@ def test_other_faults(flow, data):
 
 # -- the example -----------------------------------------------------------------------------------
 class TestExample:
-    @pytest.fixture
-    def example(self, monkeypatch, tmp_path):
-        monkeypatch.syspath_prepend(str(COMPOSING))
-        monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
-        monkeypatch.chdir(tmp_path)
-        with torch.random.fork_rng(), pyro.get_param_store().scope():
-            yield lambda run_name: runpy.run_path(str(COMPOSING / "covariates.py"), run_name=run_name)
-        for module in ("composed", "estimates", "command_line"):
-            sys.modules.pop(module, None)
-
-    def test_its_model_sums_out_what_is_missing(self, example):
+    def test_its_model_sums_out_what_is_missing(self, load_example):
         """With each known or unknown: the label, the scanner, and the age, of which there are draws."""
-        defined = example("example")
+        defined = load_example("covariates")
         flow = make(f"flow:covariates={K},steps=1,width=6,blocks=1", dtype=torch.float32)
         x, y = torch.randn(4, 4), torch.tensor([1, -1, -1, 2])
         age, scanner = torch.tensor([0.5, -0.5, math.nan, math.nan]), torch.tensor([0, -1, 1, -1])
@@ -421,10 +406,8 @@ class TestExample:
                 assert relative(found[s, n, keep], expected[keep]) < 1e-5
                 assert label < 0 or found[s, n].argmax() == label
 
-    def test_it_runs(self, example, monkeypatch):
-        monkeypatch.setattr(sys, "argv", ["covariates.py", "--smoke-test", "--out", "out"])
-        example("__main__")
-        metrics = json.loads(Path("out/metrics.json").read_text())
+    def test_it_runs(self, smoke):
+        metrics, _ = smoke("covariates")
         lengths = {len(values) for values in metrics["estimates"]["age"].values()}
         assert len(lengths) == 1
         assert {"error_pct", "error_pct_without_covariates", "p_true_scanner"} <= set(metrics)

@@ -18,7 +18,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import counting, toy_flow
+from helpers import counting, toy_flow, with_share
 from pyro import poutine
 from pyro.contrib.easyguide import easy_guide
 from pyro.infer import (
@@ -82,18 +82,6 @@ def own(flow, subsample_size=None, sequential=False):
         with pyro.plate("data", len(x), subsample_size=subsample_size) as rows:
             y = pyro.sample("y", dist.Categorical(PROBS), infer={"enumerate": "parallel"})
             pyro.sample("x", flow.condition(y), obs=x[rows])
-
-    return model
-
-
-def with_share(flow):
-    """A model with a global site."""
-
-    def model(x):
-        share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
-        with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
-            pyro.sample("x", flow.condition(y), obs=x)
 
     return model
 

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from helpers import image_flow, toy_flow
+from helpers import image_flow, toy_flow, with_share
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import (
@@ -225,18 +225,6 @@ def test_known_labels_are_kept_where_nothing_enumerates():
 
 
 # -- traps that Pyro leaves open ----------------------------------------------------------------------
-def own(flow):
-    """A model of a user's own, with a share of each class that a sampler may look for."""
-
-    def model(x):
-        share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
-        with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
-            pyro.sample("x", flow.condition(y), obs=x)
-
-    return model
-
-
 def test_tensor_monte_carlo_counts_the_labels_once_more(model, x):
     """``TraceTMC_ELBO`` is off by log K for each row where a label is enumerated."""
     exact = -model.log_prob(x).sum().item()
@@ -305,7 +293,7 @@ def test_svgd_and_a_label():
     x = torch.randn(4, 2, dtype=F64)
     ready = scnf.SemiSupervisedModel(flow.eval())
     with pytest.raises(ValueError, match="Continuous inference cannot handle discrete sample site 'y'"):
-        stein(own(flow)).step(x)
+        stein(with_share(flow)).step(x)
 
     def around(x):
         pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
