@@ -76,8 +76,9 @@ def enumerate_labels(
         the label is observed.
     :raises ValueError: if the site does not exist or is in no plate; if draws differ in number, belong to no
         site, or are missing for a site; if a plate draws its rows at random, or has other rows in another
-        run; if the model draws numbers itself; if a site outside the plates of a label depends on it; or if
-        a site depends on labels in two plates that cross, because the sum over these has too many terms.
+        run; if the model draws numbers itself, as far as a second run is compared (``parallel=None`` and
+        three draws or more); if a site outside the plates of a label depends on it; or if a site depends on
+        labels in two plates that cross, because the sum over these has too many terms.
     """
     check_call(args, max_plate_nesting, parallel)
     draws = {} if posterior is None else as_tensors(posterior, "posterior")

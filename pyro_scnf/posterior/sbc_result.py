@@ -61,7 +61,7 @@ class SBCResult:
         return torch.stack(rows)
 
     def p_values(self) -> Tensor:
-        """The probability that uniform ranks leave as narrow a band as these do, or a narrower one, ``(C,)``.
+        """How often uniform ranks would stray as far as these do, or farther, for each component ``(C,)``.
 
         With C components, compare the smallest with 0.05 / C. It is exact for independent draws.
         """
