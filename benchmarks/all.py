@@ -107,7 +107,7 @@ BENCHMARKS = (
     Benchmark("recommended", "cpu", "accuracy.recommended", 4, resumes=True, smoke=SMALL, mnist=True),
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
     Benchmark("coverage", "cpu", "accuracy.coverage", 5, resumes=True),
-    Benchmark("sbc", "cpu", "accuracy.calibration", 5, resumes=True),
+    Benchmark("sbc", "cpu", "accuracy.sbc", 5, resumes=True),
     Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 4, MNIST_CPU, resumes=True, mnist=True),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),

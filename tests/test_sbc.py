@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import pyro
@@ -16,6 +15,8 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 from pyro_scnf.posterior import RankBand, SBCResult, sbc
+from pyro_scnf.posterior.runs import Runs
+from pyro_scnf.posterior.tables import LabelTable
 
 K, ROWS = 2, 12
 Infer = Callable[..., dict[str, Tensor]]
@@ -159,25 +160,92 @@ def composed_result() -> SBCResult:
 
 def test_a_composed_model_is_calibrated(composed_result: SBCResult) -> None:
     found = composed_result
-    assert found.names == ("share[0]", "share[1]")
-    assert found.inside().all()
+    assert found.names == ("share[0]", "share[1]", "log p(y | x)", "count(y = 0)", "count(y = 1)")
+    assert found.p_values().min() > 0.05 / len(found.names)
     assert found.label_log_probs is not None
     assert found.label_log_probs.shape == (200, ROWS, K)
-    assert (found.label_p_values() > 0.02).all()
     torch.testing.assert_close(found.label_log_probs.exp().sum(-1), torch.ones(200, ROWS).double())
+    assert found.labels is not None
+    assert torch.equal((found.labels == 1).sum(1).double(), found.truths[:, 4])
+
+
+def changed_labels(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> SBCResult:
+    """The same simulations with other label probabilities than those of the model."""
+    run_tables = Runs.tables
+
+    def tables(self: Runs, draws: dict[str, Tensor], site: str) -> list[LabelTable]:
+        return [table._replace(joint=change(table.joint)) for table in run_tables(self, draws, site)]
+
+    monkeypatch.setattr(Runs, "tables", tables)
+    return sbc(composed, on_grid_once, observed="x", num_simulations=200, label="y", seed=1)
+
+
+def on_grid_once(model: Callable[..., object]) -> dict[str, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runs, "tables", TABLES)
+        return on_grid(model)
+
+
+TABLES = Runs.tables
 
 
 @pytest.mark.parametrize("power", [2.0, 0.5])
-def test_labels_too_sure_or_unsure_are_caught(composed_result: SBCResult, power: float) -> None:
-    assert composed_result.label_log_probs is not None
-    changed = (power * composed_result.label_log_probs).log_softmax(-1)
-    assert replace(composed_result, label_log_probs=changed).label_p_values()[0] < 1e-3
+def test_labels_too_sure_or_unsure_are_caught(monkeypatch: pytest.MonkeyPatch, power: float) -> None:
+    found = changed_labels(monkeypatch, lambda joint: power * joint)
+    assert found.p_values()[2] < 1e-3
 
 
-def test_labels_of_another_class_are_caught(composed_result: SBCResult) -> None:
-    assert composed_result.label_log_probs is not None
-    changed = (composed_result.label_log_probs + torch.tensor([1.0, 0.0])).log_softmax(-1)
-    assert replace(composed_result, label_log_probs=changed).label_p_values()[1] < 1e-3
+def test_labels_of_another_class_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = changed_labels(monkeypatch, lambda joint: joint + torch.tensor([2.0, 0.0]))
+    assert (found.p_values()[3:] < 1e-3).all()
+
+
+@pytest.mark.parametrize("apart", [6.0, 60.0])
+def test_sure_labels_give_no_false_alarm(apart: float) -> None:
+    """Labels that are nearly always, or always, the most likely ones."""
+
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 10):
+            y = pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu + apart * (2 * y - 1), 2.0))
+
+    def infer(conditioned: Callable[..., object]) -> dict[str, Tensor]:
+        mu = torch.linspace(-4, 4, 401)
+        log_prob = scnf.enumerate_labels(conditioned, (), {"mu": mu}).logsumexp(-1).sum(-1)
+        log_prob = log_prob + dist.Normal(0.0, 1.0).log_prob(mu)
+        return {"mu": mu[dist.Categorical(logits=log_prob).sample((19,))] + (torch.rand(19) - 0.5) / 50}
+
+    found = sbc(model, infer, observed="x", num_simulations=100, label="y")
+    assert found.p_values().min() > 0.05 / len(found.names)
+
+
+def test_labels_that_another_site_ties_together_are_drawn_together() -> None:
+    """Members of a group share a regime, so the number of each class varies more than for separate rows."""
+    chance = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+
+    def model() -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("groups", 3, dim=-1):
+            r = pyro.sample("r", dist.Categorical(share), infer={"enumerate": "parallel"})
+            with pyro.plate("members", 6, dim=-2):
+                y = pyro.sample("y", dist.Categorical(chance[r]), infer={"enumerate": "parallel"})
+                pyro.sample("x", dist.Normal(y.float(), 2.0))
+
+    def infer(conditioned: Callable[..., object]) -> dict[str, Tensor]:
+        share = torch.stack([GRID, 1 - GRID], -1)
+        options: dict[str, Any] = {"site": "r", "max_plate_nesting": 2}
+        log_prob = scnf.enumerate_labels(conditioned, (), {"share": share}, **options).logsumexp(-1).sum(-1)
+        first = GRID[dist.Categorical(logits=log_prob).sample((19,))] + (torch.rand(19) - 0.5) / 200
+        return {"share": torch.stack([first, 1 - first], -1)}
+
+    found = sbc(model, infer, observed="x", num_simulations=150, label="y", max_plate_nesting=2)
+    assert found.p_values().min() > 0.05 / len(found.names)
+    apart = found.label_log_probs
+    assert apart is not None
+    drawn = dist.Categorical(logits=apart).sample((19,)).sum(-1)  # rows by themselves
+    ranks = (drawn < found.truths[:, -1]).sum(0) + (drawn == found.truths[:, -1]).sum(0) // 2
+    assert RankBand(150, 19).p_value(ranks[:, None]) < 1e-3
 
 
 # -- parts of a run --------------------------------------------------------------------------------
@@ -205,6 +273,9 @@ def test_each_simulation_starts_with_an_empty_store() -> None:
 
 
 def test_thinning_keeps_draws_evenly_spread() -> None:
+    """Draws grow, so the first fifty of them would all lie below the truth."""
+    spread = run(lambda model: {"mu": torch.arange(200.0) - 100}, 3, thin=50)
+    assert ((spread.ranks >= 24) & (spread.ranks <= 26)).all()
     found = run(exact(draws=200), 3, thin=50)
     assert found.num_draws == 50
     assert found.ess is not None
@@ -238,9 +309,23 @@ def test_errors_name_what_is_wrong() -> None:
         pyro.param("loc", torch.zeros(()))
         normal()
 
+    def one_hot() -> None:
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 4):
+            y = pyro.sample("y", dist.OneHotCategorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(y[..., 0], 1.0))
+
     raises("observed: no such sites", observed="w")
     raises("observed is empty", observed=[])
     raises("no continuous latent", observed=["x", "mu"])
+    raises("sites is empty", sites=[])
+    raises("expected class numbers", model=one_hot, infer=lambda model: {"mu": torch.randn(9)}, label="y")
+    sizes = iter([9, 10])
+    raises(
+        "simulation 1 of seed 0: 10 draws",
+        infer=lambda model: exact(draws=next(sizes))(model),
+        num_simulations=2,
+    )
     raises("discrete or observed", model=composed, infer=on_grid, sites=["y"])
     raises("label='mu'", label="mu")
     raises("label: no such sites", label="y")
@@ -261,8 +346,6 @@ def test_results_that_do_not_belong_together_are_refused() -> None:
         one.merge(one)
     with pytest.raises(ValueError, match="seed is 0 here and 1"):
         one.merge(run(exact(), 2, seed=1, start=2))
-    with pytest.raises(ValueError, match="no labels"):
-        one.label_p_values()
 
 
 # -- figure ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from pyro_scnf._numbers import check_at_least, check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf.posterior.chains import read_draws
 from pyro_scnf.posterior.draws import Site, check_call, is_term, sample_sites
-from pyro_scnf.posterior.labels import enumerate_labels
+from pyro_scnf.posterior.sbc_labels import rank_label
 from pyro_scnf.posterior.sbc_result import SBCResult
 
 if TYPE_CHECKING:
@@ -69,16 +68,18 @@ def sbc(
     :param quantities: functions ``fn(values, data)`` by name, which return one number. ``values`` holds the
         latents of one draw, or the true ones, by site; ``data`` the observed sites. Take the log-likelihood:
         ranks of parameters alone miss inference that ignores the data (Modrák et al., 2023).
-    :param label: the name of an enumerated label. Its probabilities, averaged over the draws, are kept
-        beside the simulated labels.
+    :param label: the name of an enumerated label. For each draw, the labels of all rows are drawn anew given
+        the data. Two kinds of numbers of the simulated labels are then ranked among those of the drawn ones:
+        :math:`\sum_n \log p(y_n \mid x, \theta)`, which is too small if labels are too sure, and how many
+        rows each class has. Class probabilities, averaged over the draws, are kept beside the simulated ones.
     :param int thin: how many draws to keep, evenly spread. ArviZ's smallest bulk ESS of the ranked latents is
-        kept in ``ess``. Draws are nearly independent if it is ``thin`` or more.
+        kept in ``ess``, that of all chains together. Draws are nearly independent if it is ``thin`` or more.
     :param int max_plate_nesting: depth of plates in the model, for ``label``.
     :param parallel: as in :func:`pyro_scnf.enumerate_labels`, for ``label``.
     :return: ranks, truths and label probabilities. Ties are broken at random.
     :raises ValueError: if the model observes something, has a ``pyro.param``, or lacks a named site; if no
         latent is left to rank; for a discrete one in ``sites``; for draws of other shapes or of none of
-        the sites; if S differs between simulations; for numbers that are NaN.
+        the sites; if S or the size of a latent differs between simulations; for numbers that are NaN.
     :raises RuntimeError: if ``infer`` fails, with the number of the simulation. None is left out.
 
     Source: Talts et al. (2018), https://arxiv.org/abs/1804.06788; Modrák et al. (2023),
@@ -89,7 +90,7 @@ def sbc(
     check_at_least(0, seed=seed, start=start)
     thin = None if thin is None else check_whole("thin", thin, 2)
     data_names = [observed] if isinstance(observed, str) else list(observed)
-    results = []
+    results: list[SBCResult] = []
     for number in range(start, start + num_simulations):
         where = f"simulation {number} of seed {seed}"
         key = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
@@ -99,7 +100,7 @@ def sbc(
             data = {name: found[name]["value"].detach() for name in data_names}
             conditioned = poutine.condition(model, data=data)
             try:
-                draws = read_draws(infer(conditioned, *args), None, False, owner="infer")[0]
+                draws, chains = read_draws(infer(conditioned, *args), None, False, owner="infer")
             except Exception as error:
                 raise RuntimeError(f"{where}: infer failed: {error}") from error
             # A guide has auxiliary sites too, such as share_unconstrained.
@@ -107,15 +108,19 @@ def sbc(
             _check_draws(draws, found, latents, where)
             ess = probs = labels = None
             if thin is not None:
-                draws, ess = _thinned(draws, latents, thin)
+                draws, ess = _thinned(draws, latents, thin, chains)
             names, true, drawn = _components(found, latents, draws, quantities or {}, data, where)
-            ranks = _ranks(true, drawn)
             if label is not None:
-                nesting = max_plate_nesting
-                joint = enumerate_labels(
-                    conditioned, args, draws, site=label, max_plate_nesting=nesting, parallel=parallel
-                )
-                probs, labels = _labels(joint, found[label]["value"], label, where)
+                try:
+                    ranked = rank_label(conditioned, args, draws, found, label, max_plate_nesting, parallel)
+                except Exception as error:
+                    error.add_note(f"This happened in {where}.")
+                    raise
+                names += ranked.names
+                true, drawn = torch.cat([true, ranked.truth]), torch.cat([drawn, ranked.drawn], 1)
+                probs, labels = ranked.log_probs[None], ranked.values[None]
+            ranks = _ranks(true, drawn)
+        _check_same((len(drawn), names), results, where)
         one = torch.tensor([number]), ranks[None], true[None], ess, probs, labels
         results.append(SBCResult(int(seed), len(drawn), names, *one))
     return reduce(SBCResult.merge, results)
@@ -157,7 +162,8 @@ def _latents(
     if wrong:
         raise ValueError(f"sites: {wrong} are discrete or observed; expected some of {continuous}")
     if not chosen:
-        raise ValueError("sites: the model has no continuous latent to rank")
+        what = "sites is empty" if continuous else "sites: the model has no continuous latent to rank"
+        raise ValueError(f"{what}; expected some of {continuous or list(found)}")
     return chosen
 
 
@@ -178,7 +184,17 @@ def _check_draws(draws: Values, found: Mapping[str, Site], latents: Sequence[str
             )
 
 
-def _thinned(draws: Values, latents: Sequence[str], count: int) -> tuple[dict[str, Tensor], Tensor]:
+def _check_same(shape: tuple[int, tuple[str, ...]], results: Sequence[SBCResult], where: str) -> None:
+    if results and shape != (results[0].num_draws, results[0].names):
+        raise ValueError(
+            f"{where}: {shape[0]} draws of {list(shape[1])}, but {results[0].num_draws} of "
+            f"{list(results[0].names)} before; expected the same in each simulation"
+        )
+
+
+def _thinned(
+    draws: Values, latents: Sequence[str], count: int, chains: torch.Size
+) -> tuple[dict[str, Tensor], Tensor]:
     """``count`` draws, evenly spread, and the smallest ESS before."""
     import arviz
 
@@ -186,7 +202,7 @@ def _thinned(draws: Values, latents: Sequence[str], count: int) -> tuple[dict[st
     if count > total:
         raise ValueError(f"thin={count}: infer returned {total} draws, expected at least as many")
     columns = torch.cat([draws[name].reshape(total, -1) for name in latents], 1).double().numpy()
-    least = min(float(arviz.ess(column[None])) for column in columns.T)
+    least = min(float(arviz.ess(column.reshape(chains))) for column in columns.T)
     kept = torch.arange(count) * total // count
     return {name: values[kept] for name, values in draws.items()}, torch.tensor([least])
 
@@ -226,18 +242,6 @@ def _ranks(true: Tensor, drawn: Tensor) -> Tensor:
     """How many draws ``(S, C)`` are below the truth ``(C,)``. Ties are broken at random."""
     ties = (drawn == true).sum(0)
     return (drawn < true).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long().minimum(ties)
-
-
-def _labels(joint: Tensor, values: Tensor, label: str, where: str) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of a label ``(1, rows, K)``, averaged over draws, and its values ``(1, rows)``."""
-    probs = (joint.log_softmax(-1).logsumexp(0) - math.log(len(joint))).flatten(0, -2).cpu()[None]
-    labels = values.detach().cpu().long().reshape(1, -1)
-    if probs.shape[1] != labels.shape[1] or bool(probs.isnan().any()):
-        raise ValueError(
-            f"{where}: label {label!r} has probabilities of {probs.shape[1]} rows and {labels.shape[1]} "
-            "values; expected one for each row, none left out by a mask"
-        )
-    return probs, labels
 
 
 def _scalar(value: Tensor | float) -> Tensor:

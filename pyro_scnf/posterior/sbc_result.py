@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,8 @@ class SBCResult:
 
     :ivar int seed: the seed of all simulations.
     :ivar int num_draws: S.
-    :ivar tuple names: the C components, such as ``share[0]``, then the quantities of the user.
+    :ivar tuple names: the C components, such as ``share[0]``, then the quantities of the user, then the
+        numbers of the labels.
     :ivar Tensor numbers: the numbers of the simulations ``(N,)``.
     :ivar Tensor ranks: how many of the draws are below the truth, 0 to S, ``(N, C)``.
     :ivar Tensor truths: the simulated values ``(N, C)``.
@@ -81,33 +81,6 @@ class SBCResult:
         """Lower and upper bounds ``(S,)`` of :meth:`ecdf_difference`, which hold together with ``level``."""
         low, high = self._band.bounds(level)
         return low / len(self.ranks) - self._uniform(), high / len(self.ranks) - self._uniform()
-
-    def label_p_values(self) -> Tensor:
-        r"""Whether the labels are draws from their probabilities: ``(1 + K,)`` two-sided p-values.
-
-        The first compares :math:`-\log p(y_n \mid x)` with the entropy. It is small if the probabilities are
-        too sure, or not sure enough. The others compare the number of labels of each class with the sum of
-        its probabilities. Rows of a simulation depend on each other, so a simulation counts as one number.
-        The sums of N simulations are taken as normal.
-
-        :raises ValueError: without labels, or with fewer than 20 simulations.
-        """
-        if self.label_log_probs is None or self.labels is None:
-            raise ValueError(
-                "label_p_values: there are no labels; give sbc(label=...) the name of their site"
-            )
-        if len(self.labels) < 20:
-            raise ValueError(f"label_p_values: {len(self.labels)} simulations, expected 20 or more")
-        log_probs = self.label_log_probs.double()
-        probs = log_probs.exp()
-        surprise = -log_probs.gather(-1, self.labels[..., None])[..., 0]
-        entropy = -torch.xlogy(probs, probs).sum(-1)
-        excess = torch.nn.functional.one_hot(self.labels, probs.shape[-1]) - probs
-        sums = torch.cat([(surprise - entropy).sum(1, keepdim=True), excess.sum(1)], dim=-1)
-        score = sums.mean(0) / sums.std(0) * math.sqrt(len(sums))
-        # Without spread, equal numbers are right and all others are wrong.
-        score = score.where(sums.std(0) > 0, torch.where(sums.mean(0) == 0, 0.0, math.inf))
-        return torch.erfc(score.abs() / math.sqrt(2))
 
     def merge(self, other: SBCResult) -> SBCResult:
         """The simulations of both, in the order of their numbers.
