@@ -100,6 +100,7 @@ class Objective(PortableModule):
         """
         extra, step = ForTerms(pairs, view, progress), None
         check_used(self.terms, extra)
+        self.named_by_sites.before_run()
         # A model or guide of a user's own may write to parameters in a way that PyTorch does not count.
         own = type(self.model) is SemiSupervisedModel and (
             self.guide is exact_guide or type(self.guide) is EMGuide

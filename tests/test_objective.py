@@ -242,6 +242,19 @@ def test_a_parameter_of_a_later_step_is_not_left_out(flow, x):
         early(x)
 
 
+def test_a_guide_that_begins_with_values_of_an_earlier_one(flow, x):
+    """Pyro gives guides of one name the same parameters, in a cell of a notebook that runs again too."""
+    model = shares(flow)
+    first = automatic(model)
+    scnf.elbo(model, first)(x)  # it makes its own parameters
+    scnf.elbo(model, first)(x)  # it has them, and goes on
+    scnf.elbo(model, copy.deepcopy(first))(x)
+    with pytest.warns(UserWarning, match=r"begins with values of 'AutoNormal\.locs\.share'.*2 in all"):
+        scnf.elbo(model, automatic(model))(x)
+    pyro.clear_param_store()
+    scnf.elbo(model, automatic(model))(x)
+
+
 def test_a_flow_put_in_after_the_optimiser_was_made(flow, x):
     model = scnf.SemiSupervisedModel(flow)
     loss = scnf.elbo(model)

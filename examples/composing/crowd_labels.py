@@ -61,6 +61,7 @@ def main() -> dict[str, object]:
     models = {name: make_model(flow) for name, flow in flows.items()}
     found, draws, metrics = {}, {}, {"error_pct_majority": error_pct(guess[:VOTED], y[:VOTED])}
     for name in ("votes", "joint"):
+        pyro.clear_param_store()  # or the second guide would begin where the first one has ended
         guide = AutoNormal(poutine.block(models[name], hide=["y"]), init_loc_fn=init_to_mean)
         learn(args, scnf.elbo(models[name], guide), x, votes)
         found[name] = guide.median()

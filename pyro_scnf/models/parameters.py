@@ -6,11 +6,13 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Self, cast
 
+import pyro
 import torch
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 from torch._C import _functorch as functorch
 
+from pyro_scnf._warn import warn
 from pyro_scnf.models.guides import exact_guide
 
 __all__ = ["SiteParameters"]
@@ -38,6 +40,7 @@ class SiteParameters(nn.Module):
         self.seen: dict[int, Tensor] = {}
         self.idle: dict[int, Tensor] = {}  # in Pyro's store, but not what a module computes with
         self.read: dict[int, Tensor] | None = None  # what the latest reading gave
+        self.before: tuple[set[int], set[str]] = set(), set()  # held by modules, and in Pyro's store
         # PyTorch reads parameters with items(), for this module and for every module above it.
         self._parameters = _Noticed(self._before_reading)
 
@@ -45,6 +48,11 @@ class SiteParameters(nn.Module):
     def complete(self) -> bool:
         """Whether all parameters are known."""
         return self.has_run or all(map(_holds_all, self.owners))
+
+    def before_run(self) -> None:
+        """Note what there is before the first run."""
+        if not self.has_run:
+            self.before = set(_held(self.owners)), set(pyro.get_param_store().keys())
 
     def take_up(self, sites: Iterable[Message], loss: Tensor) -> None:
         """Take up the parameters of a run.
@@ -55,13 +63,14 @@ class SiteParameters(nn.Module):
         """
         if functorch.is_functorch_wrapped_tensor(loss):
             return  # sites then hold tensors that stand for parameters
+        sites = [site for site in sites if site["type"] == "param"]
+        if not self.has_run:
+            self._warn_of_old_values(sites)
         self.has_run, late = True, []
         expected = self.seen if self.read is None else self.read
         leaves = functools.cache(lambda: _leaves(loss))
         for site in sites:
-            if site["type"] != "param" or (
-                site["value"] is site["args"][-1] and id(site["value"]) in expected
-            ):
+            if site["value"] is site["args"][-1] and id(site["value"]) in expected:
                 continue
             parameter = self._used(site, leaves)
             if parameter is not None and self._is_late(str(site["name"]), parameter):
@@ -77,6 +86,20 @@ class SiteParameters(nn.Module):
                 f"the parameter {late[0]!r} is new: it has come since the parameters of the loss were read, "
                 "so an optimiser made from those does not train it. Now they hold it: make the optimiser "
                 f"anew, or add the parameter to it ({len(late)} in all: {', '.join(late[:5])})"
+            )
+
+    def _warn_of_old_values(self, sites: Iterable[Message]) -> None:
+        """Warn if a guide that makes its parameters when it runs has found them in Pyro's store instead."""
+        held, stored = self.before
+        new = _held(self.owners).keys() - held
+        old = [str(site["name"]) for site in sites if id(_unconstrained(site["value"])) in new]
+        old = [name for name in old if name in stored]
+        if old:
+            warn(
+                f"the guide begins with values of {old[0]!r} that Pyro's parameter store has held before "
+                f"({len(old)} in all: {', '.join(old[:5])}), and shares them with an earlier guide of the same "
+                "name, if there is one. For a new start, call pyro.clear_param_store() before the first run "
+                "of a guide"
             )
 
     def _used(self, site: Message, leaves: Callable[[], dict[int, Tensor]]) -> Tensor | None:
