@@ -166,6 +166,24 @@ class TestGroups:
         assert set(data["posterior_predictive"].data_vars) == {"x", "y"}
         assert (values(data, "posterior_predictive", "y")[0][:, KEEP] == y[KEEP]).all()
 
+    def test_a_part_of_the_data_may_be_given(self, flow, x, draws):
+        """New x of rows whose labels are known: a check of the classes one by one."""
+
+        def model(x=None, y=None):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
+            with pyro.plate("data", 6):
+                label = pyro.sample("y", dist.Categorical(shares), obs=y)
+                pyro.sample("x", flow.condition(label), obs=x)
+
+        y = torch.tensor([0, 1, 2, 0, 1, 2])
+        predicted = Predictive(model, draws)(None, y)
+        data = scnf.to_inference_data(model, (x, y), draws, posterior_predictive=predicted)
+        assert torch.equal(values(data, "posterior_predictive", "x")[0], predicted["x"])
+        assert (values(data, "posterior_predictive", "y") == y).all()
+        with pytest.raises(ValueError, match=r"all draws of .*'y'.* are the observed data"):
+            everything = Predictive(model, draws)(x, y)
+            scnf.to_inference_data(model, (x, y), draws, posterior_predictive=everything)
+
     def test_draws_of_a_guide_go_in_whole(self, flow, x):
         """With a guide, ``Predictive`` returns the latents too, with dimensions for plates of other sites."""
         model = make(flow)

@@ -97,9 +97,9 @@ class SiteParameters(nn.Module):
         if old:
             warn(
                 f"the guide begins with values of {old[0]!r} that Pyro's parameter store has held before "
-                f"({len(old)} in all: {', '.join(old[:5])}), and shares them with an earlier guide of the same "
-                "name, if there is one. For a new start, call pyro.clear_param_store() before the first run "
-                "of a guide"
+                f"({len(old)} in all: {', '.join(old[:5])}). If an earlier guide of the same name made them, "
+                "the two share them. For a new start, call pyro.clear_param_store() before the first run of "
+                "a guide"
             )
 
     def _used(self, site: Message, leaves: Callable[[], dict[int, Tensor]]) -> Tensor | None:

@@ -45,7 +45,7 @@ class PredictiveReader:
         :param shape: chains and draws of the posterior to which these draws belong. The latents are left out
             then, after a look whether they are those of the posterior.
         :raises ValueError: for unknown names, for other numbers of draws or of rows, for draws of another
-            posterior, and for draws that are the observed data.
+            posterior, and if nothing was drawn. A part of the data may be given, such as known labels.
         """
         if given is None:
             return {}
@@ -69,8 +69,13 @@ class PredictiveReader:
             if name in self.drawn and shape is not None:
                 self._check_same_draws(owner, name, values)
                 continue
-            self._check_is_drawn(owner, name, values)
             found[name] = values
+        predicted = [name for name in found if name in self.observed]
+        if predicted and all(self._is_the_data(name, found[name]) for name in predicted):
+            raise ValueError(
+                f"{owner}: all draws of {', '.join(map(repr, predicted))} are the observed data, because "
+                "Predictive ran the model on them; let it draw them, as in Predictive(model, draws)(None)"
+            )
         return found
 
     def _is_function(self, name: str) -> bool:
@@ -119,15 +124,9 @@ class PredictiveReader:
                 "other draws; give Predictive the draws of posterior"
             )
 
-    def _check_is_drawn(self, owner: str, name: str, values: Tensor) -> None:
-        """Raise if the draws of a site are the data, because the model was run on them."""
-        if name not in self.observed:
-            return
+    def _is_the_data(self, name: str, values: Tensor) -> bool:
+        """Whether all draws of a site are the data, because the model was given them."""
         site = self.sites[name]
         data = over_plates(self.observed[name], site, self.nesting, site["fn"].event_dim)[0]
         same = (values == data.to(values.device)) | data.isnan().to(values.device)
-        if bool(same.all()) and len(data.unique()) > 1:
-            raise ValueError(
-                f"{owner}: all draws of {name!r} are the observed data, because Predictive ran the model on "
-                "them; let it draw them, as in Predictive(model, draws)(None)"
-            )
+        return bool(same.all()) and len(data.unique()) > 1
