@@ -6,9 +6,9 @@
 The models are shares of classes, a confusion matrix of annotators, and an outcome whose mean depends on the
 label. Each data set is drawn from the model itself, x from the flow. If inference is right, the ranks of the
 true values are uniform. Two runs must be caught: one infers the outcome with noise 1.5 times as large as it
-is, and in the other one, classes may swap their means, which a chain does not leave. Finished simulations are
-found in ``--runs`` and not repeated; after a change of the code, give another folder. Several processes may
-run different models into the same folder.
+is, and one starts its chains at random values, where classes may have swapped their means. Finished
+simulations are found in ``--runs`` and not repeated; after a change of the code, give another folder. Several
+processes may run different models into the same folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_median, init_to_uniform
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -79,23 +80,17 @@ def annotators(flow: scnf.SemiConditionalFlow) -> Model:
     return model
 
 
-def outcome(flow: scnf.SemiConditionalFlow, apart: float = 1.5, spread: float = 0.5) -> Model:
-    """An outcome around the mean of its class. The prior expects the means ``apart`` from each other."""
+def outcome(flow: scnf.SemiConditionalFlow) -> Model:
+    """An outcome around the mean of its class. The prior tells the means apart."""
 
     def model(noise: float) -> None:
-        prior = dist.Normal(apart * torch.arange(-1.0, K - 1), spread)
-        mean = pyro.sample("mean", prior.to_event(1))
+        mean = pyro.sample("mean", dist.Normal(1.5 * torch.arange(-1.0, K - 1), 0.5).to_event(1))
         with pyro.plate("rows", ROWS):
             y = pyro.sample("y", dist.Categorical(torch.ones(K) / K), infer={"enumerate": "parallel"})
             pyro.sample("x", flow.condition(y))
             pyro.sample("t", dist.Normal(Vindex(mean)[..., y], noise))
 
     return model
-
-
-def outcome_of_equal_classes(flow: scnf.SemiConditionalFlow) -> Model:
-    """The prior does not tell the means of the classes apart."""
-    return outcome(flow, apart=0.0, spread=1.0)
 
 
 class Case(NamedTuple):
@@ -106,6 +101,8 @@ class Case(NamedTuple):
     args: tuple[float, ...] = ()
     factor: float = 1.0
     """By what inference multiplies the arguments."""
+    start: Callable[..., object] = init_to_median
+    """Where a chain starts."""
     is_right: bool = True
     """Whether uniform ranks are expected."""
 
@@ -116,19 +113,20 @@ CASES = {
     "annotators": Case(annotators, ("x", *VOTES)),
     "outcome": Case(outcome, ("x", "t"), (NOISE,)),
     "outcome_wrong": Case(outcome, ("x", "t"), (NOISE,), factor=WRONG, is_right=False),
-    "outcome_of_equal_classes": Case(outcome_of_equal_classes, ("x", "t"), (NOISE,), is_right=False),
+    "outcome_started_anywhere": Case(outcome, ("x", "t"), (NOISE,), start=init_to_uniform, is_right=False),
 }
 
 
-def nuts(factor: float, smoke: bool) -> Callable[..., dict[str, Tensor]]:
-    """Inference by NUTS, given ``factor`` times the arguments of the model."""
+def nuts(case: Case, smoke: bool) -> Callable[..., dict[str, Tensor]]:
+    """Inference by NUTS, with one chain."""
     warmup, draws = (5, KEPT) if smoke else (WARMUP, DRAWS)
 
     def infer(model: Callable[..., object], *args: float) -> dict[str, Tensor]:
-        kernel = NUTS(model, max_plate_nesting=1, jit_compile=True, ignore_jit_warnings=True)
+        options = {"init_strategy": case.start, "jit_compile": True, "ignore_jit_warnings": True}
+        kernel = NUTS(model, max_plate_nesting=1, **options)
         mcmc = MCMC(kernel, draws, warmup_steps=warmup, disable_progbar=True)
         with scnf.share_encoding():  # the flow and its prior run once for the whole chain
-            mcmc.run(*(factor * value for value in args))
+            mcmc.run(*(case.factor * value for value in args))
         return mcmc.get_samples()
 
     return infer
@@ -148,7 +146,7 @@ def simulate(case: str, start: int, folder: Path, smoke: bool) -> None:
     chosen = CASES[case]
     found = sbc(
         chosen.make(make_flow()),
-        nuts(chosen.factor, smoke),
+        nuts(chosen, smoke),
         chosen.args,
         observed=chosen.observed,
         num_simulations=CHUNK,
