@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.autoguide.initialization import init_to_median, init_to_value
 from torch import Tensor
 
 import pyro_scnf as scnf
@@ -67,10 +67,12 @@ def nuts(
 ) -> dict[str, Tensor]:
     """Posterior draws of the continuous sites of ``model``, whose discrete sites are summed out.
 
-    :param start: values of sites at which the chain starts. By default they are random.
+    :param start: values of sites at which the chain starts. Other sites start at the median of their prior.
+        From a random point, a chain may not get away from where classes have swapped their parameters.
     """
     warmup, draws = (5, 5) if args.smoke_test else (200, 400)
-    kernel = NUTS(model, max_plate_nesting=nesting, init_strategy=init_to_value(values=dict(start or {})))
+    begin = init_to_value(values=dict(start or {}), fallback=init_to_median)
+    kernel = NUTS(model, max_plate_nesting=nesting, init_strategy=begin)
     mcmc = MCMC(kernel, num_samples=draws, warmup_steps=warmup, disable_progbar=True)
     with scnf.share_encoding():  # the flow and its prior run once for the whole chain
         mcmc.run(*data)
