@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,11 +25,15 @@ def refuse(message: object) -> NoReturn:
 
 @contextmanager
 def refusing(args: argparse.Namespace, *names: str) -> Iterator[None]:
-    """Refuse what the library refuses. The message names those of the options ``names`` that there are."""
+    """Refuse what the library refuses. The message names its option, or those of ``names`` that are given."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in names if hasattr(args, name))
+        argument, _, value = str(error).replace("=", ":").partition(":")  # as the library begins messages
+        option = {"source": "data", "root": "data_root"}.get(argument, argument)
+        known = hasattr(args, option) and (getattr(args, option) is not None or value.startswith("None:"))
+        found = [option] if known else [name for name in names if getattr(args, name, None) is not None]
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in found)
         refuse(f"{options}: {error}" if options else error)
 
 
@@ -57,13 +61,10 @@ def whole(at_least: int = 1, at_most: float = math.inf) -> Callable[[str], int]:
 
 def positive(text: str) -> float:
     """Reads a positive number."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
-    return number
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
 
 
 def parse(parser: Parser, out: str) -> argparse.Namespace:

@@ -23,10 +23,10 @@ from command_line import parse, refusing
 from options import add_options, labels_of
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import TABLES, SemiSupervisedData, tabular
+from pyro_scnf.datasets import TABLES, tabular
 
 
-def made_table(seed: int) -> SemiSupervisedData:
+def made_table(seed: int) -> pd.DataFrame:
     """400 made rows of two classes, 80 of them labelled: measurements with blanks, counts and words."""
     rng = np.random.default_rng(seed)
     ill = rng.random(400) < 0.4
@@ -41,28 +41,30 @@ def made_table(seed: int) -> SemiSupervisedData:
         }
     )
     table.loc[80:, "outcome"] = None
-    return tabular(table, label="outcome", test=0.5, seed=seed)
+    return table
 
 
 def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     add_options(parser, "a second file")
-    parser.add_argument("--data", default="miniboone", help=f"{', '.join(TABLES)}, or a file of your own")
+    own = "or a file of your own; default: miniboone, or a made table for --smoke-test"
+    parser.add_argument("--data", help=f"{', '.join(TABLES)}, {own}")
     parser.add_argument("--data-root", type=Path, help="folder below which the files of a named table are")
     parser.add_argument("--label", help="of a file of your own: the column of labels")
     categories = "of a file of your own: further columns that are categories, such as codes"
     parser.add_argument("--categories", nargs="*", default=[], help=categories)
     args = parse(parser, "tabular")
     torch.manual_seed(args.seed)
-    named = args.data in TABLES
+    made = args.smoke_test and args.data is None and args.data_root is None
+    if args.data is None:
+        args.data = "made" if made else "miniboone"
+    if made and args.label is None:
+        args.label = "outcome"
+    args.labels = labels_of(args.labels, args.data in TABLES)
     options = {"root": args.data_root, "label": args.label, "categories": args.categories, "test": args.test}
-    with refusing(args, "data", "data_root", "label", "categories", "labels", "split", "test"):
-        if args.smoke_test and named and args.data_root is None:
-            data = made_table(args.seed)
-        else:
-            args.labels = labels_of(args.labels, named)
-            choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
-            data = tabular(args.data, **options, **choice)
+    choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
+    with refusing(args, "data", "data_root"):
+        data = tabular(made_table(args.seed) if made else args.data, **options, **choice)
         preset = scnf.presets.recommended(data)
     return comparisons.run(args, preset, data)
 

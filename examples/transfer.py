@@ -24,7 +24,7 @@ from options import add_options, labels_of, tell_progress
 from PIL import Image
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import SemiSupervisedData, features
+from pyro_scnf.datasets import features
 
 
 def mean_colours(images: torch.Tensor) -> torch.Tensor:
@@ -32,40 +32,41 @@ def mean_colours(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
 
-def made_images(seed: int) -> SemiSupervisedData:
-    """240 made images of two classes, by day and by night, 40 of them labelled."""
+def make_images(folder: Path, unlabelled: str, seed: int) -> None:
+    """Write 240 made images of two classes, by day and by night, 80 of them labelled."""
     rng = np.random.default_rng(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for row in range(240):
-            kind = rng.choice(["day", "night"])
-            sky = [110, 130, 180] if kind == "day" else [90, 90, 130]
-            pixels = np.clip(rng.normal(sky, 90, (8, 8, 3)), 0, 255).astype(np.uint8)
-            place = Path(folder) / (kind if row < 80 else "unlabelled")
-            place.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(place / f"{row:03}.png")
-        return features(folder, test=0.5, encoder=mean_colours, size=32, seed=seed)
+    for row in range(240):
+        kind = rng.choice(["day", "night"])
+        sky = [110, 130, 180] if kind == "day" else [90, 90, 130]
+        pixels = np.clip(rng.normal(sky, 90, (8, 8, 3)), 0, 255).astype(np.uint8)
+        place = folder / (kind if row < 80 else unlabelled)
+        place.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{row:03}.png")
 
 
 def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     add_options(parser, "a second folder")
-    parser.add_argument("--data", default="cifar10", help="cifar10, or a folder of images of your own")
+    own = "or a folder of images of your own; default: cifar10, or made images for --smoke-test"
+    parser.add_argument("--data", help=f"cifar10, {own}")
     parser.add_argument("--data-root", type=Path, help="of cifar10: torchvision's root folder")
     parser.add_argument("--cache", type=Path, help="folder that keeps features; default: in ~/.cache")
     parser.add_argument("--size", type=whole(32, 1024), default=128, help="pixels that the encoder sees")
     parser.add_argument("--unlabelled", default="unlabelled", help="sub-folder of images without a label")
     args = parse(parser, "transfer")
     torch.manual_seed(args.seed)
-    named = args.data == "cifar10"
-    with refusing(args, "data", "data_root", "cache", "labels", "split", "test"):
-        if args.smoke_test and named and args.data_root is None:
-            data = made_images(args.seed)
-        else:
-            args.labels = labels_of(args.labels, named)
-            choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
-            files = {"root": args.data_root, "test": args.test, "unlabelled": args.unlabelled}
-            encoder = {"size": args.size, "cache": args.cache, "progress": tell_progress}
-            data = features(args.data, **files, **encoder, **choice)
+    made = args.smoke_test and args.data is None and args.data_root is None
+    if args.data is None:
+        args.data = "made" if made else "cifar10"
+    args.labels = labels_of(args.labels, args.data == "cifar10")
+    files = {"root": args.data_root, "test": args.test, "unlabelled": args.unlabelled, "cache": args.cache}
+    encoder = {"encoder": mean_colours} if made else {}
+    choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
+    with refusing(args, "data", "data_root"), tempfile.TemporaryDirectory() as folder:
+        if made:
+            make_images(Path(folder), args.unlabelled, args.seed)
+        source = folder if made else args.data
+        data = features(source, size=args.size, progress=tell_progress, **files, **encoder, **choice)
         preset = scnf.presets.recommended(data)
     return comparisons.run(args, preset, data)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 import runpy
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import pyro_scnf as scnf
+from pyro_scnf.datasets import SemiSupervisedData
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHARED = ("command_line", "common", "comparisons", "evidence", "figures", "options", "threads")
@@ -73,18 +76,18 @@ REFUSED = {
     "graph": ("digits --graph nonsense", "--graph: invalid choice: 'nonsense'"),
     "no row without a label": (
         "mnist --data digits --labels 1437 --split stratified",
-        "--graph: every row is labelled; give --graph none, and --terms classification",
+        "error: every row is labelled; give --graph none, and --terms classification",
     ),
-    "no file of rows": ("mnist --data digits --labelled rows.npy", "--labelled, .*rows.npy"),
-    "an empty file of rows": ("mnist --data digits --labelled a_file", "--labelled, .*a_file is empty"),
-    "a damaged file of rows": ("mnist --data digits --labelled a_zip", "--labelled, .*a_zip is damaged"),
+    "no file of rows": ("mnist --data digits --labelled rows.npy", "--labelled: .*rows.npy"),
+    "an empty file of rows": ("mnist --data digits --labelled a_file", "--labelled: .*a_file is empty"),
+    "a damaged file of rows": ("mnist --data digits --labelled a_zip", "--labelled: .*a_zip is damaged"),
     "rows and a number": (
         "mnist --data digits --labelled rows.npy --labels 50",
-        "--labelled, .*--labels would have no effect, because --labelled names the rows",
+        "--labelled: --labels would have no effect, because --labelled names the rows",
     ),
     "rows and a split": (
         "mnist --data digits --labelled rows.npy --split stratified",
-        "--labelled, .*--split would have no effect",
+        "--labelled, --split: --split would have no effect",
     ),
     "guide": ("toy --guide nonsense", "--guide: invalid choice: 'nonsense'"),
     "data": ("toy --data nonsense", "--data: invalid choice: 'nonsense'"),
@@ -94,24 +97,71 @@ REFUSED = {
     "minutes": ("mnist --minutes 0", "--minutes: '0': expected a number above 0"),
     "no minutes": ("mnist --minutes nan", "--minutes: 'nan': expected a number above 0"),
     "endless minutes": ("mnist --minutes inf", "--minutes: 'inf': expected a number above 0"),
-    "data root": ("mnist --data-root nowhere", "--data-root, .*nowhere/MNIST/raw lacks train-images"),
+    "data root": (
+        "mnist --data-root nowhere",
+        "--data, --data-root, --labels: .*nowhere/MNIST/raw lacks train-images",
+    ),
     "latents": ("mnist --latent-dim 785", "--latent-dim: '785': expected a whole number of 1 to 784"),
     "multiple": (
         "mnist --data digits --labels 105",
-        "--labels, .*labels=105: split='balanced' needs a multiple",
+        "error: --labels: labels=105: split='balanced' needs a multiple",
     ),
-    "no table": ("tabular --data nowhere.csv --label y", "--data, .*source='nowhere.csv': there is no such"),
+    "no table": (
+        "tabular --data nowhere.csv --label y",
+        "error: --data: source='nowhere.csv': there is no such",
+    ),
     "no folder of tables": (
         "tabular --data-root nowhere",
-        "--data-root, .*nowhere/miniboone, .*nowhere holds",
+        "--data, --data-root: .*nowhere/miniboone, .*nowhere holds",
     ),
+    "no folder told": (
+        "tabular --smoke-test --data hepmass",
+        "error: --data-root: root=None: expected the folder below which the files of hepmass are",
+    ),
+    "no column of labels told": ("tabular --data table.csv", r"error: --label: label=None: .*\['x', 'y'\]"),
+    "a folder of sets for a file": (
+        "tabular --smoke-test --data table.csv --label y --data-root nowhere",
+        "error: --data-root: root=.*: it would have no effect, because source is no named table",
+    ),
+    "a label of a set": (
+        "tabular --data miniboone --label y",
+        "error: --label: label='y': it would have no effect, because miniboone",
+    ),
+    "a label of a set of texts": (
+        "text --data ag_news --embeddings ready.npz --label y",
+        "error: --label: label='y': it would have no effect, because ag_news",
+    ),
+    "a folder of sets for texts": (
+        "text --smoke-test --data table.csv --embeddings ready.npz --data-root nowhere",
+        "error: --data-root: root=.*: it would have no effect, because source is no named set",
+    ),
+    "no embeddings": ("text --smoke-test --embeddings no.npz", "error: --data, --embeddings: .*no.npz"),
+    "a split of all labels": (
+        "tabular --smoke-test --split stratified",
+        "error: --split: split='stratified': it would have no effect, because all labels stay; give labels",
+    ),
+    "a column of a made table": (
+        "tabular --smoke-test --label nowhere",
+        r"error: --label: label='nowhere': there is no such column.*'outcome'\]",
+    ),
+    "a category of a made table": ("tabular --smoke-test --categories no", "error: --categories: .*'no'"),
+    "test rows of a made table": ("tabular --smoke-test --test no.csv", "error: --test: test='no.csv'"),
+    "labels of a made table": ("tabular --smoke-test --labels 21", "error: --labels: labels=21: split="),
+    "a column of made texts": (
+        "text --smoke-test --text-column no",
+        "error: --text-column: text_column='no'",
+    ),
+    "a cache of made texts": ("text --smoke-test --cache here", "error: --cache: cache=.*: it would have no"),
+    "labels of made images": ("transfer --smoke-test --labels 900", "error: --labels: labels=900: there are"),
+    "a cache of made images": ("transfer --smoke-test --cache here", "error: --cache: cache=.*no effect"),
+    "a folder of images": ("transfer --smoke-test --test no", "error: --test: test='no': there is no such f"),
     "no comparator": (
         "tabular --smoke-test --comparators nonsense",
         "--comparators: 'nonsense' is in no name: .*latent classifier; or give none",
     ),
     "pixels": ("transfer --size 8", "--size: '8': expected a whole number of 32 to 1024"),
     "no label": ("text --labels 0", "--labels: '0': expected a whole number of at least 1"),
-    "too many": ("mnist --data digits --labels 1500", "--labels, .*labels=1500: there are only 1437"),
+    "too many": ("mnist --data digits --labels 1500", "error: --labels: labels=1500: there are only 1437"),
 }
 
 
@@ -120,13 +170,63 @@ def test_what_cannot_work_is_refused_in_one_line(case, run, tmp_path):
     command, message = REFUSED[case]
     (tmp_path / "a_file").touch()
     (tmp_path / "a_zip").write_bytes(b"PK\x03\x04")
+    (tmp_path / "table.csv").write_text("x,y\n1,p\n2,q\n")
+    np.savez(tmp_path / "ready.npz", x=np.eye(2))
+    before = sorted(tmp_path.iterdir())
     example, *options = command.split()
     code, said = run(example, *options)
     assert code == 2
     assert len(said) == 1
     assert re.search(message, said[0])
     assert said[0].startswith(f"{example}.py: error: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_file", "a_zip"]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def data_of(run, monkeypatch):
+    """The data set of an example with these options, and its command line. Nothing is trained."""
+    comparisons, found = importlib.import_module("comparisons"), []
+    monkeypatch.setattr(comparisons, "run", lambda args, preset, data: found.append((data, args)))
+
+    def data_of(command: str) -> tuple[SemiSupervisedData, argparse.Namespace]:
+        code, said = run(*command.split())
+        assert code == 0, said
+        return found.pop()
+
+    return data_of
+
+
+@pytest.mark.parametrize("example", ["tabular", "text", "transfer"])
+def test_made_data_take_the_options_of_data_of_your_own(example, data_of):
+    data, args = data_of(f"{example} --smoke-test")
+    assert (args.data, len(data.labelled[0]), len(data.x_test)) == ("made", 64, 16)
+    options = "--labels 9 --split stratified --test 0.5 --seed 3"
+    data, args = data_of(f"{example} --smoke-test {options}")
+    assert (args.labels, len(data.labelled[0]), len(data.x_test)) == (9, 9, 40)
+
+
+def test_options_of_made_columns_and_images_are_used(data_of):
+    data, _ = data_of("tabular --smoke-test --label ward --categories visits")
+    assert data.class_names == ("east", "north", "south")
+    assert {"visits=0", "outcome=ill"} <= set(data.column_names)
+    large, small = (data_of(f"transfer --smoke-test --size {size}")[0] for size in (64, 32))
+    assert torch.equal(large.y, small.y)
+    assert not torch.equal(large.x, small.x)
+    data, _ = data_of("transfer --smoke-test --unlabelled others")
+    assert torch.equal(data.x, data_of("transfer --smoke-test")[0].x)
+
+
+def test_a_smoke_test_reads_what_it_is_given(data_of, tmp_path):
+    (tmp_path / "table.csv").write_text("text,size,age,label\n" + "a,1,7,p\na,2,8,q\n" * 10)
+    data, args = data_of("tabular --smoke-test --data table.csv --label label")
+    assert (args.data, len(data.x), data.class_names) == ("table.csv", 16, ("p", "q"))
+    np.savez(tmp_path / "ready.npz", x=np.random.default_rng(0).normal(size=(20, 3)))
+    data, _ = data_of("text --smoke-test --data table.csv --embeddings ready.npz")
+    assert (data.x.shape, len(data.x_test)) == ((16, 3), 4)
+    rows = np.random.default_rng(0).normal(size=(300, 2))
+    np.savez(tmp_path / "miniboone_balanced.npz", X=rows, y=np.arange(300) % 2)
+    data, args = data_of("tabular --smoke-test --data-root .")
+    assert (args.data, len(data.labelled[0]), len(data.x_test)) == ("miniboone", 200, 30)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -180,8 +180,8 @@ class TestGroups:
         data = scnf.to_inference_data(model, (x, y), draws, posterior_predictive=predicted)
         assert torch.equal(values(data, "posterior_predictive", "x")[0], predicted["x"])
         assert (values(data, "posterior_predictive", "y") == y).all()
+        everything = Predictive(model, draws)(x, y)
         with pytest.raises(ValueError, match=r"all draws of .*'y'.* are the observed data"):
-            everything = Predictive(model, draws)(x, y)
             scnf.to_inference_data(model, (x, y), draws, posterior_predictive=everything)
 
     def test_draws_of_a_guide_go_in_whole(self, flow, x):

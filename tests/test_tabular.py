@@ -250,10 +250,81 @@ def test_test_rows_reach_nothing_but_their_tensors():
         assert torch.equal(apart.x_test, found.x_test)
 
 
-@pytest.mark.parametrize("numbers", [np.arange(0, 4e8, 1e7) + 1e8, 1 + np.arange(40) / 1e3])
-def test_numbers_whose_rounding_is_small_beside_their_spread(numbers):
-    data = tabular(mixed().assign(v=numbers), label="kind", test=0)
-    assert len(set(column(data, "v"))) == 40
+SECONDS = 1_700_000_000 + 7 * np.arange(200)
+"""Seconds since 1970. Single precision holds multiples of 128 of them."""
+
+HELD = {
+    "large and far apart": np.arange(0, 2e9, 1e7) + 1e8,
+    "near and small": 1 + np.arange(200) / 1e3,
+    "large, held exactly": 2.0**24 + np.arange(0, 400, 2),
+    "of single precision": (1 - np.arange(200, dtype=np.float32) / 2**24).astype(np.float64),
+    "heavy tails": np.random.default_rng(0).standard_cauchy(200) ** 3,
+    "whole numbers, and seconds in few rows": np.where(np.arange(200) < 190, np.arange(200) % 9, SECONDS),
+    "mostly constant": np.where(np.arange(200) < 190, 0, 1e9 + np.arange(200) % 2),
+    "two computed in two ways": np.where(np.arange(200) < 150, np.array([0.1 + 0.2, 0.3] * 100), 0.6),
+}
+
+BLURRED = {
+    "seconds": SECONDS,
+    "seconds in two rows": SECONDS[:2],
+    "seconds beside a word for none": np.where(np.arange(200) < 60, -1, SECONDS),
+    "seconds in a third of the rows, and blanks": np.where(np.arange(200) % 3, np.nan, SECONDS),
+    "whole numbers": 20_000_000 + np.arange(200),
+    "two numbers that become one": 1e9 + np.arange(200) % 2,
+    "few rows with a number that becomes the usual one": 1e9 + (np.arange(200) < 4),
+    "fractions": 52.52 + np.arange(200) / 1e7,
+}
+
+
+def of_numbers(numbers: object) -> SemiSupervisedData:
+    table = pd.DataFrame({"v": numbers, "n": range(len(numbers))})
+    return tabular(table.assign(y=table["n"] % 2), label="y", test=0)
+
+
+@pytest.mark.parametrize("case", HELD)
+def test_numbers_whose_rounding_hides_no_differences(case):
+    found = column(of_numbers(HELD[case]), "v")
+    assert np.allclose(found, HELD[case], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", BLURRED)
+def test_numbers_whose_rounding_hides_what_tells_rows_apart(case):
+    with pytest.raises(ValueError, match=r"source: column 'v' holds numbers such as .* too coarsely to tell"):
+        of_numbers(BLURRED[case])
+
+
+SIZE_AND_FAR = st.integers(3, 60).flatmap(
+    lambda size: st.tuples(st.just(size), st.lists(st.floats(1e3, 1e30), max_size=2 * size // 5))
+)
+"""The number of rows, and the numbers in those rows that are far from the others."""
+
+
+@settings(max_examples=60)
+@given(rows=SIZE_AND_FAR, center=st.floats(-10, 10), sign=st.sampled_from([1, -1]))
+def test_rows_far_from_all_others_count_for_little(rows, center, sign):
+    size, far = rows
+    usual = center + np.arange(size - len(far)) / 10
+    data = of_numbers([*usual, *(sign * number for number in far)])
+    assert len(data.x[: len(usual), 0].unique()) == len(usual)
+
+
+@settings(max_examples=60)
+@given(rows=SIZE_AND_FAR, center=st.floats(1e9, 1e15), sign=st.sampled_from([1, -1]))
+def test_rows_far_from_all_others_hide_nothing(rows, center, sign):
+    size, far = rows
+    usual = center * (1 + 1e-9 * np.arange(size - len(far)))
+    with pytest.raises(ValueError, match="column 'v' holds numbers such as"):
+        of_numbers([*usual, *(-sign * number for number in far)])
+
+
+def test_a_column_that_only_differs_by_errors_of_arithmetic_is_constant():
+    assert of_numbers([0.1 + 0.2, 0.3] * 20).column_names == ("n",)
+
+
+def test_numbers_too_large_for_the_precision_are_told_as_such():
+    for numbers in (1e300 * np.arange(1, 41), np.where(np.arange(40) < 39, np.arange(40), 1e300)):
+        with pytest.raises(ValueError, match=r"column 'v', which is too large for torch\.float32"):
+            of_numbers(numbers)
 
 
 def test_seconds_since_1970_in_double_precision():
@@ -306,7 +377,8 @@ REFUSED = {
     ),
     "seconds since 1970": (
         with_column([1_700_000_000 + 7 * i for i in range(ROWS)]),
-        r"'v' holds numbers around 17000001\d\d.* rounds such numbers to multiples of 2e\+02",
+        r"'v' holds numbers such as 1700000133 and 1700000161, which torch.float32 rounds to 1700000128 and "
+        r"1700000128, too coarsely .* subtract 1700000133 from the column, or call torch\.set_default_dtype",
     ),
     "infinity": (
         with_column([0.0] * 7 + [np.inf] + [1.0] * 32),
@@ -339,6 +411,10 @@ REFUSED = {
     "further column": ({"test": mixed().dropna().assign(v=1)}, r"test also has \['v'\]"),
     "test without labels": ({"test": mixed().drop(columns="kind")}, "test: label='kind': there is no such"),
     "blank test label": ({"test": mixed()}, "label='kind' of test: row 2 has no label"),
+    "labels alone": (
+        {"source": mixed()[["kind"]]},
+        "source holds no column besides the labels, 'kind'; expected at least one more, of numbers or words",
+    ),
     "constant": ({"source": mixed()[["always", "kind"]]}, r"no column is left, because all of \['always'\]"),
     "two columns": (
         {"source": pd.concat([mixed(), mixed()[["sex"]]], axis=1)},
@@ -370,6 +446,7 @@ def test_files_that_are_no_tables(tmp_path):
         ),
         ("a;y\n1;u\n2;v\n", r"the first line holds ';' and no comma.*pandas\.read_csv\(path, sep=';'\)"),
         ("a\ty\n1,5\tu\n", r"the first line holds '\\t' and no comma"),
+        ("y\nu\nv\n", r"source='.*t\.csv' holds no column besides the labels, 'y'"),
         (",a,y\n0,1,u\n1,2,v\n", r"column 0 has no name in the first line.*row numbers.*index=False"),
     ):
         file.write_text(content)

@@ -165,6 +165,10 @@ def test_labels_that_cannot_be_chosen():
         choose_labels(PARTLY, 3, 60)
     with pytest.raises(ValueError, match=r"shares.*9 of 40 rows have no label"):
         choose_labels(PARTLY, 3, shares=[1, 1, 1])
+    with pytest.raises(
+        ValueError, match="split='stratified': it would have no effect, because all labels stay"
+    ):
+        choose_labels(PARTLY, 3, split="stratified")
 
 
 def test_row_numbers_count_the_rows_that_are_left():

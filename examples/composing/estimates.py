@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 Estimates = Mapping[str, Mapping[str, list[float]]]
@@ -69,8 +70,10 @@ def draw(estimates: Estimates, wrong: Estimates) -> Figure:
                 axes.vlines(place, these["low"], these["high"], color=colour)
                 axes.plot(place, these["mean"], "o", color=colour, label=label)
         axes.plot(range(len(rows["truth"])), rows["truth"], "kx", label="truth")
-        axes.set(title=name, xticks=range(len(rows["truth"])))
-        axes.margins(x=0.2, y=0.1)
+        axes.set_title(name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # thins the numbers out where they are many
+        axes.set_xlim(-0.6, len(rows["truth"]) - 0.4)
+        axes.margins(y=0.1)
     legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
     shown = {label: handle for legend in legends for handle, label in legend}
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize="small")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf._numbers import check_number, check_whole
+from pyro_scnf._numbers import check_number, check_whole, refuse_unused
 from pyro_scnf.datasets.convert import as_row_numbers
 from pyro_scnf.datasets.splits import (
     SPLITS,
@@ -253,13 +253,15 @@ def choose_labels(
     :param int seed: seed of both choices.
     :return: the numbers of the rows that stay ``(M,)``, and their labels ``(M,)``, -1 where hidden.
     :raises ValueError: for what :func:`keep_labels` and :func:`thin_classes` refuse; for ``shares`` of rows
-        without a label, and for row numbers of such rows.
+        without a label, and for row numbers of such rows; for another ``split`` if all labels stay.
 
     >>> rows, shown = choose_labels(torch.tensor([0, 0, -1, 1, 1]), 2, labels=2)
     >>> shown.unique(return_counts=True)
     (tensor([-1,  0,  1]), tensor([3, 1, 1]))
     """
     check_split(0 if labels is None else labels, split, seed)
+    if labels is None and split != "balanced":
+        refuse_unused("all labels stay; give labels, too", split=split)
     chosen = as_classes(classes, num_classes)
     rows = torch.arange(len(y))
     gaps = int((y == UNLABELLED).sum())

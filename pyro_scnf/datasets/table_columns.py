@@ -27,7 +27,13 @@ FEW = 10
 """So few levels are never too many for the rows."""
 
 RESOLUTION = 1e-3
-"""Numbers may be rounded by so much of their spread."""
+"""Numbers may be rounded by so much of the difference between two rows."""
+
+NEIGHBOURS = 8
+"""Two rows are near if one in so many of all rows lies between them, in the order of their numbers."""
+
+NOISE = 8 * np.finfo(np.float64).eps
+"""Numbers that differ by at most so much of their size are the same one, computed in two ways."""
 
 DIFFERENT = 0.8
 """If the levels of a column are more than this share of its rows, it tells rows apart, and is no category."""
@@ -146,10 +152,11 @@ def encoded(
 def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
     """Learn from the training ``rows`` of a table how its columns become numbers.
 
-    Columns that are constant in these rows are left out.
+    Columns that are constant in these rows, but for errors of arithmetic, are left out.
 
-    :raises ValueError: for columns that are blank in all rows; for words that are dates, numbers with a unit
-        or with separators, or different in almost all rows; if no column is left.
+    :raises ValueError: for columns that are blank in all rows; for numbers that the default dtype rounds too
+        coarsely; for words that are dates, numbers with a unit or with separators, or different in almost all
+        rows; if no column is left.
     """
     columns: list[NumberColumn | CategoryColumn] = []
     for name, cells in table.columns.items():
@@ -158,15 +165,16 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
         if blank.all():
             raise ValueError(f"{given} holds nothing in all {len(rows)} training rows; leave it out")
         named = name in table.categories
-        numbers = None if named else _fill(some[~blank])
+        numbers = None if named else _ordered(some[~blank])
         if numbers is not None:
-            _check_resolution(some[~blank], given)
-            columns.append(NumberColumn(name, numbers, bool(blank.any())))
+            _check_resolution(numbers, given)
+            median = float(numbers[(len(numbers) - 1) // 2])  # the lower one, which is a value of the column
+            columns.append(NumberColumn(name, median, bool(blank.any())))
         else:
             levels = _levels(some, rows, given, named)
             columns.append(CategoryColumn(name, levels, frozenset(map(as_level, some))))
     made = encoded(columns, table, rows)
-    names = tuple(name for name, numbers in made.items() if (numbers != numbers[0]).any())
+    names = tuple(name for name, numbers in made.items() if np.ptp(numbers) > NOISE * np.abs(numbers).max())
     if not names:
         raise ValueError(
             f"{table.given}: no column is left, because all of {list(table.columns)} are constant in the "
@@ -175,28 +183,35 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
     return TableColumns(tuple(columns), names)
 
 
-def _fill(cells: Cells) -> float | None:
-    """The lower median of cells without a blank, which is a value of the column; ``None`` for words."""
+def _ordered(cells: Cells) -> Cells | None:
+    """Cells without a blank as numbers in ascending order; ``None`` if one is a word."""
     numbers = [as_number(cell) for cell in cells] if cells.dtype == object else cells
     if cells.dtype == object and None in numbers:
         return None
-    return float(np.sort(np.asarray(numbers, dtype=np.float64))[(len(cells) - 1) // 2])
+    return np.sort(np.asarray(numbers, dtype=np.float64))
 
 
-def _check_resolution(cells: Cells, given: str) -> None:
-    """Raise if the default dtype is too coarse for numbers ``(N,)`` without a blank."""
-    if cells.dtype == np.float32:
-        return
-    numbers = np.array([as_number(cell) for cell in cells], dtype=np.float64)
-    numbers = numbers[np.isfinite(numbers)]
-    dtype = torch.get_default_dtype()
-    low, high = np.quantile(numbers, [0.16, 0.84]) if len(numbers) else (0.0, 0.0)
-    gap, spread = torch.finfo(dtype).eps * float(np.abs(numbers).max(initial=0.0)), (high - low) / 2
-    if 0 < RESOLUTION * spread < gap:
+def _check_resolution(ordered: Cells, given: str) -> None:
+    """Raise if the default dtype is too coarse for numbers ``(N,)`` in ascending order.
+
+    It is too coarse if it blurs half of the differences between rows that are near in this order, or more. A
+    few rows far from all others count for little then, and rows that share a number have nothing to lose.
+    """
+    numbers, dtype = torch.from_numpy(ordered), torch.get_default_dtype()
+    held = numbers.to(dtype).isfinite()  # others are refused elsewhere
+    numbers, rounded = numbers[held], numbers[held].to(dtype).double()
+    reach = max(1, len(numbers) // NEIGHBOURS)
+    low, high, error = numbers[:-reach], numbers[reach:], (rounded - numbers).abs()
+    differ = high - low > NOISE * low.abs().maximum(high.abs())
+    blurred = differ & (error[:-reach] + error[reach:] > RESOLUTION * (high - low))
+    if blurred.any() and 2 * blurred.sum() >= differ.sum():
+        places = blurred.nonzero()[:, 0]
+        place = places[len(places) // 2]
+        shown = [f"{x[i]:.16g}" for x in (numbers, rounded) for i in (place, place + reach)]
         raise ValueError(
-            f"{given} holds numbers around {(high + low) / 2:.10g} that differ by {spread:.3g}, and {dtype} "
-            f"rounds such numbers to multiples of {gap:.2g}; subtract the smallest one from the column, or "
-            "call torch.set_default_dtype(torch.float64)"
+            f"{given} holds numbers such as {shown[0]} and {shown[1]}, which {dtype} rounds to {shown[2]} "
+            f"and {shown[3]}, too coarsely to tell rows apart; subtract {shown[0]} from the column, or call "
+            "torch.set_default_dtype(torch.float64)"
         )
 
 

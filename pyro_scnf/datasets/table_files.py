@@ -178,7 +178,8 @@ def read_own_table(source: object, tests: object, label: object, unknown: object
     :param tests: the same for tests, or ``None``. Each of its rows has a label.
     :param label: the name of the column of labels.
     :param unknown: a label that means a gap, see :func:`as_classes_with_names`.
-    :raises ValueError: for columns that are not there, and files that are no tables.
+    :raises ValueError: for columns that are not there, for a table of labels alone, and for files that are no
+        tables.
     :raises FileNotFoundError: for files that are not there.
     """
     table, more = _read(source, "source")
@@ -197,6 +198,12 @@ def read_own_table(source: object, tests: object, label: object, unknown: object
     named = f"label={label!r}"
     y, names = as_classes_with_names(column_of(table, label, "label"), named, unknown=unknown)
     rows = table.drop(columns=[label])
+    if not len(rows.columns):
+        given = f"source={str(source)!r}" if isinstance(source, str | Path) else "source"
+        raise ValueError(
+            f"{given} holds no column besides the labels, {label!r}; expected at least one more, of numbers "
+            "or words that tell about a row"
+        )
     if more is None:
         return Table(rows, y, None, None, names)
     y_test = as_named_labels(column_of(more, label, "test: label"), names, f"{named} of test")
