@@ -30,8 +30,10 @@ html_title = "pyro-scnf"
 
 # Formulas must render without a network, so MathJax is copied from an installed package. This build of it is
 # one file: it draws formulas as SVG, which needs no fonts, and has all extensions, so it loads nothing.
-html_static_path = [str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg-full.js")]
 mathjax_path = "tex-svg-full.js"
+mathjax = files("sphinx-mathjax-offline") / "static" / "mathjax" / mathjax_path
+html_static_path = ["_static", str(mathjax)]
+html_css_files = ["tables.css"]
 
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "no-value": True}

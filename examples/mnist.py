@@ -32,7 +32,7 @@ def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     evidence.add_graph(parser)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
-    parser.add_argument("--data", default="mnist", choices=[*SETS, "digits"])
+    parser.add_argument("--data", choices=[*SETS, "digits"], help="by default mnist; digits for a smoke test")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
     parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
     parser.add_argument("--labels", type=whole(), help="labelled images; by default 100")
@@ -48,10 +48,10 @@ def main() -> dict[str, object]:
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parse(parser, "mnist")
     preset = evidence.with_graph(args, PRESETS[args.preset])
+    args.data = args.data or ("digits" if args.smoke_test else "mnist")
     if args.smoke_test:
-        args.data, slow = "digits", replace(preset.optimisation, learning_rate=1e-4)
-        preset = replace(preset, optimisation=slow, batch_size=20, labelled_batch_size=10)
-        preset = replace(preset, held_out=min(preset.held_out, 100))
+        slow, held_out = replace(preset.optimisation, learning_rate=1e-4), min(preset.held_out, 100)
+        preset = replace(preset, batch_size=20, labelled_batch_size=10, held_out=held_out, optimisation=slow)
     given = {name: getattr(args, name) for name in ("batch_size", "labelled_batch_size", "terms")}
     preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)

@@ -586,7 +586,7 @@ def test_other_embeddings_that_are_refused(news):
     np.save(news / "one.npy", np.zeros((24, 5)))
     with pytest.raises(ValueError, match="it holds one array"):
         text("ag_news", root=news, embeddings=news / "one.npy")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"embeddings='.*nothing\.npz': there is no such file"):
         text("ag_news", root=news, embeddings=news / "nothing.npz")
 
 

@@ -95,6 +95,8 @@ def _arrays(path: object, given: str) -> dict[str, np.ndarray]:
             raise ValueError("it holds one array")
         with file:
             arrays = {name.lower(): file[name] for name in file.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{given}: there is no such file") from None
     except (ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{given} is damaged, or no file that numpy.savez wrote: {error}") from error
     return {OTHER_NAMES.get(name, name): array for name, array in arrays.items()}
