@@ -135,7 +135,7 @@ REFUSED = {
         "text --smoke-test --data table.csv --embeddings ready.npz --data-root nowhere",
         "error: --data-root: root=.*: it would have no effect, because source is no named set",
     ),
-    "no embeddings": ("text --smoke-test --embeddings no.npz", "error: --embeddings: .*no.npz': there is no such"),
+    "no embeddings": ("text --smoke-test --embeddings no.npz", "error: --embeddings: .*no.npz"),
     "a split of all labels": (
         "tabular --smoke-test --split stratified",
         "error: --split: split='stratified': it would have no effect, because all labels stay; give labels",
