@@ -1,4 +1,4 @@
-"""Shared by examples in which a flow learns within a larger model: all rows in each step, in a plain loop."""
+"""A plain training loop for a flow within a larger model, with all rows in each step."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def learn(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss(x + 0.1 * torch.randn_like(x), *data).backward()
+        loss(x + 0.2 * torch.randn_like(x), *data).backward()
         optimizer.step()
         schedule.step()
