@@ -100,9 +100,12 @@ def spread(values: Sequence[float], digits: int) -> str:
     return unbroken(f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}")
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A list-table in reStructuredText."""
-    lines = [".. list-table::", "    :header-rows: 1", ""]
+def table(
+    heading: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int] | None = None
+) -> list[str]:
+    """A list-table in reStructuredText. Its columns are as wide as they need unless ``widths`` says so."""
+    shares = "auto" if widths is None else " ".join(map(str, widths))
+    lines = [".. list-table::", "    :header-rows: 1", f"    :widths: {shares}", ""]
     for row in (heading, *rows):
         lines += [f"    {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
     return [*lines, ""]

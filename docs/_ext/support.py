@@ -18,6 +18,11 @@ from sphinx.util.docutils import SphinxDirective
 ROWS = Path(__file__).parents[1] / "support.json"
 
 
+def _short(test: str) -> str:
+    """The name of a test without that of the file that holds most of them, and with a place for a break."""
+    return test.removeprefix("test_pyro_support.py::").replace(".py::", ".py:: ")
+
+
 class Support(SphinxDirective):
     """``.. support:: RESULT``, see the module."""
 
@@ -30,7 +35,7 @@ class Support(SphinxDirective):
         for name, row in json.loads(ROWS.read_text(encoding="utf-8")).items():
             if row["result"] == self.arguments[0]:
                 error = f"{row['error']:.0e}" if "error" in row else ""
-                tests = ", ".join(f"``{test.replace('.py::', '.py:: ')}``" for test in row["tests"])
+                tests = ", ".join(f"``{_short(test)}``" for test in row["tests"])
                 cells = (name, error, str(row.get("passes", "")), row.get("note", ""), tests)
                 rows.append(cells)
         if not rows:
@@ -38,7 +43,8 @@ class Support(SphinxDirective):
         works = self.arguments[0] == "works"
         heading = ("what", "relative error below", "passes of f_w", "remark", "test")
         kept = range(5) if works else (0, 3, 4)
-        lines = table([heading[i] for i in kept], [[row[i] for i in kept] for row in rows])
+        widths = [(21, 11, 9, 17, 42)[i] for i in kept]
+        lines = table([heading[i] for i in kept], [[row[i] for i in kept] for row in rows], widths)
         return parsed(self, lines)
 
 
