@@ -12,6 +12,7 @@ label.
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,13 @@ from pyro_scnf.datasets import features
 def mean_colours(images: torch.Tensor) -> torch.Tensor:
     """An encoder that needs no weights: the mean colours of the four quarters of an image."""
     return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def name_of_folder(text: str) -> str:
+    """Reads the name of a sub-folder."""
+    if Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a sub-folder, without a path")
+    return text
 
 
 def make_images(folder: Path, unlabelled: str, seed: int) -> None:
@@ -52,7 +60,8 @@ def main() -> dict[str, object]:
     parser.add_argument("--data-root", type=Path, help="of cifar10: torchvision's root folder")
     parser.add_argument("--cache", type=Path, help="folder that keeps features; default: in ~/.cache")
     parser.add_argument("--size", type=whole(32, 1024), default=128, help="pixels that the encoder sees")
-    parser.add_argument("--unlabelled", default="unlabelled", help="sub-folder of images without a label")
+    sub_folder = {"type": name_of_folder, "default": "unlabelled"}
+    parser.add_argument("--unlabelled", help="sub-folder of images without a label", **sub_folder)
     args = parse(parser, "transfer")
     torch.manual_seed(args.seed)
     made = args.smoke_test and args.data is None and args.data_root is None

@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 import re
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -246,13 +247,25 @@ def test_a_guide_that_begins_with_values_of_an_earlier_one(flow, x):
     """Pyro gives guides of one name the same parameters, in a cell of a notebook that runs again too."""
     model = shares(flow)
     first = automatic(model)
-    scnf.elbo(model, first)(x)  # it makes its own parameters
-    scnf.elbo(model, first)(x)  # it has them, and goes on
-    scnf.elbo(model, copy.deepcopy(first))(x)
-    with pytest.warns(UserWarning, match=r"begins with values of 'AutoNormal\.locs\.share'.*2 in all"):
-        scnf.elbo(model, automatic(model))(x)
+    loss = scnf.elbo(model, first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(x)  # it makes its own parameters
+        loss(x)
+        scnf.elbo(model, first)(x)  # it has them, and goes on
+    message = r"begins with values of 'AutoNormal\.locs\.share'.*\(2 in all"
+    for again in (automatic(model), copy.deepcopy(first)):
+        loss = scnf.elbo(model, again)
+        with pytest.warns(UserWarning, match=message):
+            loss(x)
+        assert again.locs.share is first.locs.share
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss(x)  # said once
     pyro.clear_param_store()
-    scnf.elbo(model, automatic(model))(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scnf.elbo(model, automatic(model))(x)
 
 
 def test_a_flow_put_in_after_the_optimiser_was_made(flow, x):

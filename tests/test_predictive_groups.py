@@ -180,6 +180,10 @@ class TestGroups:
         data = scnf.to_inference_data(model, (x, y), draws, posterior_predictive=predicted)
         assert torch.equal(values(data, "posterior_predictive", "x")[0], predicted["x"])
         assert (values(data, "posterior_predictive", "y") == y).all()
+        with pytest.raises(ValueError, match=r"all draws of .* are the observed data"):
+            scnf.to_inference_data(
+                model, (x, y * 0), draws, posterior_predictive=Predictive(model, draws)(x, y * 0)
+            )
         everything = Predictive(model, draws)(x, y)
         with pytest.raises(ValueError, match=r"all draws of .*'y'.* are the observed data"):
             scnf.to_inference_data(model, (x, y), draws, posterior_predictive=everything)

@@ -220,32 +220,85 @@ def test_sure_labels_give_no_false_alarm(apart: float) -> None:
     assert found.p_values().min() > 0.05 / len(found.names)
 
 
-def test_labels_that_another_site_ties_together_are_drawn_together() -> None:
-    """Members of a group share a regime, so the number of each class varies more than for separate rows."""
-    chance = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+def tied() -> None:
+    """Members of a group share a regime."""
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("groups", 3, dim=-1):
+        r = pyro.sample("r", dist.Categorical(share), infer={"enumerate": "parallel"})
+        with pyro.plate("members", 6, dim=-2):
+            y = pyro.sample("y", dist.Bernoulli(0.1 + 0.8 * r), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(y, 2.0))
 
-    def model() -> None:
-        share = pyro.sample("share", dist.Dirichlet(torch.ones(2)))
-        with pyro.plate("groups", 3, dim=-1):
-            r = pyro.sample("r", dist.Categorical(share), infer={"enumerate": "parallel"})
-            with pyro.plate("members", 6, dim=-2):
-                y = pyro.sample("y", dist.Categorical(chance[r]), infer={"enumerate": "parallel"})
-                pyro.sample("x", dist.Normal(y.float(), 2.0))
+
+def tied_on_grid(conditioned: Callable[..., object]) -> dict[str, Tensor]:
+    """Draws as they come from NumPy, in double precision."""
+    share = torch.stack([GRID, 1 - GRID], -1)
+    options: dict[str, Any] = {"site": "r", "max_plate_nesting": 2}
+    log_prob = scnf.enumerate_labels(conditioned, (), {"share": share}, **options).logsumexp(-1).sum(-1)
+    first = GRID[dist.Categorical(logits=log_prob).sample((9,))] + (torch.rand(9) - 0.5) / 200
+    return {"share": torch.stack([first, 1 - first], -1).double()}
+
+
+def test_labels_that_another_site_ties_together_are_drawn_together() -> None:
+    """The number of each class varies more than for separate rows."""
+    found = sbc(tied, tied_on_grid, observed="x", num_simulations=80, label="y", max_plate_nesting=2)
+    assert found.p_values().min() > 0.05 / len(found.names)
+    probs = found.label_log_probs
+    assert probs is not None
+    drawn = dist.Categorical(logits=probs).sample((9,)).sum(-1)  # rows by themselves
+    ranks = (drawn < found.truths[:, -1]).sum(0) + (drawn == found.truths[:, -1]).sum(0) // 2
+    assert RankBand(80, 9).p_value(ranks[:, None]) < 1e-3
+
+
+def test_numbers_of_labels_against_sums_by_hand() -> None:
+    """Probabilities are averaged over the draws alone, and each row is scored at the true share."""
+    seen: dict[str, Any] = {}
 
     def infer(conditioned: Callable[..., object]) -> dict[str, Tensor]:
-        share = torch.stack([GRID, 1 - GRID], -1)
-        options: dict[str, Any] = {"site": "r", "max_plate_nesting": 2}
-        log_prob = scnf.enumerate_labels(conditioned, (), {"share": share}, **options).logsumexp(-1).sum(-1)
-        first = GRID[dist.Categorical(logits=log_prob).sample((19,))] + (torch.rand(19) - 0.5) / 200
-        return {"share": torch.stack([first, 1 - first], -1)}
+        share = torch.tensor([[0.1, 0.9], [0.6, 0.4]])
+        seen.update(
+            model=conditioned, draws={"share": share, "y": torch.ones(2, ROWS), "x": torch.zeros(2, ROWS, 2)}
+        )
+        return dict(seen["draws"])
 
-    found = sbc(model, infer, observed="x", num_simulations=150, label="y", max_plate_nesting=2)
-    assert found.p_values().min() > 0.05 / len(found.names)
-    apart = found.label_log_probs
-    assert apart is not None
-    drawn = dist.Categorical(logits=apart).sample((19,)).sum(-1)  # rows by themselves
-    ranks = (drawn < found.truths[:, -1]).sum(0) + (drawn == found.truths[:, -1]).sum(0) // 2
-    assert RankBand(150, 19).p_value(ranks[:, None]) < 1e-3
+    found = sbc(composed, infer, observed="x", num_simulations=1, label="y")
+    truth = {"share": found.truths[0, :2].float()}
+    scores = torch.stack(
+        [FLOW.condition(torch.full((ROWS,), k)).log_prob(data_of(seen["model"])) for k in range(K)], -1
+    )
+    each = [(scores + share.log()).log_softmax(-1) for share in (*seen["draws"]["share"], truth["share"])]
+    assert found.label_log_probs is not None
+    assert found.labels is not None
+    expected = torch.stack(each[:2]).exp().mean(0)
+    torch.testing.assert_close(found.label_log_probs[0].exp().float(), expected, rtol=1e-4, atol=1e-5)
+    total = each[2].gather(-1, found.labels[0][:, None]).sum()
+    torch.testing.assert_close(found.truths[0, 2].float(), total, rtol=1e-4, atol=1e-4)
+
+
+def data_of(model: Callable[..., object]) -> Tensor:
+    value = pyro.poutine.trace(model).get_trace().nodes["x"]["value"]
+    assert value is not None
+    return value
+
+
+def test_labels_without_probabilities_are_named() -> None:
+    def masked() -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(K)))
+        with pyro.plate("rows", 4), pyro.poutine.mask(mask=torch.arange(4) > 0):
+            y = pyro.sample("y", dist.Categorical(share), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(y.float(), 1.0))
+
+    def far() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 4):
+            y = pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Uniform(mu + y, mu + y + 1, validate_args=False))
+
+    half = torch.full((3, K), 1 / K)
+    with pytest.raises(ValueError, match="label='y': a mask leaves rows out"):
+        sbc(masked, lambda model: {"share": half}, observed="x", num_simulations=1, label="y")
+    with pytest.raises(ValueError, match=r"row \d has probability 0 under all labels, given draw 0 of infer"):
+        sbc(far, lambda model: {"mu": torch.full((3,), 99.0)}, observed="x", num_simulations=1, label="y")
 
 
 # -- parts of a run --------------------------------------------------------------------------------
@@ -315,10 +368,28 @@ def test_errors_name_what_is_wrong() -> None:
             y = pyro.sample("y", dist.OneHotCategorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(y[..., 0], 1.0))
 
+    def alone() -> None:
+        normal()
+        pyro.sample("y", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+    def both() -> None:
+        normal()
+        with pyro.plate("others", 2):
+            pyro.sample(
+                "y", dist.Categorical(pyro.sample("share", dist.Dirichlet(torch.ones(2)).expand([1])))
+            )
+
     raises("observed: no such sites", observed="w")
     raises("observed is empty", observed=[])
     raises("no continuous latent", observed=["x", "mu"])
     raises("sites is empty", sites=[])
+    raises(
+        "expected it in a .vectorised. plate",
+        model=alone,
+        infer=lambda model: {"mu": torch.randn(9)},
+        label="y",
+    )
+    raises("and none of .'share'", model=both, infer=exact(), label="y", sites=["mu"])
     raises("expected class numbers", model=one_hot, infer=lambda model: {"mu": torch.randn(9)}, label="y")
     sizes = iter([9, 10])
     raises(

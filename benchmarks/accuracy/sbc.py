@@ -200,7 +200,7 @@ def record(args: argparse.Namespace) -> dict[str, object]:
         "not_as_expected": [
             case
             for case, one in shown.items()
-            if one["simulations"] >= args.simulations and one["calibrated"] != CASES[case].is_right
+            if one["simulations"] >= SIMULATIONS and one["calibrated"] != CASES[case].is_right
         ],
         "complete": all(r is not None and len(r.numbers) >= args.simulations for r in results.values()),
     }

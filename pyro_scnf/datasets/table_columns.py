@@ -32,8 +32,11 @@ RESOLUTION = 1e-3
 NEIGHBOURS = 8
 """Two rows are near if one in so many of all rows lies between them, in the order of their numbers."""
 
-NOISE = 8 * np.finfo(np.float64).eps
-"""Numbers that differ by at most so much of their size are the same one, computed in two ways."""
+NOISE = 64 * np.finfo(np.float64).eps
+"""Numbers that differ by at most so much of their size are the same one, computed in two ways.
+
+Whole numbers have no such errors.
+"""
 
 DIFFERENT = 0.8
 """If the levels of a column are more than this share of its rows, it tells rows apart, and is no category."""
@@ -174,7 +177,7 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
             levels = _levels(some, rows, given, named)
             columns.append(CategoryColumn(name, levels, frozenset(map(as_level, some))))
     made = encoded(columns, table, rows)
-    names = tuple(name for name, numbers in made.items() if np.ptp(numbers) > NOISE * np.abs(numbers).max())
+    names = tuple(name for name, numbers in made.items() if np.ptp(numbers) > _noise(numbers).max())
     if not names:
         raise ValueError(
             f"{table.given}: no column is left, because all of {list(table.columns)} are constant in the "
@@ -191,26 +194,35 @@ def _ordered(cells: Cells) -> Cells | None:
     return np.sort(np.asarray(numbers, dtype=np.float64))
 
 
+def _noise(numbers: Cells) -> Cells:
+    """How far numbers may be apart by errors of arithmetic alone, one for each."""
+    whole = bool((numbers == np.round(numbers)).all())
+    return np.zeros_like(numbers) if whole else NOISE * np.abs(numbers)
+
+
 def _check_resolution(ordered: Cells, given: str) -> None:
     """Raise if the default dtype is too coarse for numbers ``(N,)`` in ascending order.
 
-    It is too coarse if it blurs half of the differences between rows that are near in this order, or more. A
-    few rows far from all others count for little then, and rows that share a number have nothing to lose.
+    It is too coarse if it changes half of the differences between rows that are near in this order, or more.
+    Rows far from all others count for little then, up to about a quarter of all rows, and rows that share a
+    number have nothing to lose.
     """
     numbers, dtype = torch.from_numpy(ordered), torch.get_default_dtype()
     held = numbers.to(dtype).isfinite()  # others are refused elsewhere
     numbers, rounded = numbers[held], numbers[held].to(dtype).double()
     reach = max(1, len(numbers) // NEIGHBOURS)
-    low, high, error = numbers[:-reach], numbers[reach:], (rounded - numbers).abs()
-    differ = high - low > NOISE * low.abs().maximum(high.abs())
-    blurred = differ & (error[:-reach] + error[reach:] > RESOLUTION * (high - low))
+    difference, noise = numbers[reach:] - numbers[:-reach], torch.from_numpy(_noise(numbers.numpy()))
+    change = rounded[reach:] - rounded[:-reach] - difference
+    differ = difference > noise[reach:].maximum(noise[:-reach])
+    blurred = differ & (change.abs() > RESOLUTION * difference)
     if blurred.any() and 2 * blurred.sum() >= differ.sum():
         places = blurred.nonzero()[:, 0]
         place = places[len(places) // 2]
         shown = [f"{x[i]:.16g}" for x in (numbers, rounded) for i in (place, place + reach)]
         raise ValueError(
             f"{given} holds numbers such as {shown[0]} and {shown[1]}, which {dtype} rounds to {shown[2]} "
-            f"and {shown[3]}, too coarsely to tell rows apart; subtract {shown[0]} from the column, or call "
+            f"and {shown[3]}, too coarsely for the differences between rows; subtract {shown[0]} from the "
+            "column, take logarithms of very small numbers, leave cells blank that stand for none, or call "
             "torch.set_default_dtype(torch.float64)"
         )
 

@@ -89,17 +89,17 @@ class SiteParameters(nn.Module):
             )
 
     def _warn_of_old_values(self, sites: Iterable[Message]) -> None:
-        """Warn if a guide that makes its parameters when it runs has found them in Pyro's store instead."""
+        """Warn if a module that makes its parameters when it runs has found them in Pyro's store instead."""
         held, stored = self.before
         new = _held(self.owners).keys() - held
         old = [str(site["name"]) for site in sites if id(_unconstrained(site["value"])) in new]
         old = [name for name in old if name in stored]
         if old:
             warn(
-                f"the guide begins with values of {old[0]!r} that Pyro's parameter store has held before "
-                f"({len(old)} in all: {', '.join(old[:5])}). If an earlier guide of the same name made them, "
-                "the two share them. For a new start, call pyro.clear_param_store() before the first run of "
-                "a guide"
+                f"a guide or model begins with values of {old[0]!r} that were in Pyro's parameter store "
+                f"({len(old)} in all: {', '.join(old[:5])}). If an earlier one of the same name made them, "
+                "the two share them. For a new start, call pyro.clear_param_store() before the first run, "
+                "and do not run the earlier one again"
             )
 
     def _used(self, site: Message, leaves: Callable[[], dict[int, Tensor]]) -> Tensor | None:

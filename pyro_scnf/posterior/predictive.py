@@ -71,7 +71,8 @@ class PredictiveReader:
                 continue
             found[name] = values
         predicted = [name for name in found if name in self.observed]
-        if predicted and all(self._is_the_data(name, found[name]) for name in predicted):
+        varied = any(len(self.observed[name].unique()) > 1 for name in predicted)
+        if varied and all(self._is_the_data(name, found[name]) for name in predicted):
             raise ValueError(
                 f"{owner}: all draws of {', '.join(map(repr, predicted))} are the observed data, because "
                 "Predictive ran the model on them; let it draw them, as in Predictive(model, draws)(None)"
@@ -129,4 +130,4 @@ class PredictiveReader:
         site = self.sites[name]
         data = over_plates(self.observed[name], site, self.nesting, site["fn"].event_dim)[0]
         same = (values == data.to(values.device)) | data.isnan().to(values.device)
-        return bool(same.all()) and len(data.unique()) > 1
+        return bool(same.all())

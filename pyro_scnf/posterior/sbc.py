@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_scnf._numbers import check_at_least, check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf.posterior.chains import read_draws
-from pyro_scnf.posterior.draws import Site, check_call, is_term, sample_sites
+from pyro_scnf.posterior.draws import Site, check_call, is_term, plates_of, sample_sites
 from pyro_scnf.posterior.sbc_labels import rank_label
 from pyro_scnf.posterior.sbc_result import SBCResult
 
@@ -53,8 +53,8 @@ def sbc(
     model than the one that made the data bends their distribution.
 
     A simulation is a function of ``seed`` and its number alone, as far as ``infer`` draws from PyTorch's
-    generators. Each starts with an empty parameter store. Run some of them in each call or process with
-    ``start``, and put them together with :meth:`SBCResult.merge`.
+    generator of the CPU. The model is on the CPU. Each simulation starts with an empty parameter store. Run
+    some of them in each call or process with ``start``, and put them together with :meth:`SBCResult.merge`.
 
     :param model: a generative model. ``model(*args)`` draws everything and observes nothing.
     :param infer: ``infer(conditioned_model, *args)`` returns posterior draws ``{site: (S, *plates, *event)}``
@@ -103,9 +103,11 @@ def sbc(
                 draws, chains = read_draws(infer(conditioned, *args), None, False, owner="infer")
             except Exception as error:
                 raise RuntimeError(f"{where}: infer failed: {error}") from error
-            # A guide has auxiliary sites too, such as share_unconstrained.
-            draws = {name: values.detach().cpu() for name, values in draws.items() if name in found}
-            _check_draws(draws, found, latents, where)
+            # A guide has auxiliary sites too, such as share_unconstrained. Predictive draws data and labels.
+            known = [name for name in draws if name in found and name not in data]
+            draws = {name: draws[name].detach().cpu() for name in known if not _is_discrete(found[name])}
+            needed = latents if label is None else [*latents, *_continuous(found, data_names)]
+            _check_draws(draws, found, dict.fromkeys(needed), where)
             ess = probs = labels = None
             if thin is not None:
                 draws, ess = _thinned(draws, latents, thin, chains)
@@ -153,10 +155,11 @@ def _latents(
         raise ValueError(
             f"model observes {fixed}, expected one that draws its data; leave out obs= and factors"
         )
-    hidden = [name for name, site in found.items() if name not in observed and is_term(site)]
-    continuous = [name for name in hidden if not _is_discrete(found[name])]
-    if label is not None and (label not in hidden or label in continuous):
+    continuous = _continuous(found, observed)
+    if label is not None and (label in observed or not _is_discrete(found[label])):
         raise ValueError(f"label={label!r}: expected a hidden discrete site")
+    if label is not None and not plates_of(found[label]):
+        raise ValueError(f"label={label!r}: expected it in a (vectorised) plate of data")
     chosen = continuous if sites is None else list(sites)
     wrong = [name for name in chosen if name not in continuous]
     if wrong:
@@ -167,12 +170,18 @@ def _latents(
     return chosen
 
 
+def _continuous(found: Mapping[str, Site], observed: Sequence[str]) -> list[str]:
+    """The names of all continuous latents."""
+    hidden = [name for name, site in found.items() if name not in observed and is_term(site)]
+    return [name for name in hidden if not _is_discrete(found[name])]
+
+
 def _is_discrete(site: Site) -> bool:
     return bool(site["fn"].support.is_discrete)
 
 
-def _check_draws(draws: Values, found: Mapping[str, Site], latents: Sequence[str], where: str) -> None:
-    missing = [name for name in latents if name not in draws]
+def _check_draws(draws: Values, found: Mapping[str, Site], needed: Iterable[str], where: str) -> None:
+    missing = [name for name in needed if name not in draws]
     if missing:
         raise ValueError(f"{where}: infer returned draws of {sorted(draws)}, and none of {missing}")
     for name, values in draws.items():

@@ -54,7 +54,7 @@ def rank_label(
     :param model: observes the simulated data.
     :param draws: of the latents, ``(S, *shape)``.
     :param found: the sites of the simulation.
-    :raises ValueError: if the label is no class number, or a mask leaves rows out.
+    :raises ValueError: if the label is no class number, a mask leaves rows out, or a row is impossible.
     """
     if found[label]["fn"].event_dim:
         raise ValueError(
@@ -70,11 +70,7 @@ def rank_label(
         joint = torch.cat([table.without_masked_rows() for table in tables]).cpu()
         log_probs = joint.log_softmax(-1).flatten(1, -2)
         values = found[label]["value"].detach().cpu().long().reshape(-1)
-        if log_probs.shape[1] != len(values) or bool(log_probs.isnan().any()):
-            raise ValueError(
-                f"label {label!r} has probabilities of {log_probs.shape[1]} rows and {len(values)} values; "
-                "expected one for each row, none left out by a mask"
-            )
+        _check_rows(joint.flatten(1, -2), log_probs, label)
         if tables[0].shared:
             drawn = _draw_together(model, args, every, found, label, nesting)
         else:
@@ -93,6 +89,17 @@ def rank_label(
     return RankedLabel(names, numbers[-1], numbers[:count], mean, values)
 
 
+def _check_rows(joint: Tensor, log_probs: Tensor, label: str) -> None:
+    """Raise for rows without probabilities."""
+    if bool(joint.isnan().any()):
+        raise ValueError(f"label={label!r}: a mask leaves rows out of the model, expected all of them in it")
+    impossible = log_probs.isnan().any(-1).nonzero()
+    if len(impossible):
+        draw, row = impossible[0].tolist()
+        where = f"draw {draw} of infer" if draw < len(joint) - 1 else "the simulated parameters"
+        raise ValueError(f"label={label!r}: row {row} has probability 0 under all labels, given {where}")
+
+
 def _draw_together(
     model: Callable[..., object],
     args: Sequence[object],
@@ -104,8 +111,9 @@ def _draw_together(
     """Labels ``(S, rows)`` of rows that another hidden site ties together, such as members of a group."""
     labels = []
     for s in range(len(next(iter(draws.values())))):
-        fixed = poutine.condition(model, data={name: values[s] for name, values in draws.items()})
+        data = {name: values[s].to(found[name]["value"]) for name, values in draws.items()}
+        fixed = poutine.condition(model, data=data)
         posterior = infer_discrete(config_enumerate(fixed), first_available_dim=-1 - nesting)
         value = poutine.trace(posterior).get_trace(*args).nodes[label]["value"]
-        labels.append(value.expand(found[label]["value"].shape).reshape(-1).cpu())
+        labels.append(value.expand(found[label]["value"].shape).reshape(-1).long().cpu())
     return torch.stack(labels)
