@@ -1,11 +1,10 @@
 """Labels from a crowd: annotators of different quality, and a flow that learns from what they say.
 
-No label is certain. Some points have votes of two annotators out of five, and the others have none. Each
-annotator has an unknown confusion matrix (Dawid and Skene, 1979). A first flow learns from majorities of the
-votes: a point with a tie has no label. A second flow, the same at the start, learns together with the
-matrices and the shares of the classes, while the labels are summed out. NUTS then samples matrices and shares
-given each of them, from the points with votes. It takes a flow to be true, so with more points the intervals
-would be narrower than the errors of the flow. The wrong model is that of the first flow.
+Some points have votes of two annotators out of five. Each annotator has an unknown confusion matrix (Dawid
+and Skene, 1979). A first flow learns from majorities of the votes: a tie is no label. A second flow, the same
+at the start, learns together with the matrices and the shares of the classes, while labels are summed out.
+NUTS then samples matrices and shares given each flow, from the points with votes. It takes a flow to be true:
+with more points, intervals would be narrower than its errors. The wrong model is that of the first flow.
 
     python examples/composing/crowd_labels.py --out out/crowd_labels
 """
@@ -54,27 +53,29 @@ def main() -> dict[str, object]:
     voted = x[:VOTED], votes[:VOTED]
     guess, clear = majority(votes)
     agreed = torch.where(clear, guess, scnf.UNLABELLED)
-    first = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=4, width=32), "gmm", K)
-    first.initialize(x, agreed)
-    flows = {"votes": None, "first": first, "joint": deepcopy(first)}
-    model = scnf.SemiSupervisedModel(first, class_probs="learnable")
-    learn(args, scnf.elbo(model), x, agreed)
+    start = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=4, width=32), "gmm", K)
+    start.initialize(x, agreed)
 
-    models = {name: make_model(flow) for name, flow in flows.items()}
-    found, draws, metrics = {}, {}, {"error_pct_majority": error_pct(guess[:VOTED], y[:VOTED])}
-    for name in ("votes", "joint"):
-        pyro.clear_param_store()  # or the second guide would begin where the first one has ended
-        guide = AutoNormal(poutine.block(models[name], hide=["y"]), init_loc_fn=init_to_mean)
-        learn(args, scnf.elbo(models[name], guide), x, votes)
-        found[name] = guide.median()
-    draws["votes"] = {site: value[None] for site, value in found["votes"].items()}
+    def make_first() -> tuple[scnf.Objective, scnf.SemiConditionalFlow]:
+        loss = scnf.elbo(scnf.SemiSupervisedModel(deepcopy(start), class_probs="learnable"))
+        return loss, loss.model.flow
+
+    def make_guided(flow: scnf.SemiConditionalFlow | None) -> tuple[torch.nn.Module, AutoNormal]:
+        guide = AutoNormal(poutine.block(make_model(flow), hide=["y"]), init_loc_fn=init_to_mean)
+        return scnf.elbo(make_model(flow), guide), (flow, guide)
+
+    flows = {"first": learn(args, make_first, x, agreed)}
+    flows["votes"], guide = learn(args, lambda: make_guided(None), x, votes)
+    draws = {"votes": {site: value[None] for site, value in guide.median().items()}}
+    flows["joint"], guide = learn(args, lambda: make_guided(deepcopy(start)), x, votes)
+    metrics = {"error_pct_majority": error_pct(guess[:VOTED], y[:VOTED])}
     for name in ("first", "joint"):
         flow = flows[name].requires_grad_(False).eval()
-        draws[name] = nuts(args, models[name], *voted, start=found["joint"])
+        draws[name] = nuts(args, make_model(flow), *voted, start=guide.median())
         scores = flow.class_log_prob(x_test) + SHARES.log()
         metrics[f"error_pct_{name}_flow"] = error_pct(scores.argmax(-1), y_test)
-    for name, model in models.items():
-        probs = scnf.enumerate_labels(model, voted, draws[name]).softmax(-1).mean(0)
+    for name, flow in flows.items():
+        probs = scnf.enumerate_labels(make_model(flow), voted, draws[name]).softmax(-1).mean(0)
         metrics[f"error_pct_with_{name}"] = error_pct(probs.argmax(-1), y[:VOTED])
 
     def estimates(name: str) -> dict[str, dict[str, list[float]]]:
