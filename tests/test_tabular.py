@@ -256,6 +256,7 @@ SECONDS = 1_700_000_000 + 7 * np.arange(200)
 HELD = {
     "large and far apart": np.arange(0, 2e9, 1e7) + 1e8,
     "near and small": 1 + np.arange(200) / 1e3,
+    "very large, held exactly": 2**60 + 2**40 * np.arange(200),
     "large, held exactly": 2.0**24 + np.arange(0, 400, 2),
     "of single precision": (1 - np.arange(200, dtype=np.float32) / 2**24).astype(np.float64),
     "heavy tails": np.random.default_rng(0).standard_cauchy(200) ** 3,
@@ -274,7 +275,6 @@ BLURRED = {
     "whole numbers": 20_000_000 + np.arange(200),
     "two numbers that become one": 1e9 + np.arange(200) % 2,
     "few rows with a number that becomes the usual one": 1e9 + (np.arange(200) < 4),
-    "very large whole numbers": 2**60 + np.arange(200),
     "whole numbers near the largest exact ones": 5e15 + np.arange(200) % 8,
     "rounded by more than a thousandth of the differences": 1e6 + np.arange(200) + np.arange(200) % 7 / 128.5,
     "fractions": 52.52 + np.arange(200) / 1e7,
@@ -389,6 +389,10 @@ REFUSED = {
         with_column([1_700_000_000 + 7 * i for i in range(ROWS)]),
         r"'v' holds numbers such as 1700000133 and 1700000161, which torch.float32 rounds to 1700000128 and "
         r"1700000128, too coarsely .* subtract 1700000133 .* or call torch\.set_default_dtype",
+    ),
+    "identifiers": (
+        with_column([2**60 + i for i in range(ROWS)]),
+        r"'v' holds whole numbers beyond 2\*\*53, some of which double precision cannot tell apart; leave",
     ),
     "infinity": (
         with_column([0.0] * 7 + [np.inf] + [1.0] * 32),

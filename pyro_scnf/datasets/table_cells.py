@@ -73,8 +73,9 @@ def read_cells(table: Any, given: str, categories: Sequence[object] = ()) -> Tab
 
     :param given: the argument that holds the table, for messages.
     :param categories: the columns that the user says are categories.
-    :raises ValueError: for two columns of one name, for dates, and for cells that are neither numbers, truth
-        values nor words. The message names the column and the row.
+    :raises ValueError: for two columns of one name, for dates, for whole numbers that double precision cannot
+        tell apart, and for cells that are neither numbers, truth values nor words. The message names the
+        column and the row.
     """
     names = [str(name) for name in table.columns]
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -96,7 +97,14 @@ def _cells(column: Any, given: str, category: bool) -> Cells:
         raise ValueError(f"{given} holds dates or times ({column.dtype}); {DATE_REMEDY}")
     if kind in "biuf" and not category:
         floating = column.dtype == np.float32
-        return column.to_numpy(dtype=np.float32 if floating else np.float64, na_value=np.nan)
+        numbers = column.to_numpy(dtype=np.float32 if floating else np.float64, na_value=np.nan)
+        some = numbers[~np.isnan(numbers)]
+        if kind in "iu" and (np.abs(some) > 2**53).any() and column.nunique() > len(np.unique(some)):
+            raise ValueError(
+                f"{given} holds whole numbers beyond 2**53, some of which double precision cannot tell apart; "
+                "leave the column out if they are identifiers, or subtract the smallest from it"
+            )
+        return numbers
     cells = np.empty(len(column), dtype=object)
     cells[:] = [_cell(entry, row, given) for row, entry in enumerate(column.tolist())]
     return cells
