@@ -392,7 +392,7 @@ REFUSED = {
     ),
     "identifiers": (
         with_column([2**60 + i for i in range(ROWS)]),
-        r"'v' holds whole numbers beyond 2\*\*53, some of which double precision cannot tell apart; leave",
+        r"'v' holds whole numbers beyond 2\*\*53, of which double precision confuses some; leave",
     ),
     "infinity": (
         with_column([0.0] * 7 + [np.inf] + [1.0] * 32),

@@ -101,7 +101,7 @@ def _cells(column: Any, given: str, category: bool) -> Cells:
         some = numbers[~np.isnan(numbers)]
         if kind in "iu" and (np.abs(some) > 2**53).any() and column.nunique() > len(np.unique(some)):
             raise ValueError(
-                f"{given} holds whole numbers beyond 2**53, some of which double precision cannot tell apart; "
+                f"{given} holds whole numbers beyond 2**53, of which double precision confuses some; "
                 "leave the column out if they are identifiers, or subtract the smallest from it"
             )
         return numbers
