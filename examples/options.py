@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from command_line import Parser, refuse, whole
@@ -35,9 +35,21 @@ def number_or_path(text: str) -> float | Path:
     return float(text) if text.replace(".", "", 1).isdecimal() else Path(text)
 
 
-def labels_of(labels: int | None, named: bool) -> int | None:
-    """How many labels to keep, given ``--labels``; ``None`` for all."""
-    return 200 if named and labels is None else labels
+def fill_in_data(args: argparse.Namespace, default: str, named: Collection[str]) -> bool:
+    """Fill in ``--data`` and ``--labels``. Return whether the data are made up.
+
+    They are in a smoke test that is given no data of any kind. ``--data`` is then ``made``.
+
+    :param default: the data otherwise.
+    :param named: the names of published sets, which keep 200 labels by default.
+    """
+    places = (getattr(args, name, None) for name in ("data", "data_root", "embeddings"))
+    made = args.smoke_test and all(place is None for place in places)
+    if args.data is None:
+        args.data = "made" if made else default
+    if args.labels is None and args.data in named:
+        args.labels = 200
+    return made
 
 
 def comparators_of(args: argparse.Namespace) -> dict[str, Callable[..., Tensor]]:

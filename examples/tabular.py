@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from command_line import parse, refusing
-from options import add_options, labels_of
+from options import add_options, fill_in_data
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import TABLES, tabular
@@ -55,12 +55,9 @@ def main() -> dict[str, object]:
     parser.add_argument("--categories", nargs="*", default=[], help=categories)
     args = parse(parser, "tabular")
     torch.manual_seed(args.seed)
-    made = args.smoke_test and args.data is None and args.data_root is None
-    if args.data is None:
-        args.data = "made" if made else "miniboone"
+    made = fill_in_data(args, "miniboone", TABLES)
     if made and args.label is None:
         args.label = "outcome"
-    args.labels = labels_of(args.labels, args.data in TABLES)
     options = {"root": args.data_root, "label": args.label, "categories": args.categories, "test": args.test}
     choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
     with refusing(args, "data", "data_root"):

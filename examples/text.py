@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from command_line import parse, refusing
-from options import add_options, labels_of, tell_progress
+from options import add_options, fill_in_data, tell_progress
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import TEXTS, text
@@ -55,10 +55,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--label", default="label", help="of a CSV file: the column of labels")
     args = parse(parser, "text")
     torch.manual_seed(args.seed)
-    made = args.smoke_test and args.data is None and args.data_root is None and args.embeddings is None
-    if args.data is None:
-        args.data = "made" if made else "ag_news"
-    args.labels = labels_of(args.labels, args.data in TEXTS)
+    made = fill_in_data(args, "ag_news", TEXTS)
     columns = {"text_column": args.text_column, "label": args.label}
     files = {"root": args.data_root, "test": args.test, "embeddings": args.embeddings, "cache": args.cache}
     encoder = {"encoder": mean_of_words} if made else {}

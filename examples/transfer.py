@@ -21,7 +21,7 @@ import comparisons
 import numpy as np
 import torch
 from command_line import parse, refusing, whole
-from options import add_options, labels_of, tell_progress
+from options import add_options, fill_in_data, tell_progress
 from PIL import Image
 
 import pyro_scnf as scnf
@@ -64,10 +64,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--unlabelled", help="sub-folder of images without a label", **sub_folder)
     args = parse(parser, "transfer")
     torch.manual_seed(args.seed)
-    made = args.smoke_test and args.data is None and args.data_root is None
-    if args.data is None:
-        args.data = "made" if made else "cifar10"
-    args.labels = labels_of(args.labels, args.data == "cifar10")
+    made = fill_in_data(args, "cifar10", ["cifar10"])
     files = {"root": args.data_root, "test": args.test, "unlabelled": args.unlabelled, "cache": args.cache}
     encoder = {"encoder": mean_colours} if made else {}
     choice = {"labels": args.labels, "split": args.split, "seed": args.seed}

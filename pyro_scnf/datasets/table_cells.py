@@ -98,16 +98,22 @@ def _cells(column: Any, given: str, category: bool) -> Cells:
     if kind in "biuf" and not category:
         floating = column.dtype == np.float32
         numbers = column.to_numpy(dtype=np.float32 if floating else np.float64, na_value=np.nan)
-        some = numbers[~np.isnan(numbers)]
-        if kind in "iu" and (np.abs(some) > 2**53).any() and column.nunique() > len(np.unique(some)):
-            raise ValueError(
-                f"{given} holds whole numbers beyond 2**53, of which double precision confuses some; "
-                "leave the column out if they are identifiers, or subtract the smallest from it"
-            )
+        if kind in "iu":
+            _check_apart(column, numbers, given)
         return numbers
     cells = np.empty(len(column), dtype=object)
     cells[:] = [_cell(entry, row, given) for row, entry in enumerate(column.tolist())]
     return cells
+
+
+def _check_apart(column: Any, numbers: Cells, given: str) -> None:
+    """Raise if two whole numbers of a series have become the same one among ``numbers``."""
+    some = numbers[~np.isnan(numbers)]
+    if (np.abs(some) > 2**53).any() and column.nunique() > len(np.unique(some)):
+        raise ValueError(
+            f"{given} holds whole numbers beyond 2**53, of which double precision confuses some; "
+            "leave the column out if they are identifiers, or subtract the smallest from it"
+        )
 
 
 def _cell(entry: object, row: int, given: str) -> object:

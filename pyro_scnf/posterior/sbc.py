@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -106,8 +106,8 @@ def sbc(
             # A guide has auxiliary sites too, such as share_unconstrained. Predictive draws data and labels.
             known = [name for name in draws if name in found and name not in data]
             draws = {name: draws[name].detach().cpu() for name in known if not _is_discrete(found[name])}
-            needed = latents if label is None else [*latents, *_continuous(found, data_names)]
-            _check_draws(draws, found, dict.fromkeys(needed), where)
+            needed = latents if label is None else _continuous(found, data_names)  # enumeration needs all
+            _check_draws(draws, found, needed, where)
             ess = probs = labels = None
             if thin is not None:
                 draws, ess = _thinned(draws, latents, thin, chains)
@@ -180,7 +180,7 @@ def _is_discrete(site: Site) -> bool:
     return bool(site["fn"].support.is_discrete)
 
 
-def _check_draws(draws: Values, found: Mapping[str, Site], needed: Iterable[str], where: str) -> None:
+def _check_draws(draws: Values, found: Mapping[str, Site], needed: Sequence[str], where: str) -> None:
     missing = [name for name in needed if name not in draws]
     if missing:
         raise ValueError(f"{where}: infer returned draws of {sorted(draws)}, and none of {missing}")
