@@ -27,8 +27,7 @@ def add_graph(parser: Parser) -> None:
 def labels_of(args: argparse.Namespace) -> int | np.ndarray:
     """How many rows are labelled, or their numbers from the file ``--labelled``."""
     if args.labelled is None:
-        args.labels = 100 if args.labels is None else args.labels
-        return args.labels
+        return 100 if args.labels is None else int(args.labels)
     for name in ("labels", "split"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} would have no effect, because --labelled names the rows")

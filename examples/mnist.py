@@ -19,6 +19,7 @@ import evidence
 import figures
 import torch
 from command_line import parse, positive, refusing, whole
+from options import add_image_files, fill_in_image_files
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import IMAGES, SPLITS, enlarged_digits, images
@@ -32,9 +33,7 @@ def main() -> dict[str, object]:
     parser = common.parser(__doc__.splitlines()[0])
     evidence.add_graph(parser)
     parser.add_argument("--preset", default="cpu", choices=PRESETS)
-    parser.add_argument("--data", choices=[*SETS, "digits"], help="by default mnist; digits for a smoke test")
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="torchvision's root folder")
-    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
+    add_image_files(parser, SETS)
     parser.add_argument("--labels", type=whole(), help="labelled images; by default 100")
     parser.add_argument("--labelled", type=Path, help=".npy file of their row numbers, in place of a choice")
     parser.add_argument("--split", choices=SPLITS, help="how labels are chosen; by default as in the preset")
@@ -48,18 +47,19 @@ def main() -> dict[str, object]:
     parser.add_argument("--log", default="csv", choices=("csv", "tensorboard"))
     args = parse(parser, "mnist")
     preset = evidence.with_graph(args, PRESETS[args.preset])
-    args.data = args.data or ("digits" if args.smoke_test else "mnist")
+    fill_in_image_files(args)
     if args.smoke_test:
         slow, held_out = replace(preset.optimisation, learning_rate=1e-4), min(preset.held_out, 100)
         preset = replace(preset, batch_size=20, labelled_batch_size=10, held_out=held_out, optimisation=slow)
     given = {name: getattr(args, name) for name in ("batch_size", "labelled_batch_size", "terms")}
     preset = replace(preset, **{name: value for name, value in given.items() if value is not None})
     torch.manual_seed(args.seed)
-    choice = {"split": args.split or preset.split, "num_val": preset.held_out, "seed": args.seed}
     files = partial(images, args.data, args.data_root, download=args.download)
     with refusing(args, "data", "data_root", "labels", "labelled", "split"):
-        choice["labels"] = evidence.labels_of(args)
+        choice = {"labels": evidence.labels_of(args), "split": args.split or preset.split, "seed": args.seed}
+        choice["num_val"] = preset.held_out
         data = (enlarged_digits if args.data == "digits" else files)(**choice)
+    args.labels = len(data.labelled[0])
     data, about = evidence.with_evidence(args, preset, data)
     with refusing(args, "prior", "latent_dim"):
         model = preset.make_model(data, args.prior, latent_dim=args.latent_dim).to(args.device)
@@ -71,13 +71,12 @@ def main() -> dict[str, object]:
     test = slice(64 if args.smoke_test else None)
     metrics: dict[str, object] = {**vars(result), "val_nll": result.best_nll}
     metrics |= evidence.evaluate(preset, model, data.x_test[test], data.y_test[test], about)
-    known = evidence.evaluate(preset, model, *data.labelled, None)
-    metrics["train_error_pct"] = known["test_error_pct"]
+    metrics["train_error_pct"] = evidence.evaluate(preset, model, *data.labelled, None)["test_error_pct"]
     x, y = data.test_examples()
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
     common.save(args, model, metrics)
-    prior, labels = args.prior or preset.prior, len(data.labelled[0])
-    print(f"{args.data}, {labels} labels, {args.preset}, {prior}, seed {args.seed}")
+    prior = args.prior or preset.prior
+    print(f"{args.data}, {args.labels} labels, {args.preset}, {prior}, seed {args.seed}")
     evidence.report(metrics)
     print(
         f"{result.steps} steps in {result.seconds / 60:.1f} min"

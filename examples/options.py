@@ -1,4 +1,4 @@
-"""Shared by the examples of tables, texts and photographs: their options."""
+"""Shared by the examples that read data from files: their options."""
 
 from __future__ import annotations
 
@@ -35,21 +35,38 @@ def number_or_path(text: str) -> float | Path:
     return float(text) if text.replace(".", "", 1).isdecimal() else Path(text)
 
 
-def fill_in_data(args: argparse.Namespace, default: str, named: Collection[str]) -> bool:
-    """Fill in ``--data`` and ``--labels``. Return whether the data are made up.
+def fill_in_data(
+    args: argparse.Namespace, default: str, named: Collection[str] = (), *, small: str = "made"
+) -> bool:
+    """Fill in ``--data`` and ``--labels``. Return whether the data are those of a smoke test.
 
-    They are in a smoke test that is given no data of any kind. ``--data`` is then ``made``.
+    They are in a smoke test that is given no data of any kind.
 
     :param default: the data otherwise.
     :param named: the names of published sets, which keep 200 labels by default.
+    :param small: the data of a smoke test.
     """
-    places = (getattr(args, name, None) for name in ("data", "data_root", "embeddings"))
-    made = args.smoke_test and all(place is None for place in places)
+    given = any(getattr(args, name, None) for name in ("data", "data_root", "embeddings", "download"))
     if args.data is None:
-        args.data = "made" if made else default
+        args.data = small if args.smoke_test and not given else default
     if args.labels is None and args.data in named:
         args.labels = 200
-    return made
+    return args.smoke_test and not given
+
+
+def add_image_files(parser: Parser, names: Collection[str]) -> None:
+    """The options of image sets that torchvision reads."""
+    parser.add_argument("--data", choices=[*names, "digits"], help="default: mnist, in a smoke test digits")
+    parser.add_argument("--data-root", type=Path, help="torchvision's root folder; by default data")
+    parser.add_argument("--download", action="store_true", help="fetch missing files of the data set")
+
+
+def fill_in_image_files(args: argparse.Namespace) -> None:
+    """Fill in ``--data`` and ``--data-root``."""
+    fill_in_data(args, "mnist", small="digits")
+    if args.data == "digits" and (args.data_root or args.download):
+        refuse("--data digits: they come with scikit-learn; leave out --data-root and --download")
+    args.data_root = args.data_root or Path("data")
 
 
 def comparators_of(args: argparse.Namespace) -> dict[str, Callable[..., Tensor]]:

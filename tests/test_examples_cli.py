@@ -99,8 +99,10 @@ REFUSED = {
     "endless minutes": ("mnist --minutes inf", "--minutes: 'inf': expected a number above 0"),
     "data root": (
         "mnist --data-root nowhere",
-        "--data, --data-root, --labels: .*nowhere/MNIST/raw lacks train-images",
+        "error: --data, --data-root: .*nowhere/MNIST/raw lacks train-images",
     ),
+    "data root of a smoke test": ("mnist --smoke-test --data-root nowhere", "nowhere/MNIST/raw lacks"),
+    "download of digits": ("mnist --data digits --download", "--data digits: they come with scikit-learn"),
     "latents": ("mnist --latent-dim 785", "--latent-dim: '785': expected a whole number of 1 to 784"),
     "multiple": (
         "mnist --data digits --labels 105",

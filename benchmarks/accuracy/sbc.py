@@ -220,9 +220,11 @@ def main() -> int:
     deadline = Deadline(args.minutes)
     for start in range(0, args.simulations, CHUNK):
         for case in args.only:
-            if not (args.runs / case / f"{start:05}.pt").exists() and deadline.allows(EXPECTED):
-                simulate(case, start, args.runs / case, args.smoke_test)
-        print(f"{start + CHUNK} simulations", flush=True)
+            done = args.runs / case / f"{start:05}.pt"
+            if not done.exists() and deadline.allows(EXPECTED):
+                simulate(case, start, done.parent, args.smoke_test)
+            if done.exists():
+                print(f"{case}: simulations {start} to {start + CHUNK - 1}", flush=True)
     found = record(args)
     write_json(args.json, found)
     return int(bool(found["not_as_expected"]) and not args.smoke_test)

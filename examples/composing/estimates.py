@@ -58,7 +58,8 @@ def finish(
 
 def draw(estimates: Estimates, wrong: Estimates) -> Figure:
     """One panel for each name: intervals, means and the truth."""
-    figure = Figure(figsize=(3.2 * len(estimates), 3.4), layout="constrained")
+    width = max(3.2 * len(estimates), 4.5)  # the legend needs this much
+    figure = Figure(figsize=(width, 3.4), layout="constrained")
     panels = figure.subplots(1, len(estimates), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, estimates.items(), strict=True):
         for these, label, colour, shift in (
