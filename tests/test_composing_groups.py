@@ -79,8 +79,8 @@ class TestHospitals:
         mean, concentration = draws["mean"][0], draws["concentration"][0]
         prior = (
             dist.Dirichlet(torch.ones(3)).log_prob(mean)
-            + dist.Dirichlet(torch.ones(3)).log_prob(draws["outbreak"][0])
-            + dist.LogNormal(2.5, 0.5).log_prob(concentration)
+            + dist.Dirichlet(torch.tensor([1.0, 1.0, 4.0])).log_prob(draws["outbreak"][0])
+            + dist.LogNormal(3.5, 0.5).log_prob(concentration)
             + dist.Dirichlet(concentration * mean).log_prob(draws["share"][0, :, 0]).sum()
         )
         data = sum(self.by_hand(example, flow, x, draws, 0, g).logsumexp((0, 1, 2)) for g in range(2))

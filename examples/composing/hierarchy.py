@@ -2,8 +2,9 @@
 
 Each hospital has class shares of its own around a common mean, which is unknown, and so is how much hospitals
 differ. In a hospital with an outbreak, half of the patients come from another distribution, the same for all
-outbreaks. Neither outbreaks nor classes are observed: Pyro sums over the label of each patient and over the
-regime of each hospital, while NUTS samples the rest. The wrong model knows of no outbreaks.
+outbreaks. By its prior, most of them are of the last class. Neither outbreaks nor classes are observed. Pyro
+sums over the label of each patient and the regime of each hospital, and NUTS samples the rest. The wrong model
+knows of no outbreaks.
 
     python examples/composing/hierarchy.py --out out/hierarchy
 """
@@ -21,8 +22,8 @@ from torch import Tensor
 
 import pyro_scnf as scnf
 
-HOSPITALS, PATIENTS = 12, 40
-CONCENTRATION, MEAN = 15.0, torch.tensor([0.5, 0.3, 0.2])
+HOSPITALS, PATIENTS = 20, 50
+CONCENTRATION, MEAN = 40.0, torch.tensor([0.5, 0.3, 0.2])
 OUTBREAK, REGIMES = torch.tensor([0.05, 0.15, 0.80]), torch.tensor([0.7, 0.3])
 
 
@@ -37,8 +38,8 @@ def make_model(flow: scnf.SemiConditionalFlow, regimes: bool = True) -> Callable
 
     def model(x: Tensor) -> None:
         mean = pyro.sample("mean", dist.Dirichlet(torch.ones(K)))
-        outbreak = pyro.sample("outbreak", dist.Dirichlet(torch.ones(K)))
-        concentration = pyro.sample("concentration", dist.LogNormal(2.5, 0.5))
+        outbreak = pyro.sample("outbreak", dist.Dirichlet(torch.tensor([1.0, 1.0, 4.0])))
+        concentration = pyro.sample("concentration", dist.LogNormal(3.5, 0.5))
         with pyro.plate("hospitals", x.shape[0], dim=-2):
             share = pyro.sample("share", dist.Dirichlet(concentration[..., None] * mean))
             r = pyro.sample("r", dist.Categorical(REGIMES), infer=each) if regimes else torch.zeros(1, 1)
