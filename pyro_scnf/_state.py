@@ -54,6 +54,12 @@ class Parts(NamedTuple):
         """Whether a parameter is a ``PyroSample``, which has another value at each use."""
         return any(module.__dict__.get("_pyro_samples") for module in self.foreign)
 
+    def read_random(self) -> None:
+        """Read each ``PyroSample``. In a call of its ``PyroModule`` it becomes a site there and then."""
+        for module in self.foreign:
+            for name in module.__dict__.get("_pyro_samples", ()):
+                getattr(module, name)
+
     @property
     def are_stray(self) -> bool:
         """Whether a ``PyroSample`` is read outside of a call of its ``PyroModule``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -17,10 +17,11 @@ from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf._shapes import no_autocast
 from pyro_scnf.models import EMGuide, SemiSupervisedModel, exact_guide
 from pyro_scnf.models.em import Expected, expected_labels, learns_by_em
-from pyro_scnf.models.guard import check_sites, guarded, plate_depth, trace_depth
+from pyro_scnf.models.guard import guarded
 from pyro_scnf.models.parameters import SiteParameters
 from pyro_scnf.models.plates import training_term
 from pyro_scnf.models.scoring import Arguments, ForTerms, check_used, score_step
+from pyro_scnf.models.traces import check_sites, plate_depth, trace_depth
 from pyro_scnf.sharing import carried, evaluation
 from pyro_scnf.terms import Terms, TrainingTerm, make_terms, weighted
 
@@ -61,9 +62,11 @@ class Objective(PortableModule):
         super().__init__()
         check_at_least(1, num_particles=num_particles)
         check_flag(vectorize_particles=vectorize_particles)
+        if isinstance(model, _WithTerms) and not make_terms(terms):
+            model, terms = model.model, model.terms  # the same loss, with its parts by name
         if max_plate_nesting is not None:
             check_at_least(0, max_plate_nesting=max_plate_nesting)
-        elif isinstance(model, SemiSupervisedModel | _WithTerms):
+        elif isinstance(model, SemiSupervisedModel):
             max_plate_nesting = 1
         self.max_plate_nesting = max_plate_nesting
         self.named_by_sites = SiteParameters(model, guide)
@@ -83,23 +86,33 @@ class Objective(PortableModule):
         *args: Tensor,
         pairs: Tensor | None = None,
         view: Tensor | None = None,
-        progress: float = 0.0,
+        progress: float | None = None,
         **kwargs: Tensor,
     ) -> Tensor:
         """The loss of a batch, a scalar in nats.
 
-        :param args: arguments of the model. Keyword arguments that are not listed here go to the model too.
+        The keyword arguments that are listed here are for training terms. A model of your own has no such
+        terms, so it gets them with all others.
+
+        :param args: arguments of the model. Other keyword arguments go to the model too.
         :param pairs: pairs of rows that probably share their label, ``(P, 2)``, numbered from 0 through both
             batches, the labelled one first.
         :param view: the unlabelled rows, perturbed once more.
-        :param float progress: share of training that is done, 0 to 1. The weights of terms depend on it.
+        :param float progress: share of training that is done, 0 to 1, by default 0. The weights of terms
+            depend on it.
         :raises ValueError: if a term needs something that the call lacks, or no term uses ``pairs`` or
             ``view``, or if the plates are nested deeper than ``max_plate_nesting``.
-        :raises RuntimeError: if the loss would be wrong: a latent is neither enumerated nor in the guide, or
-            the guide samples an observed site; or if a parameter is new, after the parameters were read.
+        :raises RuntimeError: if the loss would be wrong: a latent is neither enumerated nor in the guide, the
+            guide samples a site that the model observes or lacks, or scale, mask or plates of a latent differ
+            between model and guide; or if a parameter is new, after the parameters were read.
         """
-        extra, step = ForTerms(pairs, view, progress), None
-        check_used(self.terms, extra)
+        extra, step = ForTerms(pairs, view, progress or 0.0), None
+        passed: dict[str, object] = dict(kwargs)
+        if isinstance(self.model, SemiSupervisedModel):
+            check_used(self.terms, extra)
+        else:
+            given = {"pairs": pairs, "view": view, "progress": progress}
+            passed |= {name: value for name, value in given.items() if value is not None}
         self.named_by_sites.before_run()
         # A model or guide of a user's own may write to parameters in a way that PyTorch does not count.
         own = type(self.model) is SemiSupervisedModel and (
@@ -108,7 +121,7 @@ class Objective(PortableModule):
         with evaluation(watch=not own):
             if self.terms:  # before the model runs, so that it finds the class tables
                 step = score_step(_checked(self.model), self.terms, Arguments.of(args, kwargs), extra)
-            traces = self._traces(args, kwargs)
+            traces = self._traces(args, passed)
             # Here, so that it finds the encodings and class tables of the model.
             self.expected = expected_labels(self.model, *args, **kwargs) if learns_by_em(self.model) else None
         # Leave autocast before summing over labels. Under autocast, products run in bfloat16, whose eight
@@ -125,7 +138,7 @@ class Objective(PortableModule):
         self.named_by_sites.take_up(sites, loss)
         return loss
 
-    def _traces(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> list[tuple[Trace, Trace]]:
+    def _traces(self, args: tuple[Tensor, ...], kwargs: Mapping[str, object]) -> list[tuple[Trace, Trace]]:
         """The traces of model and guide, one pair or several, whose terms Pyro sums."""
         model, told = guarded(self.model), self.max_plate_nesting
         try:
@@ -167,7 +180,7 @@ def _depth_of_run(
     model: Callable[..., object],
     guide: Callable[..., object],
     args: tuple[Tensor, ...],
-    kwargs: dict[str, Tensor],
+    kwargs: Mapping[str, object],
 ) -> int:
     """How deep plates are nested in a model that has failed; 0 if that cannot be found out."""
     try:

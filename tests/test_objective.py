@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import warnings
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -492,6 +493,63 @@ def test_a_guide_over_an_observed_site(flow, x):
         scnf.elbo(fixed, guide)(x)
 
 
+def amortised(x, weights=None, plate="data", **site):
+    with pyro.plate(plate, len(x)):
+        logits = torch.stack([x[:, 0], x[:, 1], 0 * x[:, 0]], -1).log_softmax(-1)
+        pyro.sample("y", dist.Categorical(logits=logits), infer=PARALLEL)
+
+
+MASK = torch.tensor([True, False, True, True, False, True])
+APART = {  # model, guide, arguments, what the message says
+    "sizes": (lambda f: scnf.SemiSupervisedModel(f, num_unlabelled=60), amortised, {}, "scale"),
+    "weights": (scnf.SemiSupervisedModel, amortised, {"weights": torch.rand(6)}, "scale"),
+    "plate": (scnf.SemiSupervisedModel, partial(amortised, plate="rows"), {}, r"plates .*data.*rows"),
+    "scale": (lambda f: poutine.scale(scnf.SemiSupervisedModel(f), scale=0.1), amortised, {}, "scale"),
+    "mask": (lambda f: poutine.mask(scnf.SemiSupervisedModel(f), mask=MASK), amortised, {}, "mask"),
+    "mask of the guide": (scnf.SemiSupervisedModel, poutine.mask(amortised, mask=MASK), {}, "mask"),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_a_guide_that_weighs_a_latent_in_another_way(case, flow, x):
+    make, guide, options, what = APART[case]
+    with pytest.raises(RuntimeError, match=rf"^the site 'y' differs between model and guide in {what}"):
+        scnf.elbo(make(flow), guide)(x, **options)
+
+
+def test_a_guide_under_the_handlers_of_the_model(flow, x):
+    model = scnf.SemiSupervisedModel(flow)
+    plain = scnf.elbo(model, amortised)(x).item()
+    both = (poutine.scale(one, scale=0.1) for one in (model, amortised))
+    assert scnf.elbo(*both)(x).item() == pytest.approx(0.1 * plain, rel=1e-10)
+    both = (poutine.mask(one, mask=MASK) for one in (model, scnf.EMGuide(model)))
+    assert scnf.elbo(*both)(x).item() == pytest.approx(-model.log_prob(x)[MASK].sum().item(), rel=1e-10)
+    tempered = poutine.scale(shares(flow), scale=0.1)  # a point has no entropy, so the guide needs no scale
+    assert scnf.elbo(tempered, automatic(shares(flow), AutoDelta))(x).isfinite()
+    with pytest.raises(RuntimeError, match=r"the site 'share' differs .* in scale"):
+        scnf.elbo(tempered, automatic(shares(flow), AutoNormal))(x)
+
+
+def test_a_guide_with_a_site_that_the_model_lacks(flow, x):
+    def guide(x):
+        pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 5.0))
+
+    with pytest.raises(RuntimeError, match="the guide samples the site 'z', which the model lacks"):
+        scnf.elbo(plain(flow), guide)(x)
+
+
+def test_arguments_of_a_model_of_ones_own_are_passed_on(flow, x):
+    """Also those whose names training terms have."""
+
+    def model(x, progress=0.0, view=None):
+        pyro.factor("extra", -torch.as_tensor(progress, dtype=F64) - view.sum())
+        plain(flow)(x)
+
+    expected = scnf.elbo(plain(flow))(x).item() + 0.25 + 3
+    found = scnf.elbo(model)(x, progress=0.25, view=torch.ones(3, dtype=F64))
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_draws_that_are_meant(flow, x):
     """A label drawn by the guide, noise without a density, hidden noise, and what is not random."""
     single, rows = copy.deepcopy(flow).float(), x.float()  # Pyro's masked zeros have the default dtype
@@ -689,6 +747,14 @@ def test_a_random_parameter_outside_of_a_call_of_its_module(build, name, x):
     for run in runs:
         with pytest.raises(ValueError, match=rf"^{name}.* PyroSample"):
             run()
+
+
+def test_random_means_of_a_ready_model_are_one_draw_for_all_rows(x):
+    model = scnf.SemiSupervisedModel(random_means())
+    for args in ((x,), (x[:3], Y[:3], x[3:])):
+        trace = poutine.trace(model).get_trace(*args)
+        assert trace.nodes["flow.prior.loc"]["value"].shape == (3, 2)
+    assert scnf.elbo(model, automatic(model, AutoDelta))(x).isfinite()
 
 
 def test_a_random_parameter_inside_of_a_call_of_its_module(x):

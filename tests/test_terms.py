@@ -487,8 +487,27 @@ def test_a_random_prior_has_no_tables():
     to_pyro_module_(flow.prior)
     flow.prior.loc = PyroSample(dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).to_event(2))
     model = scnf.SemiSupervisedModel(flow)
-    with pytest.raises(ValueError, match="terms: balance: the prior has a PyroSample, expected plain param"):
+    with pytest.raises(ValueError, match=r"terms: balance: the prior or p.y. has a PyroSample"):
         scnf.elbo(model, terms="balance")(torch.randn(5, 2, dtype=F64))
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64), "learnable")
+    to_pyro_module_(model.class_probs)
+    model.class_probs.logits = PyroSample(dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1))
+    with pytest.raises(ValueError, match=r"terms: balance: the prior or p.y. has a PyroSample"):
+        scnf.elbo(model, terms="balance")(torch.randn(5, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("progress", [None, 0.0, 0.5, 1.0])
+def test_progress_reaches_terms_that_are_part_of_the_model(progress):
+    """``elbo`` of a model with terms is ``elbo`` of the model and these terms."""
+    model, terms = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64)), "classification:weight=5,end=0.1"
+    x, u, y = torch.randn(3, 2, dtype=F64), torch.randn(4, 2, dtype=F64), torch.tensor([0, 1, 2])
+    given = {} if progress is None else {"progress": progress}
+    inside = scnf.elbo(scnf.with_terms(model, terms))
+    expected = scnf.elbo(model, terms=terms)(x, y, u, **given)
+    assert inside(x, y, u, **given).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert list(inside.parts) == ["nll", "classification"]
+    paired = scnf.elbo(scnf.with_terms(model, "agreement"))
+    assert paired(x, y, u, pairs=torch.tensor([[3, 4]]), **given).isfinite()
 
 
 def test_terms_need_a_semi_supervised_model():

@@ -6,17 +6,13 @@ Only this module reads Pyro's private handler stack.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import cast
 
 import pyro
-import pyro.distributions as dist
-from pyro import poutine
 from pyro.infer.reparam import TransformReparam
 from pyro.infer.traceenum_elbo import BackwardSampleMessenger
-from pyro.infer.util import is_validation_enabled
 from pyro.params.param_store import param_with_module_name
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
@@ -27,27 +23,12 @@ from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_site_shape
 from torch import Tensor, nn
 
 from pyro_scnf._during import during
-from pyro_scnf.distributions import ConcatDistribution
+from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 
-__all__ = [
-    "check_sites",
-    "guard_data_site",
-    "guard_label_site",
-    "guard_store",
-    "guarded",
-    "plate_depth",
-    "trace_depth",
-]
-
-NO_JACOBIAN = (
-    "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
-    "use pyro_scnf.FlowSitesReparam for this site"
-)
+__all__ = ["guard_data_site", "guard_label_site", "guard_store", "guarded"]
 
 HIDDEN = (
     "{} is hidden from the loss by poutine.block: it would be drawn once from its prior instead of summed "
@@ -152,8 +133,12 @@ def _trained(parameter: Tensor, tracers: list[TraceMessenger]) -> bool:
 
 
 def _replays(handler: Messenger) -> bool:
-    """Whether a handler replays a guide."""
-    return isinstance(handler, ReplayMessenger) and handler.trace is not None
+    """Whether a handler replays a guide.
+
+    Pyro also runs the guide itself under such a handler, with a trace that is empty. An autoguide runs the
+    model there once, to look at it.
+    """
+    return isinstance(handler, ReplayMessenger) and bool(handler.trace)
 
 
 def _hides(handlers: list[Messenger], msg: Message) -> bool:
@@ -193,116 +178,7 @@ def _notice_hidden(msg: Message) -> None:
     nothing. Hidden continuous sites are left alone. They are noise that is meant to stay out of the loss.
     """
     start = _START.get()
-    if start is None or msg["is_observed"] or _is_subsample(msg) or not _is_discrete(msg["fn"]):
+    if start is None or msg["is_observed"] or is_subsample(msg) or not is_discrete(msg["fn"]):
         return
     if _hides(_PYRO_STACK[start:], msg):
         raise RuntimeError(HIDDEN.format(f"the discrete site {msg['name']!r}"))
-
-
-def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
-    """Raise an error if the loss of two traces is wrong because of a site.
-
-    :raises RuntimeError: if a latent is neither in the guide nor enumerated, if the guide samples an observed
-        site, or if an observed site has lost its log-determinant.
-    """
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or _is_subsample(site):
-            continue
-        guided = guide_trace.nodes.get(name)
-        in_guide = guided is not None and guided["type"] == "sample" and not guided["is_observed"]
-        if site["is_observed"]:
-            if guided is not None and in_guide and not _is_masked(guided):
-                raise RuntimeError(
-                    f"the guide samples the site {name!r}, which is observed: the loss would be off by the "
-                    "guide's entropy. Leave this site out of the guide"
-                )
-            if name.endswith("_base") and isinstance(_innermost(site["fn"]), ConcatDistribution):
-                data = name.removesuffix("_base")
-                if data in model_trace.nodes and isinstance(
-                    _innermost(model_trace.nodes[data]["fn"]), dist.Delta
-                ):
-                    raise RuntimeError(NO_JACOBIAN.format(data))
-        elif not in_guide and "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
-            _refuse_latent(name, site["fn"])
-
-
-def _refuse_latent(name: str, fn: object) -> None:
-    """Raise for a latent that would be drawn from its prior, unless it is not random at all."""
-    if isinstance(_innermost(fn), dist.Delta):
-        return
-    if not _is_discrete(fn):
-        raise RuntimeError(
-            f"the site {name!r} is neither observed nor in the guide: it would be drawn from its prior, and "
-            "the loss would be no bound of the likelihood. Sample it in the guide (an autoguide does), or "
-            "observe it. If it is noise, draw it without pyro.sample, or mask its density, fn.mask(False)"
-        )
-    if getattr(fn, "has_enumerate_support", False):
-        raise RuntimeError(
-            f"the discrete site {name!r} is neither enumerated nor in the guide: it would be drawn once from "
-            'its prior instead of summed out. Mark it, infer={"enumerate": "parallel"}, or apply '
-            "config_enumerate to the model, or sample it in the guide"
-        )
-    raise RuntimeError(
-        f"the discrete site {name!r} is neither observed nor in the guide, and has too many values to "
-        "enumerate: it would be drawn once from its prior. Sample it in the guide, or observe it"
-    )
-
-
-def plate_depth(
-    model: Callable[..., object],
-    guide: Callable[..., object],
-    args: Sequence[object],
-    kwargs: Mapping[str, object],
-    *,
-    scored: bool,
-) -> int:
-    """How deep the plates of a model and a guide are nested, found out by one run of both.
-
-    :param bool scored: whether to score the sites, to find dimensions that no plate declares. Later, when
-        labels are enumerated, dimensions to the left of all plates can no longer be told apart.
-    """
-    with poutine.block():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    traces = [prune_subsample_sites(trace) for trace in (guide_trace, model_trace)]
-    if scored and is_validation_enabled():
-        for trace in traces:
-            trace.compute_log_prob()
-            for site in trace.nodes.values():
-                if site["type"] == "sample":
-                    check_site_shape(site, max_plate_nesting=cast(int, math.inf))
-    return max(map(trace_depth, traces))
-
-
-def trace_depth(trace: Trace) -> int:
-    """How deep the plates of a trace are nested, by their dimensions, without the plate of particles."""
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
-    frames = (f for site in sites for f in site["cond_indep_stack"] if f.name != "num_particles_vectorized")
-    return max((abs(frame.dim) for frame in frames if frame.dim is not None), default=0)
-
-
-def _is_masked(site: Message) -> bool:
-    """Whether the density of a site is left out of the loss."""
-    return site["mask"] is False or getattr(site["fn"], "_mask", None) is False
-
-
-def _is_discrete(fn: object) -> bool:
-    """Whether the values of a distribution are discrete."""
-    if getattr(fn, "has_enumerate_support", False):
-        return True
-    try:
-        return bool(fn.support.is_discrete)  # type: ignore[attr-defined]
-    except (AttributeError, NotImplementedError, ValueError):
-        return False
-
-
-def _is_subsample(site: Message) -> bool:
-    """Whether a site is the choice of rows of a plate."""
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
-def _innermost(fn: object) -> object:
-    """A distribution without what masks, expands and reinterprets it."""
-    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
-        fn = fn.base_dist
-    return fn

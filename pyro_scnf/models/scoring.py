@@ -204,8 +204,10 @@ def _check_batch(
     """Raise for arguments that no term uses, or that do not go with the terms."""
     if batch.x is None:
         raise ValueError(f"terms: {', '.join(terms)}: nothing is observed, expected x")
-    if Parts.of((model.flow.prior,)).are_random:
-        raise ValueError(f"terms: {', '.join(terms)}: the prior has a PyroSample, expected plain parameters")
+    if Parts.of((model.flow.prior, model.class_probs)).are_random:
+        raise ValueError(
+            f"terms: {', '.join(terms)}: the prior or p(y) has a PyroSample, expected plain parameters"
+        )
     if extra.pairs is not None and batch.x_unlabelled is None:
         raise ValueError("pairs are for (x, y, x_unlabelled): they number the rows of both batches")
     looking = active(terms, extra.progress)

@@ -18,6 +18,7 @@ from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_at_least, check_flag, check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
+from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
 from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
@@ -146,6 +147,7 @@ class SemiSupervisedModel(PyroModule):
         :raises RuntimeError: if Pyro would compute a wrong loss, see above.
         """
         y, weights = self.check_batch(x, y, x_unlabelled, weights, n, generator)
+        Parts.of((self.flow.prior, self.class_probs)).read_random()  # before the plate
         if x_unlabelled is None:
             given = x if x is not None else y
             rows = len(given) if given is not None else n

@@ -1,0 +1,198 @@
+"""Traces of a model and a guide: errors where their loss would be silently wrong, and the depth of plates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.runtime import Message
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
+from torch import Tensor
+
+from pyro_scnf._checks import validating
+from pyro_scnf.distributions import ConcatDistribution
+
+__all__ = ["NO_JACOBIAN", "check_sites", "is_discrete", "is_subsample", "plate_depth", "trace_depth"]
+
+NO_JACOBIAN = (
+    "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
+    "use pyro_scnf.FlowSitesReparam for this site"
+)
+
+
+def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raise an error if the loss of two traces is wrong because of a site.
+
+    :raises RuntimeError: if a latent is neither in the guide nor enumerated, if the guide samples a site that
+        the model observes or lacks, if scale, mask or plates of a latent differ between model and guide, or
+        if an observed site has lost its log-determinant.
+    """
+    guided = _latents(guide_trace)
+    exact = not any((site["infer"] or {}).get("is_auxiliary") for site in guided.values())
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or is_subsample(site):
+            continue
+        in_guide = guided.pop(name, None)
+        if site["is_observed"]:
+            if in_guide is not None and not _is_masked(in_guide):
+                raise RuntimeError(
+                    f"the guide samples the site {name!r}, which is observed: the loss would be off by the "
+                    "guide's entropy. Leave this site out of the guide"
+                )
+            if name.endswith("_base") and isinstance(_innermost(site["fn"]), ConcatDistribution):
+                data = name.removesuffix("_base")
+                if data in model_trace.nodes and _is_point(model_trace.nodes[data]["fn"]):
+                    raise RuntimeError(NO_JACOBIAN.format(data))
+        elif in_guide is not None:
+            # A point has no entropy, so nothing of the guide could be weighed in another way.
+            if not (exact and _is_point(in_guide["fn"])):
+                _check_alike(name, site, in_guide)
+        elif "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
+            _refuse_latent(name, site["fn"])
+    for name, site in guided.items():
+        if not ((site["infer"] or {}).get("is_auxiliary") or _is_masked(site) or _is_point(site["fn"])):
+            raise RuntimeError(
+                f"the guide samples the site {name!r}, which the model lacks: the loss would be off by the "
+                "guide's entropy. Leave this site out of the guide, or sample it in the model too"
+            )
+
+
+def _latents(trace: Trace) -> dict[str, Message]:
+    """The sites of a guide that it samples, by name."""
+    sites = {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    return {name: site for name, site in sites.items() if not (site["is_observed"] or is_subsample(site))}
+
+
+def _check_alike(name: str, site: Message, guided: Message) -> None:
+    """Raise if model and guide do not weigh a latent in the same way, or do not tell its rows apart alike."""
+    compared = {"scale": (site["scale"], guided["scale"]), "mask": (_mask_of(site), _mask_of(guided))}
+    different = [what for what, pair in compared.items() if not _equal(*pair)]
+    plates = [sorted(frame.name for frame in one["cond_indep_stack"]) for one in (site, guided)]
+    # The plates of a continuous latent only say how its density is summed up. So does to_event.
+    if is_discrete(guided["fn"]) and plates[0] != plates[1]:
+        different.append(f"plates ({plates[0]} and {plates[1]})")
+    if different:
+        raise RuntimeError(
+            f"the site {name!r} differs between model and guide in {', '.join(different)}: the loss would be "
+            "no bound of the likelihood. Put it in the guide under the plates, with their sizes, and under "
+            "the weights, poutine.scale and poutine.mask that it has in the model. An EMGuide does so by "
+            "itself, except for handlers around its model: put these around the guide too"
+        )
+
+
+def _mask_of(site: Message) -> Tensor | bool:
+    """Which rows of a site count, by all masks together."""
+    masks = [site["mask"], getattr(site["fn"], "_mask", None)]
+    found: Tensor | bool = True
+    for mask in masks:
+        found = found if mask is None else mask & found
+    return found
+
+
+def _equal(first: Tensor | float, second: Tensor | float) -> bool:
+    """Whether two scales or masks are the same."""
+    if first is second:
+        return True
+    if not (isinstance(first, Tensor) or isinstance(second, Tensor)):
+        return math.isclose(first, second, rel_tol=1e-6)
+    one, other = (torch.as_tensor(value).double() for value in (first, second))
+    if not validating(one, other):
+        return True
+    try:
+        return bool(torch.isclose(one.to(other.device), other, rtol=1e-5, atol=0).all())
+    except RuntimeError:  # the shapes do not go together
+        return False
+
+
+def _refuse_latent(name: str, fn: object) -> None:
+    """Raise for a latent that would be drawn from its prior, unless it is not random at all."""
+    if _is_point(fn):
+        return
+    if not is_discrete(fn):
+        raise RuntimeError(
+            f"the site {name!r} is neither observed nor in the guide: it would be drawn from its prior, and "
+            "the loss would be no bound of the likelihood. Sample it in the guide (an autoguide does), or "
+            "observe it. If it is noise, draw it without pyro.sample, or mask its density, fn.mask(False)"
+        )
+    if getattr(fn, "has_enumerate_support", False):
+        raise RuntimeError(
+            f"the discrete site {name!r} is neither enumerated nor in the guide: it would be drawn once from "
+            'its prior instead of summed out. Mark it, infer={"enumerate": "parallel"}, or apply '
+            "config_enumerate to the model, or sample it in the guide"
+        )
+    raise RuntimeError(
+        f"the discrete site {name!r} is neither observed nor in the guide, and has too many values to "
+        "enumerate: it would be drawn once from its prior. Sample it in the guide, or observe it"
+    )
+
+
+def plate_depth(
+    model: Callable[..., object],
+    guide: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    scored: bool,
+) -> int:
+    """How deep the plates of a model and a guide are nested, found out by one run of both.
+
+    :param bool scored: whether to score the sites, to find dimensions that no plate declares. Later, when
+        labels are enumerated, dimensions to the left of all plates can no longer be told apart.
+    """
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    traces = [prune_subsample_sites(trace) for trace in (guide_trace, model_trace)]
+    if scored and is_validation_enabled():
+        for trace in traces:
+            trace.compute_log_prob()
+            for site in trace.nodes.values():
+                if site["type"] == "sample":
+                    check_site_shape(site, max_plate_nesting=cast(int, math.inf))
+    return max(map(trace_depth, traces))
+
+
+def trace_depth(trace: Trace) -> int:
+    """How deep the plates of a trace are nested, by their dimensions, without the plate of particles."""
+    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
+    frames = (f for site in sites for f in site["cond_indep_stack"] if f.name != "num_particles_vectorized")
+    return max((abs(frame.dim) for frame in frames if frame.dim is not None), default=0)
+
+
+def _is_masked(site: Message) -> bool:
+    """Whether the density of a site is left out of the loss."""
+    return site["mask"] is False or getattr(site["fn"], "_mask", None) is False
+
+
+def _is_point(fn: object) -> bool:
+    """Whether a distribution has one value alone."""
+    return isinstance(_innermost(fn), dist.Delta)
+
+
+def is_discrete(fn: object) -> bool:
+    """Whether the values of a distribution are discrete."""
+    if getattr(fn, "has_enumerate_support", False):
+        return True
+    try:
+        return bool(fn.support.is_discrete)  # type: ignore[attr-defined]
+    except (AttributeError, NotImplementedError, ValueError):
+        return False
+
+
+def is_subsample(site: Message) -> bool:
+    """Whether a site is the choice of rows of a plate."""
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def _innermost(fn: object) -> object:
+    """A distribution without what masks, expands and reinterprets it."""
+    while isinstance(fn, dist.MaskedDistribution | dist.ExpandedDistribution | dist.Independent):
+        fn = fn.base_dist
+    return fn
