@@ -82,6 +82,24 @@ class Independent(Portable, dist.Independent):
     """``Independent`` that can be copied at any time."""
 
 
+class Mixture(Portable, dist.MixtureSameFamily):
+    """``MixtureSameFamily`` that can be copied at any time."""
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        if not shape.numel():  # PyTorch's Categorical cannot draw nothing
+            empty: Tensor = self.component_distribution.sample().new_empty(shape)
+            return empty
+        drawn: Tensor = super().sample(torch.Size(sample_shape))
+        return drawn
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        raise NotImplementedError(
+            "a mixture of several components in a class has no draws with a gradient (has_rsample is False); "
+            "call sample, or give the prior components=1"
+        )
+
+
 class BaseNormal(PortableModule):
     r"""Zero-mean Gaussian base with diagonal scale :math:`\operatorname{softplus}(\rho)`.
 

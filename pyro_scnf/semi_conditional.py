@@ -169,8 +169,10 @@ class SemiConditionalFlow(LatentFlow):
         x = self.check_data(x, owner=owner)
         if y is None:
             y = torch.full((len(x),), UNLABELLED, device=x.device)
-        y = check_row_labels(y, len(x), self.num_classes, owner)  # before the transform changes
+        # All checks come before the transform changes.
+        y = check_row_labels(y, len(x), self.num_classes, owner)
         given = self.prior.check_covariates(covariates, len(x))
+        self.prior.check_start(y)
         z = self.transform.initialize(x)
         z_f = z[..., self.transform.aux_dim :].reshape(z.shape[:-1] + self.latent_shape)
         self.prior.initialize(z_f, y, **given)
@@ -275,7 +277,7 @@ class SemiConditionalFlow(LatentFlow):
         :param covariates: ``(*batch, D)``, if the prior has any.
         """
         ((table, common),) = self.scores(x, covariates=covariates)
-        return common + (table + log_class_probs(class_probs, self.num_classes)).logsumexp(-1)
+        return common + (table + self._log_prior(class_probs, table)).logsumexp(-1)
 
     def posterior(
         self,
@@ -288,5 +290,15 @@ class SemiConditionalFlow(LatentFlow):
 
         Given covariates it is :math:`p(y \mid x, c) \propto p(y)\, p(x \mid y, c)`.
         """
-        joint = self.class_table(x, covariates=covariates) + log_class_probs(class_probs, self.num_classes)
-        return categorical(joint.log_softmax(-1))
+        table = self.class_table(x, covariates=covariates)
+        return categorical((table + self._log_prior(class_probs, table)).log_softmax(-1))
+
+    def _log_prior(self, class_probs: ClassProbs | Tensor | None, table: Tensor) -> Tensor | float:
+        """:math:`\\log p(y)` of the rows of a class table, in its dtype."""
+        log_probs = log_class_probs(class_probs, self.num_classes)
+        if not isinstance(log_probs, Tensor):
+            return log_probs
+        expected = "weights for all rows, (K,), or for each row of x"
+        batches = {"x": table.shape[:-1], "class_probs": log_probs.shape[:-1]}
+        common_batch(type(self).__name__, expected, **batches)
+        return log_probs.to(table.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pyro
@@ -313,6 +314,31 @@ def test_a_users_own_prior():
     )
 
 
+class OneForAll(scnf.priors.ClassConditionalPrior):
+    """A wrong prior: its distribution lacks the batch shape of y."""
+
+    def __init__(self, event_shape, num_classes):
+        super().__init__(event_shape, num_classes)
+        self.loc = nn.Parameter(torch.zeros(2))
+
+    def condition(self, y, temperature=1.0):
+        return dist.Normal(self.loc, temperature).to_event(1)
+
+
+def test_a_prior_that_ignores_the_shape_of_its_labels():
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), OneForAll, 3)
+    with pytest.raises(ValueError, match=r"^OneForAll: log_prob .* has shape \(4,\) .* \(3, 4\)"):
+        flow.log_prob(torch.randn(4, 2))
+
+
+def test_a_start_that_fails_changes_nothing():
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), "gmm:means=latents", 3)
+    before = copy.deepcopy(flow.state_dict())
+    with pytest.raises(ValueError, match=r"no labelled example of class \[2\] in y"):
+        flow.initialize(torch.randn(4, 2), torch.tensor([0, 1, -1, -1]))
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
 # -- Bayesian class means ------------------------------------------------------
 class BayesianMeans(PyroModule):
     """Class means with a prior of their own, sampled outside the plate."""
@@ -362,3 +388,42 @@ def test_relaxed_labels_under_a_drawn_table():
     weights = torch.randn(4, 3).softmax(-1)
     expected = torch.einsum("nk,skd->snd", weights, prior.loc[:, 0])
     assert relative(prior.condition(weights).base_dist.loc, expected) < 1e-5
+
+
+RANDOM = {  # a prior, and a table of it that is drawn anew for each posterior draw
+    "means": ("gmm", "loc", 2),
+    "means of components": ("gmm:components=2", "loc", 3),
+    "weights": ("gmm:components=2", "log_weights", 2),
+    "shared scales": ("gmm:covariance=shared", "log_scale", 1),
+    "shared scales of components": ("gmm:covariance=shared,components=2", "log_scale", 1),
+    "degrees of freedom": ("student-t:fit_df=gradient", "raw_df", 0),
+    "degrees of freedom of components": ("student-t:fit_df=gradient,components=2", "raw_df", 0),
+    "degrees of freedom of full covariances": ("student-t:fit_df=gradient,covariance=full", "raw_df", 0),
+    "embedding": ("flow", "weight", 2),
+}
+
+
+@pytest.mark.parametrize("by_condition", [True, False], ids=["condition", "class_log_prob"])
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("draws", [3, 5, 6])  # as many as classes, other, as many as rows
+def test_draws_of_a_random_table_broadcast(name, draws, by_condition):
+    spec, table, dims = RANDOM[name]
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), spec, 3).double()
+    owner = flow.prior.embedding if table == "weight" else flow.prior
+    value = getattr(owner, table).detach()
+    assert value.dim() == dims
+    drawn = value + torch.randn(draws, *value.shape, dtype=torch.float64)
+    x, y = torch.randn(6, 2, dtype=torch.float64), torch.arange(3)[:, None, None]
+
+    def put(new):
+        owner._parameters.pop(table, None)
+        owner._buffers.pop(table, None)
+        object.__setattr__(owner, table, new)
+
+    expected = []
+    for one in drawn:
+        put(one)
+        expected.append(flow.class_log_prob(x))
+    put(drawn[:, None])  # a plate of draws, to the left of that of the rows
+    found = flow.condition(y).log_prob(x).movedim(0, -1) if by_condition else flow.class_log_prob(x)
+    assert relative(found, torch.stack(expected)) < 1e-9

@@ -425,3 +425,11 @@ def test_compiled_flow_and_prior_give_the_same_and_leave_copies_alone(make):
     copied = copy.deepcopy(flow)
     assert copied.transform._compiled is None
     assert pickle.loads(pickle.dumps(flow.transform))._compiled is None
+
+
+def test_class_probs_of_other_rows():
+    flow = toy_flow()
+    for score in (flow.log_prob, flow.posterior):
+        with pytest.raises(ValueError, match=r"x \(4,\) and class_probs \(2,\) do not broadcast"):
+            score(torch.randn(4, 2), torch.ones(2, 3))
+    assert flow.log_prob(torch.randn(4, 2), torch.ones(3, dtype=torch.float64)).dtype == torch.float32

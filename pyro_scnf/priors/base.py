@@ -61,6 +61,12 @@ class ClassConditionalPrior(PortableModule):
         :param covariates: ``(B, D)``, if the prior takes any.
         """
 
+    def check_start(self, y: Tensor) -> None:
+        """Raise if :meth:`initialize` cannot use these labels. A flow asks before it changes anything.
+
+        :param y: labels ``(B,)``, -1 where unknown.
+        """
+
     def class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
         r""":math:`\log p(z_f \mid y = k)` for every k in one batched call, ``(*batch, K)``, in nats.
 
@@ -70,7 +76,17 @@ class ClassConditionalPrior(PortableModule):
         given = self.check_covariates(covariates)
         if not z_f.numel():  # PyTorch's Independent cannot score a batch of no rows
             return z_f.new_zeros((*self._batch_of(z_f, **given), self.num_classes))
-        return self.condition(self._labels(z_f, **given), 1.0, **given).log_prob(z_f).movedim(0, -1)
+        labels = self._labels(z_f, **given)
+        found = self.condition(labels, 1.0, **given).log_prob(z_f)
+        expected = labels.shape[:1] + self._batch_with_tables(z_f, **given)
+        if found.shape != expected:
+            raise ValueError(
+                f"{type(self).__name__}: log_prob of condition(y) has shape {tuple(found.shape)} for labels "
+                f"{tuple(labels.shape)} and latents {tuple(z_f.shape)}, expected {tuple(expected)}; it has "
+                "to return a distribution with the batch shape of y and the event shape "
+                f"{tuple(self.event_shape)} (pyro_scnf.testing.check_prior tests a prior)"
+            )
+        return found.movedim(0, -1)
 
     def class_scores(self, z_f: Tensor, covariates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r""":meth:`class_log_prob` in two parts: what all labels share, ``(*batch,)``, and the rest.
@@ -127,9 +143,17 @@ class ClassConditionalPrior(PortableModule):
         expected = "a row of covariates for each datum"
         return common_batch(type(self).__name__, expected, z_f=batch, covariates=covariates.shape[:-1])
 
+    @property
+    def _batch_of_tables(self) -> torch.Size:
+        """The batch shape of the parameters: ``()`` unless one of them is a random site, drawn many times."""
+        return torch.Size()
+
+    def _batch_with_tables(self, z_f: Tensor, covariates: Tensor | None = None) -> torch.Size:
+        return torch.broadcast_shapes(self._batch_of(z_f, covariates), self._batch_of_tables)
+
     def _labels(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """All labels, ``(K, 1, ...)``, with an axis for each batch dimension of the data."""
-        batch = self._batch_of(z_f, covariates)
+        """All labels, ``(K, 1, ...)``, with an axis for each batch dimension of data and parameters."""
+        batch = self._batch_with_tables(z_f, covariates)
         return torch.arange(self.num_classes, device=z_f.device).reshape((-1,) + (1,) * len(batch))
 
     def _check(self, y: Tensor) -> Tensor:

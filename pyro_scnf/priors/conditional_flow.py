@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from pyro_scnf._numbers import check_at_least, refuse_unused
 from pyro_scnf._shapes import common_batch, in_double
@@ -125,13 +126,25 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         :param covariates: ``(*batch, D)``, if the prior has any. The batch shapes of both broadcast.
         """
         y, given = self._check(y), self.check_covariates(covariates)
-        label = y @ self.embedding.weight if y.is_floating_point() else self.embedding(y)
+        label = self._embed(y)
         if not given:
             return label
         rows, parts = given["covariates"].shape[:-1], [label, given["covariates"]]
         owner, expected = f"{type(self).__name__}.condition", "a label for each row of covariates"
         batch = common_batch(owner, expected, y=label.shape[:-1], covariates=rows)
         return torch.cat([part.expand(batch + part.shape[-1:]) for part in parts], -1)
+
+    def _embed(self, y: Tensor) -> Tensor:
+        """The embedding of labels or class weights. A random embedding, drawn many times, has a batch."""
+        table = self.embedding.weight
+        if table.dim() == 2:
+            return y @ table if y.is_floating_point() else self.embedding(y)
+        weights = y if y.is_floating_point() else one_hot(y, self.num_classes).to(table.dtype)
+        return (weights[..., None] * table).sum(-2)
+
+    @property
+    def _batch_of_tables(self) -> torch.Size:
+        return self.embedding.weight.shape[:-2]
 
     def condition(
         self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None

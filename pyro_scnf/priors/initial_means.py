@@ -15,7 +15,7 @@ from pyro_scnf._numbers import check_word
 from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf._warn import warn
 
-__all__ = ["Means", "MeansWord", "around_the_circle", "initial_means", "means_of_rows"]
+__all__ = ["Means", "MeansWord", "around_the_circle", "check_labelled", "initial_means", "means_of_rows"]
 
 MeansWord = Literal["auto", "random", "antipodal", "circle", "blocks", "latents", "clusters"]
 """The ways to place means, by name."""
@@ -124,6 +124,13 @@ PATTERNS: dict[str, Callable[[int, torch.Size], Tensor]] = {
 
 
 # -- means of rows ---------------------------------------------------------------------------------
+def check_labelled(means: str, y: Tensor, classes: int) -> None:
+    """Raise if ``means`` needs a labelled row of each class, and ``y`` has none of some."""
+    missing = [k for k in range(classes) if not bool((y == k).any())]
+    if means == "latents" and missing:
+        raise ValueError(f"means='latents': no labelled example of class {missing} in y")
+
+
 def means_of_rows(means: str, before: Tensor, z_f: Tensor, y: Tensor, separation: float) -> Tensor:
     """The means of classes at the latents of their rows.
 
@@ -136,10 +143,9 @@ def means_of_rows(means: str, before: Tensor, z_f: Tensor, y: Tensor, separation
     :raises ValueError: for ``"latents"`` and a class without a labelled row.
     """
     classes, components = before.shape[:2]
+    check_labelled(means, y, classes)
     known = [k for k in range(classes) if bool((y == k).any())]
     missing = [k for k in range(classes) if k not in known]
-    if means == "latents" and missing:
-        raise ValueError(f"means='latents': no labelled example of class {missing} in y")
     if means == "auto" and known and missing:
         warn(
             f"means='auto': y has no labelled row of class {missing}, so their means stay random, while "

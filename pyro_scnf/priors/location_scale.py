@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
-from pyro_scnf._copies import Portable
 from pyro_scnf._numbers import (
     check_flag,
     check_number,
@@ -24,16 +22,18 @@ from pyro_scnf._numbers import (
 )
 from pyro_scnf._shapes import at_least_single, in_double
 from pyro_scnf.class_probs import categorical
+from pyro_scnf.distributions import Mixture
 from pyro_scnf.priors.base import ClassConditionalPrior
 from pyro_scnf.priors.full_covariance import cholesky, most_likely_factors
 from pyro_scnf.priors.initial_means import (
     BY_LABELS,
     Means,
     around_the_circle,
+    check_labelled,
     initial_means,
     means_of_rows,
 )
-from pyro_scnf.priors.moments import Moments
+from pyro_scnf.priors.moments import FEWEST, SMALLEST_SCALE, TINY, Moments
 
 __all__ = ["Cast", "Fit", "LocationScalePrior"]
 
@@ -42,33 +42,6 @@ Cast = Callable[[Tensor], Tensor]
 
 Fit = Literal["fixed", "gradient", "em"]
 """How a table is trained: not at all, by the optimiser, or by the M-step of EM after each step."""
-
-SMALLEST_SCALE = 1e-4
-"""EM makes no scale smaller. A component of one row, or of equal rows, would otherwise get the scale 0."""
-
-FEWEST = 1e-6
-"""EM leaves a component alone if its rows weigh less than this in all."""
-
-TINY = torch.finfo(torch.float64).tiny
-"""Divides the statistics of a component without rows."""
-
-
-class _Mixture(Portable, dist.MixtureSameFamily):
-    """``MixtureSameFamily`` that can be copied at any time."""
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        if not shape.numel():  # PyTorch's Categorical cannot draw nothing
-            empty: Tensor = self.component_distribution.sample().new_empty(shape)
-            return empty
-        drawn: Tensor = super().sample(torch.Size(sample_shape))
-        return drawn
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        raise NotImplementedError(
-            "a mixture of several components in a class has no draws with a gradient (has_rsample is False); "
-            "call sample, or give the prior components=1"
-        )
 
 
 def _fit(what: str, fit: Fit | None, learn: bool | None) -> Fit:
@@ -131,6 +104,7 @@ class LocationScalePrior(ClassConditionalPrior):
         scale, separation = check_scale("scale", scale), check_scale("separation", separation, zero=True)
         self.means, self.separation = means if isinstance(means, str) else "given", separation
         self._inner = (components,) if components > 1 else ()
+        self._dims: dict[str, int] = {}
         first = (num_classes, *self._inner)
         loc = initial_means(means, num_classes * components, self.event_shape, separation)
         self._table("loc", loc.reshape(*first, *self.event_shape), self.fits["fit_means"])
@@ -166,7 +140,11 @@ class LocationScalePrior(ClassConditionalPrior):
         """The mixture of the components of a class."""
         if not self._inner:
             return component
-        return _Mixture(categorical(self._log_weights(y, cast)), component)
+        weights = self._log_weights(y, cast)
+        batch = torch.broadcast_shapes(weights.shape, component.batch_shape)
+        if batch != component.batch_shape:  # the weights alone are a random site, drawn many times
+            component = component.expand(batch)
+        return Mixture(categorical(weights), component)
 
     def _log_weights(self, y: Tensor, cast: Cast) -> Tensor:
         """Log-weights of the components in the class ``y``, ``(*batch, J)``."""
@@ -179,10 +157,16 @@ class LocationScalePrior(ClassConditionalPrior):
     # -- tables --------------------------------------------------------------------------------
     def _table(self, name: str, value: Tensor, fit: Fit) -> None:
         """Register ``value`` under ``name``, as a parameter or as a buffer."""
+        self._dims[name] = value.dim()
         if fit == "gradient":
             setattr(self, name, nn.Parameter(value))
         else:
             self.register_buffer(name, value)
+
+    @property
+    def _batch_of_tables(self) -> torch.Size:
+        tables = ((getattr(self, name), dims) for name, dims in self._dims.items())
+        return torch.broadcast_shapes(*(table.shape[: table.dim() - dims] for table, dims in tables))
 
     def _pick(self, table: Tensor, y: Tensor, event_dim: int) -> Tensor:
         """Entries of ``table`` ``(*S, K, *event)`` for labels ``y``, or their weighted sum for class weights.
@@ -211,6 +195,18 @@ class LocationScalePrior(ClassConditionalPrior):
         return value.reshape(value.shape + (1,) * len(self.event_shape))
 
     # -- initial values ------------------------------------------------------------------------
+    def check_start(self, y: Tensor) -> None:
+        if self.means in ("latents", "clusters") and not self._has_means:
+            raise ValueError(
+                f"means={self.means!r}: loc is a random site that no data can set; leave means out"
+            )
+        check_labelled(self.means, y, self.num_classes)
+
+    @property
+    def _has_means(self) -> bool:
+        """Whether the means are a table, and not a random site."""
+        return "loc" in (*self._parameters, *self._buffers)
+
     @torch.no_grad()
     def initialize(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> None:
         """Set means to those of the labelled latents of their class, as ``means`` says.
@@ -230,13 +226,9 @@ class LocationScalePrior(ClassConditionalPrior):
         """
         self.check_covariates(covariates)
         y = self._check_rows(z_f, y)
-        is_table = "loc" in (*self._parameters, *self._buffers)
-        if self.means in ("latents", "clusters") and not is_table:
-            raise ValueError(
-                f"means={self.means!r}: loc is a random site, which no data can set; leave means out"
-            )
+        self.check_start(y)
         of_labels = self.means in BY_LABELS and (self.means != "auto" or self.fits["fit_means"] != "fixed")
-        if is_table and (of_labels or self.means == "circle"):
+        if self._has_means and (of_labels or self.means == "circle"):
             before = self.loc.reshape(self.num_classes, self.components, *self.event_shape)
             if self.means == "circle":
                 placed = around_the_circle(before, z_f, y)
@@ -343,8 +335,3 @@ class LocationScalePrior(ClassConditionalPrior):
         table: Tensor = getattr(self, name)
         before, after = table.reshape(len(live), -1), value.reshape(len(live), -1).to(table.dtype)
         table.copy_(torch.where(live[:, None], after, before).reshape(table.shape))
-
-
-def log_std(variance: Tensor) -> Tensor:
-    """Log of the standard deviation, no smaller than that of :data:`SMALLEST_SCALE`."""
-    return 0.5 * variance.clamp(min=SMALLEST_SCALE**2).log()

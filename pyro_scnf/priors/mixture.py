@@ -14,7 +14,8 @@ from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
 from pyro_scnf.priors.full_covariance import _MultivariateNormal, reshaped
 from pyro_scnf.priors.initial_means import Means
-from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
+from pyro_scnf.priors.location_scale import Cast, Fit, LocationScalePrior
+from pyro_scnf.priors.moments import TINY, log_std
 
 __all__ = ["GaussianMixturePrior"]
 
@@ -123,6 +124,7 @@ class GaussianMixturePrior(LocationScalePrior):
             return reshaped(normal, self.event_shape)
         if self.covariance == "shared":
             log_scale = cast(self.log_scale)
+            log_scale = log_scale.unsqueeze(-1 - event_dim) if self._inner else log_scale
         elif self.covariance == "isotropic":
             log_scale = self._event(self._of_component(cast(self.log_scale), y, 0))
         else:

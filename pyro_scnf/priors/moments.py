@@ -20,7 +20,16 @@ from torch import Tensor
 from pyro_scnf._processes import SumsOverSteps, averaged_over_processes
 from pyro_scnf._shapes import in_double
 
-__all__ = ["Moments"]
+__all__ = ["FEWEST", "SMALLEST_SCALE", "TINY", "Moments", "log_std"]
+
+SMALLEST_SCALE = 1e-4
+"""EM makes no scale smaller. A component of one row, or of equal rows, would otherwise get the scale 0."""
+
+FEWEST = 1e-6
+"""EM leaves a component alone if its rows weigh less than this in all."""
+
+TINY = torch.finfo(torch.float64).tiny
+"""Divides the statistics of a component without rows."""
 
 
 class Moments(SumsOverSteps):
@@ -130,3 +139,8 @@ class Moments(SumsOverSteps):
         """Forget all rows, also if a statistic has become infinite."""
         for value in (self.count, self.weight, self.mean, self.scatter):
             value.zero_()
+
+
+def log_std(variance: Tensor) -> Tensor:
+    """Log of the standard deviation, no smaller than that of :data:`SMALLEST_SCALE`."""
+    return 0.5 * variance.clamp(min=SMALLEST_SCALE**2).log()

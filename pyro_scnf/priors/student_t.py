@@ -16,7 +16,8 @@ from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
 from pyro_scnf.priors.full_covariance import _MultivariateStudentT, reshaped
 from pyro_scnf.priors.initial_means import Means
-from pyro_scnf.priors.location_scale import TINY, Cast, Fit, LocationScalePrior, log_std
+from pyro_scnf.priors.location_scale import Cast, Fit, LocationScalePrior
+from pyro_scnf.priors.moments import TINY, log_std
 
 __all__ = ["StudentTMixturePrior"]
 
@@ -112,6 +113,8 @@ class StudentTMixturePrior(LocationScalePrior):
 
     def _component(self, y: Tensor, temperature: float, cast: Cast) -> TorchDistributionMixin:
         event_dim, df = len(self.event_shape), 2.0 + cast(self.raw_df).exp()
+        if df.dim():  # a random site, drawn many times
+            df = df.reshape(df.shape + (1,) * len(self._inner))
         loc = self._of_component(cast(self.loc), y, event_dim)
         if self.full:
             # PyTorch cannot validate a batch of no rows.
@@ -119,7 +122,7 @@ class StudentTMixturePrior(LocationScalePrior):
             tril = temperature * self._cholesky(y, cast)
             return reshaped(_MultivariateStudentT(df, flat, tril, validate_args=validate), self.event_shape)
         scale = temperature * self._of_component(cast(self.log_scale), y, event_dim).exp()
-        return Independent(_StudentT(df, loc, scale), event_dim)
+        return Independent(_StudentT(self._event(df), loc, scale), event_dim)
 
     def _precisions(self, z: Tensor) -> Tensor:
         df, loc = in_double(self.df), in_double(self.loc).reshape(self.moments.mean.shape)
