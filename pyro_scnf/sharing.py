@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -74,7 +75,9 @@ class Block:
         if state is None:
             return
         key, entries = _key(kind, parts, data), self.entries
-        gone = tuple(weakref.ref(x, lambda _: entries.pop(key, None)) for x in data)
+        # Without a cycle of references, so that a graph is freed as soon as nobody needs it.
+        drop = partial(_drop, weakref.ref(self), key)
+        gone = tuple(weakref.ref(x, drop) for x in data)
         watched = _Watched.of(parts, data) if self.watch else None
         entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value)
         entries.move_to_end(key)
@@ -128,6 +131,13 @@ class _Entry(NamedTuple):
     def is_of(self, data: Sequence[Tensor]) -> bool:
         """Whether the value was computed from these very tensors."""
         return all(ref() is x for ref, x in zip(self.data, data, strict=True))
+
+
+def _drop(block: weakref.ref[Block], key: tuple[object, ...], _: object) -> None:
+    """Forget a value whose data are gone."""
+    known = block()
+    if known is not None:
+        known.entries.pop(key, None)
 
 
 def _key(kind: Kind, parts: Parts, data: Sequence[Tensor]) -> tuple[object, ...]:

@@ -287,6 +287,12 @@ class TestSites:
         with pytest.raises(ValueError, match="draws of the label 'y_unobserved' itself"):
             scnf.enumerate_labels(model, (x,), {"y_unobserved": torch.zeros(4, 6, dtype=torch.long)})
 
+    @pytest.mark.parametrize("parallel", [None, True, False])
+    def test_draws_of_observed_data_do_not_replace_them(self, flow, x, parallel):
+        model = scnf.SemiSupervisedModel(flow)
+        with pytest.raises(ValueError, match="posterior holds draws of 'x', which the model observes"):
+            scnf.enumerate_labels(model, (x,), {"x": torch.randn(4, *x.shape, dtype=F64)}, parallel=parallel)
+
     @pytest.mark.parametrize("y", [[0, 1, 2, 0, 1, 2], [0, -1, 2, -1, -1, 1]])
     def test_training_terms_are_no_likelihood(self, flow, x, y):
         y = torch.tensor(y)

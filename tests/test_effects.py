@@ -542,6 +542,18 @@ class TestFlowSitesReparam:
         assert relative(nodes["x_final"]["log_prob"], prior.log_prob(z_f)) < 1e-9
         assert nodes["x"]["log_prob"].abs().sum() == 0
 
+    @pytest.mark.parametrize("wide", [False, True])
+    def test_rows_outside_of_a_plate_have_noise_of_their_own(self, make, wide):
+        model, _, _ = self.build(make)
+        given = model.flow.condition(torch.tensor(0) if wide else torch.zeros(40, dtype=torch.long))
+        given = given.expand([40]) if wide else given
+        rewritten = poutine.reparam(lambda: pyro.sample("x", given), config={"x": scnf.FlowSitesReparam()})
+        x = rewritten()
+        assert x.shape == (40, *model.flow.event_shape)
+        z_aux, z_f, _ = model.flow.encode(x)
+        assert (z_f.flatten(1).std(0) > 0.1).all()
+        assert (z_aux.flatten(1).std(0) > 0.1).all()
+
     def test_infer_discrete(self, make):
         model, rewritten, x = self.build(make)
         found = poutine.trace(infer_discrete(rewritten, first_available_dim=-2, temperature=0)).get_trace(x)

@@ -207,6 +207,14 @@ def test_hard_assignment(problem):
     check(model, scnf.elbo(model, scnf.EMGuide(model, "hard"))(*args), -best - known, 1e-10)
 
 
+@pytest.mark.parametrize(("dtype", "default"), [(torch.bfloat16, torch.float32), (torch.float32, F64)])
+def test_hard_assignment_in_another_dtype_than_the_default(dtype, default):
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=dtype))
+    x = torch.randn(4, 2).to(dtype)
+    torch.set_default_dtype(default)
+    assert scnf.elbo(model, scnf.EMGuide(model, "hard"))(x).dtype == dtype
+
+
 # -- weights of single rows ---------------------------------------------------------------------
 @pytest.mark.parametrize("estep", ["enumerate", "sample"])
 def test_weights_of_rows(problem, estep):

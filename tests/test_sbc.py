@@ -407,7 +407,13 @@ def test_errors_name_what_is_wrong() -> None:
     raises("NaN in", infer=lambda model: {"mu": torch.full((9,), math.nan)})
     raises("simulation 7 of seed 0: infer failed: too large", RuntimeError, infer=broken, start=7)
     raises("returned 39 draws", thin=50)
-    raises("expected one number", quantities={"mu": lambda now, data: data["x"]})
+    raises("expected one number", quantities={"all": lambda now, data: data["x"]})
+    raises("expected functions fn.values, data. by name", quantities=[len])
+    raises("expected functions fn.values, data. by name", quantities={"q": 3})
+    raises("'mu' is the name of a latent", quantities={"mu": lambda now, data: 0.0})
+    raises("no draws, expected arrays by", RuntimeError, infer=lambda model: None)
+    raises("returned 1 draws of 'mu'", infer=lambda model: {"mu": torch.randn(1)})
+    raises("in torch.int64, expected", infer=lambda model: {"mu": torch.arange(9)})
     raises("num_simulations=0", num_simulations=0)
 
 

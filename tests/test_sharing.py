@@ -362,6 +362,27 @@ class TestBounds:
 
 
 # -- inside torch.func --------------------------------------------------------------
+def test_a_step_of_svi_leaves_no_graph_behind():
+    """Without the garbage collector, too. The same labelled tensor comes in every step."""
+    model = scnf.SemiSupervisedModel(toy_flow())
+    x, y = torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2])
+    svi = SVI(model, scnf.exact_guide, Adam({"lr": 1e-4}), TraceEnum_ELBO(max_plate_nesting=1))
+
+    def alive():
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    svi.step(x, y, torch.randn(5, 2))
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(3):
+            svi.step(x, y, torch.randn(5, 2))
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
 class TestFunctionTransforms:
     """Tensors inside ``torch.func`` have no address, so nothing is kept for them."""
 

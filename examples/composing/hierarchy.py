@@ -3,8 +3,8 @@
 Each hospital has class shares of its own around a common mean, which is unknown, and so is how much hospitals
 differ. In a hospital with an outbreak, half of the patients come from another distribution, the same for all
 outbreaks. By its prior, most of them are of the last class. Neither outbreaks nor classes are observed. Pyro
-sums over the label of each patient and the regime of each hospital, and NUTS samples the rest. The wrong model
-knows of no outbreaks.
+sums over the label of each patient and the regime of each hospital, and NUTS samples the rest. The wrong
+model knows of no outbreaks.
 
     python examples/composing/hierarchy.py --out out/hierarchy
 """

@@ -158,9 +158,7 @@ class EMGuide(PortableModule):
         with data_plate(plate, size, len(x), x.device), ExitStack() as scales:
             weigh(scales, weights)
             if self.estep == "hard":
-                # Give the log-density in the model's dtype. A Delta of integers would otherwise score in
-                # the default dtype, and Pyro cannot contract terms of different dtypes.
-                pyro.sample(site, dist.Delta(logits.argmax(-1), logits.new_zeros(len(x))))
+                pyro.sample(site, _Point(logits.argmax(-1), logits.new_zeros(len(x))))
             else:
                 infer: InferDict = {"enumerate": "parallel"} if self.estep == "enumerate" else {}
                 pyro.sample(site, Categorical(logits=logits, validate_args=False), infer=infer)
@@ -182,6 +180,17 @@ class EMGuide(PortableModule):
             # Normalise before Categorical does so again. The joint is thousands of nats, and one
             # normalisation in float32 would leave rounding errors of that size.
             return (joint.log_softmax(-1) / self.temperature).log_softmax(-1)
+
+
+class _Point(dist.Delta):
+    """A Delta that scores in the dtype of its log-density.
+
+    One of integers would score in the default dtype, and Pyro cannot contract terms of different dtypes.
+    """
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        score: Tensor = super().log_prob(x)
+        return score.to(self.log_density.dtype)
 
 
 GUIDES = ("exact", "em", "em-sample", "em-hard", "em-ema")

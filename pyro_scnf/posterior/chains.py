@@ -34,10 +34,7 @@ def read_draws(
     else:
         samples = draws
     if samples is None or (isinstance(samples, Mapping) and not samples):
-        raise ValueError(
-            f"{owner}: no draws. With point estimates alone there is nothing for ArviZ to compare; class "
-            "probabilities are enumerate_labels(model, args).softmax(-1)"
-        )
+        raise ValueError(f"{owner}: no draws, expected arrays by the name of their site")
     tensors = as_tensors(samples, owner)
     if group_by_chain:
         shapes = {name: tuple(values.shape[:2]) for name, values in tensors.items()}
@@ -53,11 +50,6 @@ def read_draws(
     shape = torch.Size((chains, count // chains))
     if expected not in (None, shape):
         raise ValueError(f"{owner}: {tuple(shape)} chains and draws, but {tuple(expected)} in posterior")
-    if expected is None and count < 2:
-        raise ValueError(
-            f"{owner}: one draw is a point estimate, for which loo and compare are meaningless; class "
-            "probabilities are enumerate_labels(model, args, posterior).softmax(-1)"
-        )
     return tensors, shape
 
 

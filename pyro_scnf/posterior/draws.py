@@ -182,6 +182,10 @@ class _Draws(Messenger):
         draws = self.posterior.get(msg["name"])
         if draws is None or msg["infer"].get("_deterministic"):
             return
+        if msg["is_observed"]:
+            raise ValueError(
+                f"posterior holds draws of {msg['name']!r}, which the model observes; leave them out"
+            )
         event_dim = msg["fn"].event_dim
         plates = draws.dim() - 1 - event_dim  # 0 for a global site; autoguides give it plates of size 1
         if not 0 <= plates <= self.nesting:

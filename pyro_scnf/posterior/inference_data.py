@@ -158,7 +158,17 @@ def to_inference_data(
 
     check_call(args, max_plate_nesting, parallel)
     check_flag(group_by_chain=group_by_chain)
+    if posterior is None or (isinstance(posterior, Mapping) and not posterior):
+        raise ValueError(
+            "posterior: no draws. With point estimates alone there is nothing for ArviZ to compare; class "
+            "probabilities are enumerate_labels(model, args).softmax(-1)"
+        )
     draws, shape = read_draws(posterior, num_chains, group_by_chain)
+    if shape.numel() < 2:
+        raise ValueError(
+            "posterior: one draw is a point estimate, for which loo and compare are meaningless; class "
+            "probabilities are enumerate_labels(model, args, posterior).softmax(-1)"
+        )
     stats = diverging(posterior, shape)
     if sample_stats:
         stats |= read_draws(sample_stats, shape[0], group_by_chain, shape, "sample_stats")[0]
@@ -237,7 +247,7 @@ def to_inference_data(
 
 
 def _label_names(site: str | Sequence[str]) -> list[str]:
-    names = [site] if isinstance(site, str) else list(site)
+    names = [site] if isinstance(site, str) else list(site) if isinstance(site, Sequence) else []
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"site={site!r}: expected the name of a label, or a list of names")
     return names

@@ -90,6 +90,7 @@ def sbc(
     check_at_least(0, seed=seed, start=start)
     thin = None if thin is None else check_whole("thin", thin, 2)
     data_names = [observed] if isinstance(observed, str) else list(observed)
+    _check_quantities(quantities)
     results: list[SBCResult] = []
     for number in range(start, start + num_simulations):
         where = f"simulation {number} of seed {seed}"
@@ -126,6 +127,12 @@ def sbc(
         one = torch.tensor([number]), ranks[None], true[None], ess, probs, labels
         results.append(SBCResult(int(seed), len(drawn), names, *one))
     return reduce(SBCResult.merge, results)
+
+
+def _check_quantities(quantities: object) -> None:
+    named = {} if quantities is None else quantities
+    if not isinstance(named, Mapping) or not all(map(callable, named.values())):
+        raise ValueError("quantities: expected functions fn(values, data) by name, such as {'total': fn}")
 
 
 def _simulate(model: Callable[..., object], args: Sequence[object]) -> dict[str, Site]:
@@ -191,6 +198,11 @@ def _check_draws(draws: Values, found: Mapping[str, Site], needed: Sequence[str]
                 f"{where}: infer returned draws of {name!r} of shape {tuple(values.shape)}, expected (S, "
                 f"*{true})"
             )
+        if len(values) < 2 or not values.is_floating_point():
+            raise ValueError(
+                f"{where}: infer returned {len(values)} draws of {name!r} in {values.dtype}, expected two or "
+                "more, in floating point"
+            )
 
 
 def _check_same(shape: tuple[int, tuple[str, ...]], results: Sequence[SBCResult], where: str) -> None:
@@ -236,6 +248,8 @@ def _components(
     true = [truth[name].reshape(-1).double() for name in latents]
     drawn = [draws[name].reshape(count, -1).double() for name in latents]
     for name, quantity in quantities.items():
+        if name in names:
+            raise ValueError(f"quantities: {name!r} is the name of a latent; give it another one")
         names.append(name)
         true.append(_scalar(quantity(truth, data))[None])
         each = [{site: values[s] for site, values in draws.items()} for s in range(count)]

@@ -44,7 +44,7 @@ class SBCResult:
     label_log_probs: Tensor | None = None
     labels: Tensor | None = None
 
-    def coverage(self, levels: Sequence[float] = LEVELS) -> Tensor:
+    def coverage(self, levels: Sequence[float] | float = LEVELS) -> Tensor:
         """The share of central intervals that hold the truth, ``(levels, C)``.
 
         A rank r stands for the part of the unit interval from r / (S + 1) to (r + 1) / (S + 1). Where only a
@@ -53,7 +53,7 @@ class SBCResult:
         :raises ValueError: for a level that is not between 0 and 1.
         """
         rows = []
-        for level in levels:
+        for level in levels if isinstance(levels, Sequence) else [levels]:
             level = check_number("levels", level, above=0, below=1)
             start, size = self.ranks.double() / (self.num_draws + 1), 1 / (self.num_draws + 1)
             overlap = (start + size).clamp(max=(1 + level) / 2) - start.clamp(min=(1 - level) / 2)
