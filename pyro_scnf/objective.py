@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -71,6 +72,7 @@ class Objective(PortableModule):
         self.max_plate_nesting = max_plate_nesting
         self.named_by_sites = SiteParameters(model, guide)
         self.model, self.guide, self.terms = model, guide, make_terms(terms)
+        self.passed = _taken(model)
         self.elbo = TraceEnum_ELBO(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles,
@@ -107,12 +109,10 @@ class Objective(PortableModule):
             between model and guide; or if a parameter is new, after the parameters were read.
         """
         extra, step = ForTerms(pairs, view, progress or 0.0), None
-        passed: dict[str, object] = dict(kwargs)
-        if isinstance(self.model, SemiSupervisedModel):
-            check_used(self.terms, extra)
-        else:
-            given = {"pairs": pairs, "view": view, "progress": progress}
-            passed |= {name: value for name, value in given.items() if value is not None}
+        given = {"pairs": pairs, "view": view, "progress": progress}
+        more = {name: given[name] for name in self.passed if given[name] is not None}
+        check_used(self.terms, ForTerms(None if "pairs" in more else pairs, None if "view" in more else view))
+        passed = {**kwargs, **more}
         self.named_by_sites.before_run()
         # A model or guide of a user's own may write to parameters in a way that PyTorch does not count.
         own = type(self.model) is SemiSupervisedModel and (
@@ -165,6 +165,14 @@ class Objective(PortableModule):
         """Reset the gradients of all parameters that are known so far."""
         if self.named_by_sites.complete:
             super().zero_grad(set_to_none)
+
+
+def _taken(model: Callable[..., object]) -> set[str]:
+    """The arguments of training terms that go to the model. A model of a user's own may have them, too."""
+    names = {"pairs", "view", "progress"}
+    if isinstance(model, SemiSupervisedModel):
+        return names & inspect.signature(model.forward).parameters.keys()
+    return names
 
 
 def _check_depth(told: int, depth: int, cause: Exception | None = None) -> None:
@@ -302,6 +310,8 @@ class _WithTerms(PortableModule):
 
 def _checked(model: object) -> SemiSupervisedModel:
     """Raise unless training terms can see into ``model``."""
+    if isinstance(model, _WithTerms):
+        raise ValueError("terms: the model has terms already; give all of them in one place")
     if not isinstance(model, SemiSupervisedModel):
         raise ValueError(
             f"terms: they need a SemiSupervisedModel, and the model is a {type(model).__name__}. In a larger "

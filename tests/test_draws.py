@@ -10,6 +10,7 @@ from helpers import counting, relative, toy_flow
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import LocScaleReparam
 from pyro.ops.indexing import Vindex
 
 import pyro_scnf as scnf
@@ -292,6 +293,22 @@ class TestSites:
         model = scnf.SemiSupervisedModel(flow)
         with pytest.raises(ValueError, match="posterior holds draws of 'x', which the model observes"):
             scnf.enumerate_labels(model, (x,), {"x": torch.randn(4, *x.shape, dtype=F64)}, parallel=parallel)
+
+    def test_draws_of_a_reparametrised_site_say_nothing_new(self, flow, x):
+        """Predictive returns them beside those of the site that took its place."""
+
+        def model(x):
+            shift = pyro.sample("shift", dist.Normal(torch.ones((), dtype=F64), 2.0))
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+                pyro.sample("x", flow.condition(y), obs=x - shift)
+
+        rewritten = poutine.reparam(model, config={"shift": LocScaleReparam(0.0)})
+        raw = torch.randn(4, dtype=F64)
+        alone = scnf.enumerate_labels(rewritten, (x,), {"shift_decentered": raw})
+        both = scnf.enumerate_labels(rewritten, (x,), {"shift_decentered": raw, "shift": 1 + 2 * raw})
+        assert torch.equal(alone, both)
+        assert relative(both, scnf.enumerate_labels(model, (x,), {"shift": 1 + 2 * raw})) < 1e-12
 
     @pytest.mark.parametrize("y", [[0, 1, 2, 0, 1, 2], [0, -1, 2, -1, -1, 1]])
     def test_training_terms_are_no_likelihood(self, flow, x, y):

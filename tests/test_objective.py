@@ -17,7 +17,13 @@ from cases import CONDITIONAL_TRANSFORMS, PRIORS, TRANSFORMS
 from helpers import counting, image_flow, relative, toy_flow
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoDiscreteParallel, AutoGuideList, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoDiscreteParallel,
+    AutoGuideList,
+    AutoNormal,
+)
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
@@ -500,12 +506,26 @@ def amortised(x, weights=None, plate="data", **site):
 
 
 MASK = torch.tensor([True, False, True, True, False, True])
+
+
+def masked_by(flow, mask, x):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(THIRD).mask(mask), infer=PARALLEL)
+        pyro.sample("x", flow.condition(y), obs=x)
+
+
 APART = {  # model, guide, arguments, what the message says
     "sizes": (lambda f: scnf.SemiSupervisedModel(f, num_unlabelled=60), amortised, {}, "scale"),
     "weights": (scnf.SemiSupervisedModel, amortised, {"weights": torch.rand(6)}, "scale"),
     "plate": (scnf.SemiSupervisedModel, partial(amortised, plate="rows"), {}, r"plates .*data.*rows"),
     "scale": (lambda f: poutine.scale(scnf.SemiSupervisedModel(f), scale=0.1), amortised, {}, "scale"),
     "mask": (lambda f: poutine.mask(scnf.SemiSupervisedModel(f), mask=MASK), amortised, {}, "mask"),
+    "mask of the distribution": (
+        lambda f: partial(masked_by, f, MASK),
+        amortised,
+        {},
+        "mask",
+    ),
     "mask of the guide": (scnf.SemiSupervisedModel, poutine.mask(amortised, mask=MASK), {}, "mask"),
 }
 
@@ -531,11 +551,139 @@ def test_a_guide_under_the_handlers_of_the_model(flow, x):
 
 
 def test_a_guide_with_a_site_that_the_model_lacks(flow, x):
-    def guide(x):
-        pyro.sample("z", dist.Normal(torch.zeros((), dtype=F64), 5.0))
+    normal = dist.Normal(torch.zeros((), dtype=F64), 5.0)
 
-    with pytest.raises(RuntimeError, match="the guide samples the site 'z', which the model lacks"):
-        scnf.elbo(plain(flow), guide)(x)
+    def guide(x, fn=normal, **site):
+        pyro.sample("z", fn, **site)
+
+    exact, refused = scnf.elbo(plain(flow))(x).item(), "the guide samples the site 'z', which the model lacks"
+    point = dist.Delta(torch.zeros((), dtype=F64))
+    dense = dist.Delta(torch.zeros((), dtype=F64), torch.tensor(-1.0, dtype=F64))
+    for wrong in (guide, partial(guide, fn=dense)):
+        with pytest.raises(RuntimeError, match=refused):
+            scnf.elbo(plain(flow), wrong)(x)
+    for harmless in (partial(guide, fn=point), poutine.mask(guide, mask=False)):
+        assert scnf.elbo(plain(flow), harmless)(x).item() == pytest.approx(exact, rel=1e-12)
+    scnf.elbo(plain(flow), partial(guide, infer={"is_auxiliary": True}))(x)
+
+
+def test_points_with_a_density_weigh_like_what_they_were_drawn_from(flow, x):
+    """As an autoguide makes them: with a density of their own, or beside an auxiliary site that has it."""
+
+    def model(x, size=None):
+        with pyro.plate("data", size or len(x), subsample=torch.arange(len(x))):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+            y = pyro.sample("y", dist.Categorical(THIRD), infer=PARALLEL)
+            pyro.sample("x", flow.condition(y), obs=x - z)
+
+    def guide(x, size=None):
+        q = dist.Normal(torch.zeros(len(x), 2, dtype=F64), 1.0).to_event(1)
+        with pyro.plate("data", len(x)):
+            z = q.rsample()
+            pyro.sample("z", dist.Delta(z, q.log_prob(z), event_dim=1))
+
+    scnf.elbo(model, guide)(x)
+    shown = poutine.block(model, hide=["y"])
+    for each in (guide, AutoDiagonalNormal(shown)):
+        with pytest.raises(RuntimeError, match="the site 'z' differs between model and guide in scale"):
+            scnf.elbo(partial(model, size=60), each)(x)
+    assert scnf.elbo(partial(model, size=60), AutoNormal(partial(shown, size=60)))(x).isfinite()
+    both = AutoGuideList(with_two(flow))
+    both.append(AutoDelta(poutine.block(with_two(flow), expose=["share"])))
+    both.append(AutoNormal(poutine.block(with_two(flow), expose=["shift"])))
+    assert scnf.elbo(with_two(flow), both)(x).isfinite()
+
+
+def with_two(flow):
+    """A share, whose density counts half, and a shift."""
+
+    def model(x):
+        with poutine.scale(scale=0.5):
+            share = pyro.sample("share", dist.Dirichlet(torch.ones(3, dtype=F64)))
+        shift = pyro.sample("shift", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(share), infer=PARALLEL)
+            pyro.sample("x", flow.condition(y), obs=x - shift)
+
+    return model
+
+
+class Unreparametrised(dist.Normal):
+    has_rsample = False
+
+
+@pytest.mark.parametrize("kind", [dist.Normal, Unreparametrised])
+def test_plates_of_draws_without_a_gradient(kind, flow, x):
+    """The score function needs them. Draws with a gradient do not."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=F64), 1.0))
+            y = pyro.sample("y", dist.Categorical(THIRD), infer=PARALLEL)
+            pyro.sample("x", flow.condition(y), obs=x - z[..., None])
+
+    def guide(x, plate="data"):
+        with pyro.plate(plate, len(x)):
+            pyro.sample("z", kind(torch.zeros(len(x), dtype=F64), 1.0))
+
+    assert scnf.elbo(model, guide)(x).isfinite()
+    loss = scnf.elbo(model, partial(guide, plate="rows"))
+    if kind is dist.Normal:
+        assert loss(x).isfinite()
+    else:
+        with pytest.raises(RuntimeError, match=r"differs between model and guide in plates .*data.*rows"):
+            loss(x)
+
+
+@pytest.mark.parametrize("loops", [(True, False), (False, True), (True, True)])
+def test_sequential_plates_are_no_dimensions(loops, flow, x):
+    """A loop over a plate and a plain loop are the same to a guide that draws each label."""
+
+    def each(in_plate):
+        return pyro.plate("data", len(x)) if in_plate else range(len(x))
+
+    def model(x):
+        for i in each(loops[0]):
+            y = pyro.sample(f"y_{i}", dist.Categorical(THIRD), infer=PARALLEL)
+            pyro.sample(f"x_{i}", flow.condition(y), obs=x[i])
+
+    def guide(x):
+        for i in each(loops[1]):
+            logits = (flow.class_log_prob(x[i]) + THIRD.log()).log_softmax(-1)
+            pyro.sample(f"y_{i}", dist.Categorical(logits=logits), infer=PARALLEL)
+
+    exact = scnf.elbo(plain(flow))(x).item()
+    assert scnf.elbo(model, guide, max_plate_nesting=0)(x).item() == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_flat_prior_that_is_a_masked_density(flow, x):
+    def model(x, flat):
+        shift = pyro.sample("shift", flat)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(THIRD), infer=PARALLEL)
+            pyro.sample("x", flow.condition(y), obs=x - shift)
+
+    masked = dist.Normal(torch.zeros((), dtype=F64), 1.0).mask(False)
+    improper = dist.ImproperUniform(dist.constraints.real, (), ())
+    values = []
+    for flat in (masked, improper):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        shown = poutine.block(partial(model, flat=masked), hide=["y"])
+        values.append(scnf.elbo(partial(model, flat=flat), AutoNormal(shown))(x).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_a_subclass_of_the_ready_model_gets_its_own_arguments(flow, x):
+    class Warmed(scnf.SemiSupervisedModel):
+        def forward(self, *args, progress=0.0, **kwargs):
+            with poutine.scale(scale=1.0 + progress):
+                return super().forward(*args, **kwargs)
+
+    plain = scnf.elbo(scnf.SemiSupervisedModel(flow))(x).item()
+    assert scnf.elbo(Warmed(flow))(x, progress=0.5).item() == pytest.approx(1.5 * plain, rel=1e-10)
+    with pytest.raises(ValueError, match="pairs: given, but no training term uses them"):
+        scnf.elbo(Warmed(flow))(x[:2], Y[:2], x[2:], pairs=torch.tensor([[2, 3]]))
 
 
 def test_arguments_of_a_model_of_ones_own_are_passed_on(flow, x):

@@ -400,6 +400,7 @@ RANDOM = {  # a prior, and a table of it that is drawn anew for each posterior d
     "degrees of freedom of components": ("student-t:fit_df=gradient,components=2", "raw_df", 0),
     "degrees of freedom of full covariances": ("student-t:fit_df=gradient,covariance=full", "raw_df", 0),
     "embedding": ("flow", "weight", 2),
+    "scale of the noise": ("flow", "raw_scale", 1),
 }
 
 
@@ -409,7 +410,8 @@ RANDOM = {  # a prior, and a table of it that is drawn anew for each posterior d
 def test_draws_of_a_random_table_broadcast(name, draws, by_condition):
     spec, table, dims = RANDOM[name]
     flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), spec, 3).double()
-    owner = flow.prior.embedding if table == "weight" else flow.prior
+    owners = {"weight": "embedding", "raw_scale": "base"}
+    owner = getattr(flow.prior, owners[table]) if table in owners else flow.prior
     value = getattr(owner, table).detach()
     assert value.dim() == dims
     drawn = value + torch.randn(draws, *value.shape, dtype=torch.float64)
@@ -427,3 +429,5 @@ def test_draws_of_a_random_table_broadcast(name, draws, by_condition):
     put(drawn[:, None])  # a plate of draws, to the left of that of the rows
     found = flow.condition(y).log_prob(x).movedim(0, -1) if by_condition else flow.class_log_prob(x)
     assert relative(found, torch.stack(expected)) < 1e-9
+    assert flow.class_log_prob(x[:0]).shape == (draws, 0, 3)
+    assert flow.prior.condition(torch.arange(3)[:, None, None]).sample().shape == (3, draws, 1, 2)

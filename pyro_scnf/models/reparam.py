@@ -59,7 +59,7 @@ class FlowSitesReparam(Reparam):
             given = base.split(z)
         parts = base.parts
         if value is None and not get_plates():
-            # No plate will give each row noise of its own.
+            # Without a plate, all rows would share their noise.
             parts = [part.expand(fn.batch_shape) for part in parts]
         # An autoguide or a sampler may give an initial value, which is not observed.
         infer: InferDict = {"is_observed": bool(msg["is_observed"])}

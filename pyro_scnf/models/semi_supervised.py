@@ -147,7 +147,9 @@ class SemiSupervisedModel(PyroModule):
         :raises RuntimeError: if Pyro would compute a wrong loss, see above.
         """
         y, weights = self.check_batch(x, y, x_unlabelled, weights, n, generator)
-        Parts.of((self.flow.prior, self.class_probs)).read_random()  # before the plate
+        for part in (self.flow.prior, self.class_probs):
+            if isinstance(part, PyroModule):  # others have no random parameters
+                Parts.of((part,)).read_random()  # before the plate
         if x_unlabelled is None:
             given = x if x is not None else y
             rows = len(given) if given is not None else n

@@ -19,7 +19,15 @@ from torch import Tensor
 from pyro_scnf._checks import validating
 from pyro_scnf.distributions import ConcatDistribution
 
-__all__ = ["NO_JACOBIAN", "check_sites", "is_discrete", "is_subsample", "plate_depth", "trace_depth"]
+__all__ = [
+    "NO_JACOBIAN",
+    "check_sites",
+    "is_delta",
+    "is_discrete",
+    "is_subsample",
+    "plate_depth",
+    "trace_depth",
+]
 
 NO_JACOBIAN = (
     "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
@@ -35,11 +43,14 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
         if an observed site has lost its log-determinant.
     """
     guided = _latents(guide_trace)
-    exact = not any((site["infer"] or {}).get("is_auxiliary") for site in guided.values())
+    own = {name: site for name, site in guided.items() if not (site["infer"] or {}).get("is_auxiliary")}
+    auxiliary = {name: site for name, site in guided.items() if name not in own and name not in model_trace}
+    left = dict(own)
     for name, site in model_trace.nodes.items():
         if site["type"] != "sample" or is_subsample(site):
             continue
-        in_guide = guided.pop(name, None)
+        left.pop(name, None)
+        in_guide = guided.get(name)
         if site["is_observed"]:
             if in_guide is not None and not _is_masked(in_guide):
                 raise RuntimeError(
@@ -48,16 +59,16 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 )
             if name.endswith("_base") and isinstance(_innermost(site["fn"]), ConcatDistribution):
                 data = name.removesuffix("_base")
-                if data in model_trace.nodes and _is_point(model_trace.nodes[data]["fn"]):
+                if data in model_trace.nodes and is_delta(model_trace.nodes[data]["fn"]):
                     raise RuntimeError(NO_JACOBIAN.format(data))
         elif in_guide is not None:
-            # A point has no entropy, so nothing of the guide could be weighed in another way.
-            if not (exact and _is_point(in_guide["fn"])):
-                _check_alike(name, site, in_guide)
+            carriers = _carriers(name, own, auxiliary) if is_delta(in_guide["fn"]) else []
+            for entropy in [*carriers, *([] if _is_point(in_guide["fn"]) else [in_guide])]:
+                _check_alike(name, site, entropy)
         elif "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
             _refuse_latent(name, site["fn"])
-    for name, site in guided.items():
-        if not ((site["infer"] or {}).get("is_auxiliary") or _is_masked(site) or _is_point(site["fn"])):
+    for name, site in left.items():
+        if not (_is_masked(site) or _is_point(site["fn"])):
             raise RuntimeError(
                 f"the guide samples the site {name!r}, which the model lacks: the loss would be off by the "
                 "guide's entropy. Leave this site out of the guide, or sample it in the model too"
@@ -70,20 +81,37 @@ def _latents(trace: Trace) -> dict[str, Message]:
     return {name: site for name, site in sites.items() if not (site["is_observed"] or is_subsample(site))}
 
 
+def _carriers(name: str, own: Mapping[str, Message], auxiliary: Mapping[str, Message]) -> list[Message]:
+    """The auxiliary sites of an autoguide that hold the entropy of a latent.
+
+    Their names begin with that of the latent, or they are joint sites of several latents.
+    """
+
+    def owner(site: str) -> str:
+        return max((latent for latent in own if site.startswith(f"{latent}_")), key=len, default="")
+
+    owners = {site: owner(site) for site in auxiliary}
+    wanted = name if name in owners.values() else ""
+    return [auxiliary[site] for site, latent in owners.items() if latent == wanted]
+
+
 def _check_alike(name: str, site: Message, guided: Message) -> None:
     """Raise if model and guide do not weigh a latent in the same way, or do not tell its rows apart alike."""
-    compared = {"scale": (site["scale"], guided["scale"]), "mask": (_mask_of(site), _mask_of(guided))}
-    different = [what for what, pair in compared.items() if not _equal(*pair)]
-    plates = [sorted(frame.name for frame in one["cond_indep_stack"]) for one in (site, guided)]
-    # The plates of a continuous latent only say how its density is summed up. So does to_event.
-    if is_discrete(guided["fn"]) and plates[0] != plates[1]:
+    different = [] if _equal(site["scale"], guided["scale"]) else ["scale"]
+    masks = _mask_of(site), _mask_of(guided)
+    if masks[0] is not False and not _equal(*masks):  # with False, the prior is flat
+        different.append("mask")
+    plates = [sorted(f.name for f in one["cond_indep_stack"] if f.vectorized) for one in (site, guided)]
+    # With draws that have a gradient, plates only say how a density is summed up. So does to_event.
+    if not getattr(guided["fn"], "has_rsample", False) and plates[0] != plates[1]:
         different.append(f"plates ({plates[0]} and {plates[1]})")
     if different:
         raise RuntimeError(
             f"the site {name!r} differs between model and guide in {', '.join(different)}: the loss would be "
             "no bound of the likelihood. Put it in the guide under the plates, with their sizes, and under "
-            "the weights, poutine.scale and poutine.mask that it has in the model. An EMGuide does so by "
-            "itself, except for handlers around its model: put these around the guide too"
+            "the weights, poutine.scale and poutine.mask that it has in the model. Handlers around a model "
+            "have to be around its guide too. A joint autoguide cannot do so for rows of a subsample: take "
+            "AutoNormal"
         )
 
 
@@ -102,7 +130,7 @@ def _equal(first: Tensor | float, second: Tensor | float) -> bool:
         return True
     if not (isinstance(first, Tensor) or isinstance(second, Tensor)):
         return math.isclose(first, second, rel_tol=1e-6)
-    one, other = (torch.as_tensor(value).double() for value in (first, second))
+    one, other = (torch.as_tensor(value).float() for value in (first, second))
     if not validating(one, other):
         return True
     try:
@@ -113,7 +141,7 @@ def _equal(first: Tensor | float, second: Tensor | float) -> bool:
 
 def _refuse_latent(name: str, fn: object) -> None:
     """Raise for a latent that would be drawn from its prior, unless it is not random at all."""
-    if _is_point(fn):
+    if is_delta(fn):
         return
     if not is_discrete(fn):
         raise RuntimeError(
@@ -171,9 +199,15 @@ def _is_masked(site: Message) -> bool:
     return site["mask"] is False or getattr(site["fn"], "_mask", None) is False
 
 
-def _is_point(fn: object) -> bool:
-    """Whether a distribution has one value alone."""
+def is_delta(fn: object) -> bool:
+    """Whether a distribution has a single value."""
     return isinstance(_innermost(fn), dist.Delta)
+
+
+def _is_point(fn: object) -> bool:
+    """Whether a distribution has a single value, and no density that stands for that of another one."""
+    inner = _innermost(fn)
+    return isinstance(inner, dist.Delta) and not bool((inner.log_density != 0).any())
 
 
 def is_discrete(fn: object) -> bool:

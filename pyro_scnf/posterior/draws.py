@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.models.sizes import without_sizes
+from pyro_scnf.models.traces import is_delta
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -183,6 +184,8 @@ class _Draws(Messenger):
         if draws is None or msg["infer"].get("_deterministic"):
             return
         if msg["is_observed"]:
+            if is_delta(msg["fn"]):
+                return  # a reparametrised site, which is a function of others
             raise ValueError(
                 f"posterior holds draws of {msg['name']!r}, which the model observes; leave them out"
             )

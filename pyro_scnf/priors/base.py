@@ -75,7 +75,7 @@ class ClassConditionalPrior(PortableModule):
         """
         given = self.check_covariates(covariates)
         if not z_f.numel():  # PyTorch's Independent cannot score a batch of no rows
-            return z_f.new_zeros((*self._batch_of(z_f, **given), self.num_classes))
+            return z_f.new_zeros((*self._batch_with_tables(z_f, **given), self.num_classes))
         labels = self._labels(z_f, **given)
         found = self.condition(labels, 1.0, **given).log_prob(z_f)
         expected = labels.shape[:1] + self._batch_with_tables(z_f, **given)

@@ -144,7 +144,9 @@ class ConditionalFlowPrior(ClassConditionalPrior):
 
     @property
     def _batch_of_tables(self) -> torch.Size:
-        return self.embedding.weight.shape[:-2]
+        scale = self.base.raw_scale
+        of_scale = torch.Size() if scale is None else scale.shape[: scale.dim() - len(self.event_shape)]
+        return torch.broadcast_shapes(self.embedding.weight.shape[:-2], of_scale)
 
     def condition(
         self, y: Tensor, temperature: float = 1.0, covariates: Tensor | None = None
@@ -154,7 +156,7 @@ class ConditionalFlowPrior(ClassConditionalPrior):
         :param covariates: ``(*batch, D)``, if the prior has any. The batch shapes of both broadcast.
         """
         context = self.context(y, covariates)
-        base = self.base(context.shape[:-1], temperature)
+        base = self.base(torch.broadcast_shapes(context.shape[:-1], self._batch_of_tables), temperature)
         return Transformed(base, [self.flow.condition(context)])
 
     def initialize(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> None:
@@ -170,7 +172,8 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     def _wide_class_log_prob(self, z_f: Tensor, covariates: Tensor | None = None) -> Tensor:
         context = self.context(self._labels(z_f, covariates), covariates)
         noise, ladj = self.flow.inverse_and_ladj(z_f, context)
-        log_prob = self.base(double=True).log_prob(in_double(noise)) + in_double(ladj)
+        base = self.base(self._batch_of_tables, double=True)
+        log_prob = base.log_prob(in_double(noise)) + in_double(ladj)
         return log_prob.movedim(0, -1)
 
     def encode(self, z_f: Tensor, y: Tensor, covariates: Tensor | None = None) -> Tensor:

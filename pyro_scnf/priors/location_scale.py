@@ -144,7 +144,7 @@ class LocationScalePrior(ClassConditionalPrior):
         batch = torch.broadcast_shapes(weights.shape, component.batch_shape)
         if batch != component.batch_shape:  # the weights alone are a random site, drawn many times
             component = component.expand(batch)
-        return Mixture(categorical(weights), component)
+        return Mixture(categorical(weights.expand(batch)), component)
 
     def _log_weights(self, y: Tensor, cast: Cast) -> Tensor:
         """Log-weights of the components in the class ``y``, ``(*batch, J)``."""
@@ -165,8 +165,8 @@ class LocationScalePrior(ClassConditionalPrior):
 
     @property
     def _batch_of_tables(self) -> torch.Size:
-        tables = ((getattr(self, name), dims) for name, dims in self._dims.items())
-        return torch.broadcast_shapes(*(table.shape[: table.dim() - dims] for table, dims in tables))
+        tables = ((getattr(self, name, None), dims) for name, dims in self._dims.items())
+        return torch.broadcast_shapes(*(t.shape[: t.dim() - dims] for t, dims in tables if t is not None))
 
     def _pick(self, table: Tensor, y: Tensor, event_dim: int) -> Tensor:
         """Entries of ``table`` ``(*S, K, *event)`` for labels ``y``, or their weighted sum for class weights.
