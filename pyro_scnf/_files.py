@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from torch.serialization import MAP_LOCATION
 
-__all__ = ["read_plain", "replacing", "write_plain"]
+__all__ = ["is_broken_zip", "read_plain", "replacing", "write_plain"]
 
 
 @contextmanager
@@ -76,3 +77,14 @@ def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cp
             return torch.load(file, map_location=map_location, weights_only=True)
         except Exception as error:  # a damaged file can fail in any way
             raise ValueError(f"{path}: it is damaged, or not {expected}: {error!r}") from error
+
+
+def is_broken_zip(path: str | Path) -> bool:
+    """Whether the file was cut short or damaged, so that it no longer is a zip file with true checksums."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is not None
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return True
+    except RuntimeError:  # whole, but with a password, or compressed in an unknown way
+        return False

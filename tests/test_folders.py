@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,23 @@ def test_a_file_of_the_users_with_the_name_of_a_checkpoint_is_not_replaced(name,
             assert contents(tmp_path) == {name: content}
     (tmp_path / name).write_bytes(b"")  # nothing is lost with an empty file
     train(tmp_path, validated=True, steps=2)
+
+
+@pytest.mark.parametrize("kind", ["another program", "a path", "zip", "nothing"])
+def test_a_whole_file_of_another_program_is_not_taken_for_a_checkpoint_cut_short(kind, tmp_path):
+    path = tmp_path / "best.ckpt"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("notes.txt", "mine")
+    else:
+        settings = argparse.Namespace(lr=1) if kind == "another program" else Path("data")
+        hyper = {"state_dict": {}, "global_step": 7, "settings": settings}
+        torch.save(None if kind == "nothing" else hyper, path)
+    before = contents(tmp_path)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"best\.ckpt"):
+            train(tmp_path, steps=1, resume=resume)
+    assert contents(tmp_path) == before
 
 
 # -- folders that cannot be written ----------------------------------------------------------------

@@ -9,16 +9,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from pyro_scnf._files import read_plain
+from pyro_scnf._files import is_broken_zip, read_plain
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BEST", "LAST", "LOGS", "check_folder", "check_replaceable", "clear", "held"]
+__all__ = ["BEST", "LAST", "LOGS", "check_folder", "check_replaceable", "clear", "held", "is_checkpoint"]
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 LOCK = ".run.lock"
@@ -132,7 +132,7 @@ def _busy(folder: Path, owner: str) -> str:
     )
 
 
-def _is_checkpoint(content: object) -> bool:
+def is_checkpoint(content: object) -> bool:
     """Whether this is the content of a checkpoint of a :class:`~pyro_scnf.training.SemiSupervisedTask`."""
     return isinstance(content, dict) and {"settings", "state_dict", "global_step"} <= content.keys()
 
@@ -152,10 +152,10 @@ def _may_be_ours(path: Path) -> bool:
     with path.open("rb") as file:
         if file.read(2) not in (b"", b"P", b"PK"):  # checkpoints are zip files
             return False
-    content: Any = None
-    with suppress(ValueError):
-        content = read_plain(path, "a checkpoint")
-    return content is None or _is_checkpoint(content)
+    try:
+        return is_checkpoint(read_plain(path, "a checkpoint"))
+    except ValueError:  # a run writes only what can be read, so a whole file is of another program
+        return is_broken_zip(path)
 
 
 def clear(folder: Path) -> None:

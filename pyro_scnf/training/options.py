@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pyro_scnf._numbers import check_at_least, check_flag, check_number
 from pyro_scnf._spec import as_plain
+from pyro_scnf.training.folder import is_checkpoint
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES
 
 __all__ = ["Machine", "Optimisation", "check_same_run", "plain"]
@@ -138,7 +139,7 @@ def check_same_run(
     :param str source: what the message calls the checkpoint.
     :param bool best: whether it is the checkpoint of the best step, whose run may have become longer since.
     """
-    if not {"settings", "state_dict", "global_step"} <= checkpoint.keys():
+    if not is_checkpoint(checkpoint):
         raise ValueError(f"{source} is no checkpoint of training")
     before = dict(checkpoint["settings"])
     ended = checkpoint["global_step"] >= before["steps"]
