@@ -47,6 +47,8 @@ def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> d
         name.replace("evidence", "graph"): figure
         for name, figure in analysis.evaluate(model, x, data.y_test, **options).items()
     }
+    scores |= {"temperature": temperature, "seconds": result.seconds_in_all}
+    common.save(args, model, scores)
     found = {"flow": analysis.label_log_probs(model, x, temperature=temperature)}
     seconds = {}
     for name, method in methods.items():
@@ -56,8 +58,7 @@ def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> d
     others = {name: {**figures_of(found[name], data.y_test), "seconds": s} for name, s in seconds.items()}
     diagram = {name: analysis.reliability(log_probs, data.y_test) for name, log_probs in found.items()}
     plots.reliability_diagram(diagram).savefig(args.out / "reliability.png", dpi=100)
-    scores["temperature"] = temperature
-    metrics = {**scores, "seconds": result.seconds_in_all, "comparators": others}
+    metrics = {**scores, "comparators": others}
     common.save(args, model, metrics)
 
     labels = len(data.labelled[0])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import common
 import evidence
 import figures
+import numpy as np
 import torch
 from command_line import parse, refusing, whole
 from sklearn.linear_model import LogisticRegression
@@ -26,7 +27,10 @@ from pyro_scnf.datasets import SemiSupervisedData, digits
 
 
 def baselines(data: SemiSupervisedData) -> dict[str, dict[str, float]]:
-    """Test errors of standard methods in per cent, and their label NLL in nats."""
+    """Test errors of standard methods in per cent, and their label NLL in nats.
+
+    Label spreading has no verdict on a row that no label reaches. Its NLL there is that of a uniform guess.
+    """
     x, y = data.x.flatten(1).numpy(), data.y.numpy()
     known = y != scnf.UNLABELLED
     supervised = {
@@ -42,9 +46,11 @@ def baselines(data: SemiSupervisedData) -> dict[str, dict[str, float]]:
     fitted = {name: method.fit(x[known], y[known]) for name, method in supervised.items()}
     fitted |= {name: method.fit(x, y) for name, method in semi_supervised.items()}
     x, y = data.x_test.flatten(1).numpy(), data.y_test.numpy()
+    uniform = 1 / data.num_classes  # in place of scikit-learn's NaN
+    probs = {name: np.nan_to_num(method.predict_proba(x), nan=uniform) for name, method in fitted.items()}
     return {
-        "error_pct": {name: 100 * (1 - method.score(x, y)) for name, method in fitted.items()},
-        "label_nll": {name: log_loss(y, method.predict_proba(x)) for name, method in fitted.items()},
+        "baselines_error_pct": {name: 100 * (1 - method.score(x, y)) for name, method in fitted.items()},
+        "baselines_label_nll": {name: log_loss(y, guess) for name, guess in probs.items()},
     }
 
 
@@ -55,7 +61,6 @@ def main() -> dict[str, object]:
     args = parse(parser, "digits")
     preset = evidence.with_graph(args, scnf.presets.DIGITS)
     torch.manual_seed(args.seed)
-
     with refusing(args, "labels_per_class"):
         data = digits(labels_per_class=args.labels_per_class, seed=args.seed)
     data, about = evidence.with_evidence(args, preset, data)
@@ -65,19 +70,20 @@ def main() -> dict[str, object]:
     result = common.train(args, preset, model, data, smoke_steps=10, machine=machine)
 
     scores = evidence.evaluate(preset, model, data.x_test, data.y_test, about)
-    others = {f"baselines_{figure}": found for figure, found in baselines(data).items()}
-    metrics: dict[str, object] = {**scores, "seconds": result.seconds_in_all, **others}
+    metrics = {**scores, "seconds": result.seconds_in_all}
+    common.save(args, model, metrics)
+    others = baselines(data)
     x, y = data.test_examples()
     figures.draw_samples(args, model.flow)
     figures.draw_swaps(args, model.flow, preset.augment.prepare(x), y)
-    common.save(args, model, metrics)
+    common.save(args, model, {**metrics, **others})
 
     print(f"\n{len(data.x_test)} test digits, {len(data.labelled[0])} labels, seed {args.seed}")
     evidence.report(metrics)
     for name, error in others["baselines_error_pct"].items():
         print(f"{name:20}{error:10.2f} %{others['baselines_label_nll'][name]:12.3f}")
     print(f"{result.seconds:.0f} s; written to {args.out}")
-    return metrics
+    return {**metrics, **others}
 
 
 if __name__ == "__main__":

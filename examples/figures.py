@@ -41,6 +41,6 @@ def draw_paper(args: argparse.Namespace, flow: scnf.SemiConditionalFlow, x: Tens
     rows = f"deepest {KEPT[0]} to {KEPT[-1]} kept"
     figure = plots.image_grid(images, rows=rows, columns="test images")
     figure.savefig(args.out / "reconstructions.png", dpi=100)
-    if args.log == "csv":
+    if args.log == "csv" and any(args.out.glob("log/version_*/metrics.csv")):  # it may have logged elsewhere
         curves = analysis.read_log(args.out)
         plots.learning_curves(curves).savefig(args.out / "curves.png", dpi=100)

@@ -72,9 +72,9 @@ def main() -> dict[str, object]:
     metrics: dict[str, object] = {**vars(result), "val_nll": result.best_nll}
     metrics |= evidence.evaluate(preset, model, data.x_test[test], data.y_test[test], about)
     metrics["train_error_pct"] = evidence.evaluate(preset, model, *data.labelled, None)["test_error_pct"]
+    common.save(args, model, metrics)
     x, y = data.test_examples()
     figures.draw_paper(args, model.flow, preset.augment.prepare(x), y)
-    common.save(args, model, metrics)
     prior = args.prior or preset.prior
     print(f"{args.data}, {args.labels} labels, {args.preset}, {prior}, seed {args.seed}")
     evidence.report(metrics)

@@ -43,9 +43,8 @@ def main() -> dict[str, float | None]:
     with refusing(args, *known):
         data = toy(args.data, noise=args.noise, seed=args.seed, **known)
         if args.labelled_only:
-            data = replace(data, x=data.labelled[0], y=data.labelled[1])
-        elif preset.held_out:
-            data = data.hold_out(preset.held_out, args.seed)
+            preset, data = replace(preset, held_out=0), replace(data, x=data.labelled[0], y=data.labelled[1])
+        data = preset.prepare(data, args.seed)
     with refusing(args, "flow", "prior"):
         preset = preset if args.flow is None else replace(preset, flow=scnf.presets.ToyFlow(args.flow))
         model = preset.make_model(data, args.prior).to(args.device)
@@ -61,6 +60,7 @@ def main() -> dict[str, float | None]:
         "best_step": result.best_step,
         "seconds": result.seconds_in_all,
     }
+    common.save(args, model, metrics)
     plane = analysis.evaluate_plane(model, data.x)
     plots.decision_boundary(plane, data).savefig(args.out / "boundary.png", dpi=110)
     if model.flow.transform.latent_dim == 2:
@@ -70,7 +70,6 @@ def main() -> dict[str, float | None]:
     drawn = model.flow.sample(y.to(args.device)).cpu(), y
     points = {"test data": (data.x_test, data.y_test), "draws from p(x | y)": drawn}
     plots.labelled_points(points).savefig(args.out / "samples.png", dpi=110)
-    common.save(args, model, metrics)
     print(
         f"{args.data}: test error {metrics['test_error_pct']:.2f} %, "
         f"NLL {metrics['test_nll']:.3f} nats, {metrics['seconds']:.0f} s; written to {args.out}"

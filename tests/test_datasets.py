@@ -154,6 +154,8 @@ def test_hold_out_moves_unlabelled_rows_only():
     assert not torch.equal(held.x_val, data.hold_out(100, seed=1).x_val)
     with pytest.raises(ValueError, match="size=990"):
         data.hold_out(990)
+    with pytest.raises(ValueError, match="size=1: none can be held out, there are 0 unlabelled rows"):
+        replace(data, x=data.x_test, y=data.y_test).hold_out(1)
     with pytest.raises(ValueError, match="x_val: 100 rows are held out already"):
         held.hold_out(10)
 

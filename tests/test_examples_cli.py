@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import pyro_scnf as scnf
-from pyro_scnf.datasets import SemiSupervisedData
+from pyro_scnf.datasets import SemiSupervisedData, digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SHARED = ("command_line", "common", "comparisons", "evidence", "figures", "options", "threads")
+SHARED = ("command_line", "common", "comparisons", "digits", "evidence", "figures", "options", "threads")
 
 
 @pytest.fixture
@@ -265,8 +265,9 @@ def test_one_step_is_a_run_and_another_model_does_not_resume_it(run, tmp_path):
     assert after == before  # threads.txt, too
 
 
-def test_labelled_points_alone_are_trained_on(run, tmp_path):
-    options = ("--preset", "flowgmm", "--data", "circles", "--steps", "2", "--out", "run")
+@pytest.mark.parametrize("preset", ["scnf", "flowgmm"])
+def test_labelled_points_alone_are_trained_on(preset, run, tmp_path):
+    options = ("--preset", preset, "--data", "circles", "--steps", "2", "--out", "run")
     code, said = run("toy", "--labelled-only", *options)
     assert (code, said[-1].split(":")[0]) == (0, "circles")
     assert (tmp_path / "run" / "boundary.png").exists()
@@ -315,6 +316,26 @@ def test_without_a_graph_the_flow_is_alone(run, tmp_path):
     assert not [name for name in metrics if "graph" in name]
     assert not [line for line in said if line.startswith(("graph", "flow with"))]
     assert set(metrics["baselines_label_nll"]) == set(metrics["baselines_error_pct"])
+
+
+def test_methods_without_a_verdict_and_figures_that_fail_cost_nothing(run, tmp_path, monkeypatch):
+    """With one label a class, some test rows are far from all rows that a label reaches."""
+    monkeypatch.setattr(scnf.SemiConditionalFlow, "sample", lambda *args: 1 / 0)
+    options = ("--labels-per-class", "1", "--smoke-test", "--threads", "1", "--graph", "none", "--out", "run")
+    with pytest.raises(ZeroDivisionError):
+        run("digits", *options)
+    assert "test_error_pct" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    baselines = importlib.import_module("digits").baselines(digits(labels_per_class=1))
+    assert all(0 < nll < 20 for nll in baselines["baselines_label_nll"].values())
+
+
+def test_a_finished_run_that_was_logged_elsewhere_has_no_curves(run, tmp_path):
+    options = ("--smoke-test", "--threads", "1", "--graph", "none", "--out", "run")
+    assert run("mnist", *options, "--log", "tensorboard")[0] == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert run("mnist", *options, "--resume")[0] == 0
+    assert (tmp_path / "run" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "curves.png").exists()
 
 
 def test_a_refusal_of_fit_leaves_no_folder(run, tmp_path, monkeypatch):

@@ -201,8 +201,9 @@ class SemiSupervisedData:
         check_at_least(0, seed=seed)
         rows = (self.y == UNLABELLED).nonzero()[:, 0]
         if not 0 < size < len(rows):
+            most = f"expected 1 to {len(rows) - 1}" if len(rows) > 1 else "none can be held out"
             raise ValueError(
-                f"size={size}: expected 1 to {len(rows) - 1}, there are {len(rows)} unlabelled rows"
+                f"size={size}: {most}, there are {len(rows)} unlabelled rows and one has to stay"
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(int(seed)))
         keep = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
