@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pytest
 import torch
@@ -268,6 +269,18 @@ def test_wrong_data(change, message):
     given = {"x": X, "y": Y, "x_test": X, "num_classes": None, "seed": 0, **change}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         solve("m", lambda task: pytest.fail("the task was solved"), **given)
+
+
+def test_frames_and_lists_are_rows_and_labels():
+    frame, y = pd.DataFrame(X.numpy(), columns=["a", "b"]), pd.Series([0, 1, None, None, 1, 0])
+    expected = baselines.nearest_neighbours(X, Y, X)
+    for x, labels in ((frame, y), (X.tolist(), Y.tolist())):
+        found = baselines.nearest_neighbours(x, labels, frame)
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"x_test has the columns \['b', 'a'\], and x has \['a', 'b'\]"):
+        baselines.nearest_neighbours(frame, y, frame[["b", "a"]])
+    with pytest.raises(ValueError, match="y has the same index as the rows, in another order"):
+        baselines.nearest_neighbours(frame, y[::-1], frame)
 
 
 WRONG_OPTIONS: dict[str, list[dict[str, Any]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -358,6 +359,17 @@ def test_rows_in_another_order():
         made(frame, y.sort_index(ascending=False))
     assert made(frame, y).y.tolist() == [0, 1, -1, 1]
     assert made(frame, y.reset_index(drop=True)).y.tolist() == [0, 1, -1, 1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_in_bfloat16():
+    """NumPy has no such dtype."""
+    x, rows = torch.randn(8, 2).bfloat16(), np.random.default_rng(0).normal(size=(2000, 2))
+    made_of = partial(SemiSupervisedData, y=[0, 1] * 4, x_test=rows, y_test=[0, 1] * 1000, num_classes=2)
+    assert made_of(x).x_test.dtype == torch.bfloat16
+    assert torch.equal(made_of(list(x)).x, x.float())
+    torch.set_default_dtype(torch.bfloat16)
+    assert torch.equal(made_of(x.tolist()).x_test, torch.from_numpy(rows).bfloat16())
 
 
 def test_no_rows():

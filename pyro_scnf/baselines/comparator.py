@@ -13,7 +13,7 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import in_double
-from pyro_scnf.datasets.convert import as_labels, as_rows
+from pyro_scnf.datasets.convert import as_labels, as_rows, check_same_columns, check_same_index
 
 __all__ = ["Comparator", "Task", "solve", "surprised"]
 
@@ -36,13 +36,16 @@ class Comparator(Protocol):
       Cross-validation deals out rows at random, so another order of rows may change the probabilities a
       little, as another seed does.
 
+    Rows and labels may also be arrays, data frames, series or lists, as in
+    :class:`~pyro_scnf.datasets.SemiSupervisedData`.
+
     :param x: training rows ``(N, D)``: the columns of a table, or embeddings.
-    :param y: labels ``(N,)``, whole numbers from 0, and -1 where unknown.
-    :param x_test: rows to classify, ``(M, D)``.
+    :param y: labels ``(N,)``, whole numbers from 0, and -1 or a gap where unknown.
+    :param x_test: rows to classify, ``(M, D)``, with the same columns in the same order.
     :param num_classes: number of labels K; by default the largest label of ``y`` plus 1.
     :param int seed: seed of all random choices.
     :return: probabilities ``(M, K)`` in double precision, on the device of ``x``.
-    :raises ValueError: for rows that are no table of finite numbers, or of another number of columns; for
+    :raises ValueError: for rows that are no table of finite numbers, or have other columns; for
         labels out of range, of another number, or none at all; for options out of range.
     :raises ImportError: without scikit-learn.
     """
@@ -125,7 +128,10 @@ def solve(
     if num_classes is not None:
         num_classes = check_whole("num_classes", num_classes, 1)
     seed = check_whole("seed", seed, 0, LARGEST_SEED)
-    rows, others = _table(x, "x", owner), _table(x_test, "x_test", owner)
+    check_same_columns(x, x_test, "x_test", owner)
+    check_same_index(x, y, "y", owner)
+    given = _table(x, "x", owner)
+    rows, others = (part.detach().cpu().double() for part in (given, _table(x_test, "x_test", owner)))
     if others.shape[1] != rows.shape[1]:
         raise ValueError(
             f"{owner}: x_test has {others.shape[1]} columns and x has {rows.shape[1]}; expected the same "
@@ -150,10 +156,10 @@ def solve(
     else:
         numbers = torch.full((int(seen.max()) + 2,), UNLABELLED)  # the last one is that of -1
         numbers[seen] = torch.arange(len(seen))
-        task = Task(rows, numbers[labels], others, len(seen), seed, x.device)
+        task = Task(rows, numbers[labels], others, len(seen), seed, given.device)
         with seeded(seed, task.device), torch.inference_mode(False), torch.enable_grad():
             probs[:, seen] = surprised(fit(task), int(known.sum())).detach()
-    return probs.to(x.device, in_double(rows[:0].to(x.device)).dtype)
+    return probs.to(given.device, in_double(rows[:0].to(given.device)).dtype)
 
 
 def surprised(log_probs: Tensor, count: int) -> Tensor:
@@ -163,10 +169,10 @@ def surprised(log_probs: Tensor, count: int) -> Tensor:
 
 
 def _table(x: Tensor, name: str, owner: str) -> Tensor:
-    """Raise unless ``x`` is a table of finite numbers. Return it in double precision on the CPU."""
-    rows = as_rows(x, name, owner)
+    """Raise unless ``x`` is a table of finite numbers. Arrays and data frames keep double precision."""
+    rows = as_rows(x, name, owner, torch.float64)
     if rows.dim() != 2:
         raise ValueError(
             f"{owner}: {name} has shape {tuple(rows.shape)}, expected a table (N, D); give {name}.flatten(1)"
         )
-    return rows.detach().cpu().double()
+    return rows

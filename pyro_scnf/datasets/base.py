@@ -17,9 +17,9 @@ from pyro_scnf.datasets.convert import (
     as_labels,
     as_row_numbers,
     as_rows,
+    check_same_columns,
     check_same_index,
 )
-from pyro_scnf.datasets.convert import column_names as names_in
 
 __all__ = ["SemiSupervisedData"]
 
@@ -82,7 +82,7 @@ class SemiSupervisedData:
             classes = classes.item()  # such as y.max() + 1
         self._set("num_classes", check_whole("num_classes", classes, 1))
         for name in ("x_test", "x_val"):
-            _check_columns(names_in(self.x), names_in(getattr(self, name)), name)
+            check_same_columns(self.x, getattr(self, name), name, OWNER)
         self._convert("x", "y", unlabelled=True)
         self._convert("x_test", "y_test")
         if self.x_val is not None:
@@ -240,12 +240,3 @@ def _check_names(name: str, value: object, count: int, each: str) -> tuple[str, 
             f"{OWNER}: {name} has {len(set(names))} different names, expected {count}, one for each {each}"
         )
     return names
-
-
-def _check_columns(ours: list[object] | None, theirs: list[object] | None, name: str) -> None:
-    """Raise if two data frames have other columns, or the same ones in another order."""
-    if ours is not None and theirs is not None and ours != theirs:
-        raise ValueError(
-            f"{OWNER}: {name} has the columns {theirs}, and x has {ours}; expected the same in the same "
-            f"order, give {name}[x.columns]"
-        )

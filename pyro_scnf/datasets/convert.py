@@ -16,7 +16,14 @@ from torch import Tensor
 from pyro_scnf._checks import UNLABELLED, check_labels, validating
 from pyro_scnf._warn import warn
 
-__all__ = ["as_floats", "as_labels", "as_row_numbers", "as_rows", "check_same_index", "column_names"]
+__all__ = [
+    "as_floats",
+    "as_labels",
+    "as_row_numbers",
+    "as_rows",
+    "check_same_columns",
+    "check_same_index",
+]
 
 LARGEST = 2**31
 """No label is as large as this."""
@@ -37,7 +44,7 @@ def as_rows(value: object, name: str, owner: str, dtype: torch.dtype | None = No
         dimensions.
     """
     given = f"{owner}: {name}"
-    names = column_names(value)
+    names = _column_names(value)
     if isinstance(value, Tensor):
         x = _check_dense(value, given)
         x = x.to(torch.get_default_dtype()) if x.dtype == torch.bool else x
@@ -74,7 +81,17 @@ def as_row_numbers(value: object, name: str, owner: str) -> Tensor:
     return torch.from_numpy(_plain(array.astype(np.int64) if array.dtype.kind == "u" else array))
 
 
-def column_names(value: object) -> list[object] | None:
+def check_same_columns(x: object, other: object, name: str, owner: str) -> None:
+    """Raise if two data frames have other columns, or the same ones in another order."""
+    ours, theirs = _column_names(x), _column_names(other)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(
+            f"{owner}: {name} has the columns {theirs}, and x has {ours}; expected the same in the same "
+            f"order, give {name}[x.columns]"
+        )
+
+
+def _column_names(value: object) -> list[object] | None:
     """The names of the columns of a data frame; ``None`` for anything else."""
     if isinstance(value, Tensor) or not hasattr(value, "to_numpy") or not hasattr(value, "columns"):
         return None
@@ -108,8 +125,9 @@ def _numbers(value: Any, given: str) -> np.ndarray:
     if isinstance(value, np.ma.MaskedArray):  # np.asarray would drop the mask
         return np.ma.filled(value.astype(np.float64), np.nan)
     if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
-        return torch.stack([row.detach().cpu() for row in value]).numpy()
-    names = column_names(value)
+        rows = torch.stack([row.detach().cpu() for row in value])
+        return (rows.float() if rows.dtype == torch.bfloat16 else rows).numpy()  # NumPy has no bfloat16
+    names = _column_names(value)
     if names is not None and hasattr(value, "iloc"):
         columns = [value.iloc[:, place].to_numpy() for place in range(len(names))]
         if not all(column.dtype == columns[0].dtype and column.dtype.kind in "biuf" for column in columns):
@@ -205,16 +223,12 @@ def _column(place: Sequence[int], names: Sequence[object] | None) -> str:
 
 def _warn_of_rounding(x: Tensor, value: np.ndarray, names: Sequence[object] | None, given: str) -> None:
     """Warn of columns that the dtype of ``x`` rounds coarsely, such as times in seconds since 1970."""
-    if (
-        not x.numel()
-        or not x.is_floating_point()
-        or value.dtype.kind == "b"
-        or value.dtype == x.numpy().dtype
-    ):
+    if not x.numel() or not x.is_floating_point() or value.dtype.kind == "b":
         return
     exact = value.astype(np.float64)
     lost = np.abs(exact - x.double().numpy()).max(0)
-    coarse = np.flatnonzero((lost > COARSE * exact.std(0)) & (np.ptp(exact, 0) > 0))
+    usual = max(COARSE, 4 * torch.finfo(x.dtype).eps)  # half precision rounds all numbers so much
+    coarse = np.flatnonzero((lost > usual * exact.std(0)) & (np.ptp(exact, 0) > 0))
     if len(coarse):
         warn(
             f"{given} loses digits in {_column(coarse[:1].tolist(), names)}: {x.dtype} holds values around "
