@@ -101,6 +101,21 @@ def test_a_file_says_the_same_as_a_data_frame(ending, tmp_path):
         assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
+@pytest.mark.parametrize("damage", ["cut", "not packed", "changed"])
+def test_a_packed_file_that_is_damaged_is_named(damage, tmp_path):
+    path = tmp_path / "t.csv.gz"
+    csv_of(mixed(), path)
+    packed = path.read_bytes()
+    spoiled = {"cut": packed[:-20], "not packed": gzip.decompress(packed)}
+    path.write_bytes(spoiled.get(damage, packed[:60] + bytes(20) + packed[80:]))
+    with pytest.raises(ValueError, match=r"t\.csv\.gz cannot be unpacked: .*; it is cut short"):
+        tabular(path, label="kind")
+    for part in ("train", "test"):
+        (tmp_path / f"1000_{part}.csv.gz").write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"1000_train\.csv\.gz is no table of numbers"):
+        tabular("hepmass", root=tmp_path)
+
+
 def test_a_parquet_file(tmp_path):
     path = tmp_path / "table.parquet"
     if importlib.util.find_spec("pyarrow") is None:
@@ -473,8 +488,11 @@ def test_files_that_are_no_tables(tmp_path):
     for arrays, message in zip(bad, ("expected X and y", r"shape \(3,\)", r"shape \(2,\)"), strict=True):
         with pytest.raises(ValueError, match=message):
             tabular(npz_of(tmp_path, **arrays))
-    with pytest.raises(ValueError, match=r"holds an array of Python objects.*give a data frame"):
+    with pytest.raises(ValueError, match=r"holds an array of Python objects.*astype"):
         tabular(npz_of(tmp_path, X=np.array([[1, None]]), y=np.zeros(1)))
+    twice = {"x": np.zeros((2, 1)), "X": np.ones((2, 1))}
+    with pytest.raises(ValueError, match=r"npz' holds x and X, and both names mean X; keep one of them"):
+        tabular(npz_of(tmp_path, **twice, y=np.arange(2)))
     (tmp_path / "t.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"t\.npz' is damaged"):
         tabular(tmp_path / "t.npz")

@@ -557,7 +557,8 @@ MISFITS = {
     "NaN": ({"X_train": np.full((24, 5), np.nan)}, "x_train holds 120 NaN"),
     "shape": ({"X_train": np.zeros((24, 5, 5))}, r"x_train has shape \(24, 5, 5\), expected \(N, D\)"),
     "columns": ({"X_test": np.zeros((8, 4))}, "x_test has rows of shape"),
-    "objects": ({"X_train": np.array([None] * 24)}, "is damaged, or no file that numpy.savez wrote"),
+    "objects": ({"X_train": np.array([None] * 24)}, "holds an array of Python objects"),
+    "twice": ({"x": np.zeros((24, 5))}, "holds (X_train and x|x and X_train), and both names mean x_train"),
 }
 
 

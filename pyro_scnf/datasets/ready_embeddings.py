@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels, as_rows
 
 __all__ = ["ReadyRows", "read_embeddings"]
@@ -62,7 +61,12 @@ def read_embeddings(path: object) -> dict[str, ReadyRows]:
     :raises ValueError: if it is no such file, or does not hold rows of numbers and a label for each.
     """
     given = f"embeddings={str(path)!r}"
-    arrays = _arrays(path, given)
+    if not isinstance(path, str | Path):
+        raise ValueError(f"{given}: expected the path of a file that numpy.savez wrote")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{given}: there is no such file")
+    arrays = read_arrays(file, given, lambda name: OTHER_NAMES.get(name.lower(), name.lower()))
     if "x_train" not in arrays:
         held = ", ".join(sorted(arrays)) or "nothing"
         raise ValueError(f"{given} holds {held}, expected x_train, y_train, x_test and y_test")
@@ -83,20 +87,3 @@ def read_embeddings(path: object) -> dict[str, ReadyRows]:
         names = f"x_{part}" if y is None else f"x_{part} and y_{part}"
         parts[part] = ReadyRows(x, y, f"{given}: {names}")
     return parts
-
-
-def _arrays(path: object, given: str) -> dict[str, np.ndarray]:
-    """The arrays of a file, by their names in small letters."""
-    if not isinstance(path, str | Path):
-        raise ValueError(f"{given}: expected the path of a file that numpy.savez wrote")
-    try:
-        file = np.load(Path(path).expanduser(), allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array")
-        with file:
-            arrays = {name.lower(): file[name] for name in file.files}
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{given}: there is no such file") from None
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{given} is damaged, or no file that numpy.savez wrote: {error}") from error
-    return {OTHER_NAMES.get(name, name): array for name, array in arrays.items()}

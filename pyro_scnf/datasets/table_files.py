@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
 
+from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels
 from pyro_scnf.datasets.labelled import as_classes_with_names, as_named_labels, column_of
-from pyro_scnf.datasets.text_files import read_csv
+from pyro_scnf.datasets.text_files import DAMAGED, read_csv
 
 __all__ = ["TABLES", "Table", "TableSet", "read_own_table", "read_table_set"]
 
@@ -105,7 +105,7 @@ def _numbers(path: Path, **options: Any) -> np.ndarray:
 
     try:
         return pandas.read_csv(path, header=None, dtype=np.float32, **options).to_numpy()
-    except (ValueError, pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+    except (ValueError, pandas.errors.ParserError, pandas.errors.EmptyDataError, *DAMAGED) as error:
         raise ValueError(f"{path} is no table of numbers: {str(error).strip()}") from error
 
 
@@ -268,16 +268,7 @@ def _read_parquet(path: Path, given: str) -> Any:
 
 def _arrays(path: Path, given: str) -> dict[str, np.ndarray]:
     """The arrays of a file that ``numpy.savez`` wrote: ``X``, ``y``, and perhaps ``X_test``, ``y_test``."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {f"X{name[1:]}" if name[:1] == "x" else name: file[name] for name in file.files}
-    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        if "Object arrays" in str(error):
-            raise ValueError(
-                f"{given} holds an array of Python objects, such as words beside numbers, expected arrays of "
-                "numbers, and labels of numbers or words; give a data frame for anything else"
-            ) from error
-        raise ValueError(f"{given} is damaged, or no file that numpy.savez wrote: {error}") from error
+    arrays = read_arrays(path, given, lambda name: f"X{name[1:]}" if name[:1] == "x" else name)
     for part in ("", "_test") if {"X_test", "y_test"} & set(arrays) else ("",):
         if f"X{part}" not in arrays or f"y{part}" not in arrays:
             raise ValueError(f"{given} holds {', '.join(arrays) or 'nothing'}, expected X{part} and y{part}")

@@ -7,6 +7,7 @@ import gzip
 import html
 import re
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from pyro_scnf.datasets.labelled import as_classes_with_names, as_named_labels, column_of
 
-__all__ = ["TEXTS", "Corpus", "TextFile", "TextSet", "read_csv", "read_own", "read_set"]
+__all__ = ["DAMAGED", "TEXTS", "Corpus", "TextFile", "TextSet", "read_csv", "read_own", "read_set"]
+
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What reading a compressed file raises if the file is cut short, changed, or not compressed."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,10 @@ def read_csv(path: Path, header: int | None) -> Any:
         table = pandas.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not in UTF-8 ({error}); save it as CSV in UTF-8") from error
+    except DAMAGED as error:
+        raise ValueError(
+            f"{path} cannot be unpacked: {error}; it is cut short or damaged, or was not packed by gzip"
+        ) from error
     except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
         reason = str(error).strip()
         raise ValueError(
