@@ -1,4 +1,4 @@
-"""Checks of the options that a user passes in: numbers, switches and words."""
+"""Checks of the options that a user passes in: numbers, switches, words, and objects of a class."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = [
     "LARGEST_WHOLE",
     "check_at_least",
     "check_flag",
+    "check_kinds",
     "check_number",
     "check_scale",
     "check_temperature",
@@ -100,6 +101,13 @@ def check_flag(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, bool | np.bool_):
             raise ValueError(f"{name}={value!r}: expected True or False")
+
+
+def check_kinds(**given: tuple[object, type]) -> None:
+    """Raise for the first of the named values that is not of the type beside it."""
+    for name, (value, kind) in given.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is of type {type(value).__name__}, expected a {kind.__name__}")
 
 
 def check_word(name: str, value: object, words: Iterable[str]) -> None:

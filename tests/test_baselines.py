@@ -259,7 +259,7 @@ def test_wrong_data():
     data, model = vectors(), M1M2((2,), 3, **SMALL)
     some = torch.where(data.y < 0, 0, data.y)
     wrong = [
-        (data.x, "data is a Tensor, expected a SemiSupervisedData"),
+        (data.x, "data is of type Tensor, expected a SemiSupervisedData"),
         (replace(data, num_classes=4), "data has num_classes=4, expected 3"),
         (replace(data, y=torch.full_like(data.y, -1)), "data has 0 labelled rows of 300"),
         (replace(data, y=some), "data has 300 labelled rows of 300"),

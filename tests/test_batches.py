@@ -92,7 +92,10 @@ def test_without_labelled_or_unlabelled_rows_there_are_none():
     ("arguments", "message"),
     [
         ((numbered(4, 9), 0), "batch_size=0: expected at least 1"),
+        ((numbered(4, 0), "8"), "batch_size='8': expected a whole number of at least 1"),
+        ((numbered(4, 9), None), "batch_size=None: expected a whole number of at least 1"),
         ((numbered(4, 9), 4, 0), "labelled_batch_size=0: expected at least 1"),
+        ((numbered(4, 9), 4, "2"), "labelled_batch_size='2': expected a whole number of at least 1"),
         ((numbered(4, 9), 5, 4), "^batch_size: 2 processes cannot share 5 of 9 rows equally"),
         ((numbered(4, 9), 64, 4), "^batch_size: 2 processes cannot share 9 of 9 rows equally"),
         ((numbered(5, 9), 4), "^labelled_batch_size: 2 processes cannot share 5 of 5 rows equally"),

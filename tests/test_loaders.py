@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from trainee import jitter, make_data, make_model, train
 
 import pyro_scnf as scnf
+from pyro_scnf import analysis
 from pyro_scnf.datasets import Augment, ImageAugment, SemiSupervisedData
 from pyro_scnf.training import Optimisation, SemiSupervisedTask, StepBatches, fit
 
@@ -458,10 +459,38 @@ def test_a_guide_with_parameters_is_trained_and_one_that_hides_them_is_refused(t
     assert fit(make_model(data), data, guide=lambda *args, **kwargs: None, **options).finished
 
 
+def test_data_of_another_number_of_classes_are_refused():
+    data = make_data()
+    model = make_model(data)
+    with pytest.raises(ValueError, match=r"data\.num_classes is 3, and the model has 2 classes"):
+        fit(model, replace(data, num_classes=3), progress=False)
+
+
 def test_objects_of_another_kind_are_named():
     data = make_data()
     model = make_model(data)
-    with pytest.raises(ValueError, match="model: expected a SemiSupervisedModel, got a SemiConditionalFlow"):
-        fit(model.flow, data)
-    with pytest.raises(ValueError, match="data: expected a SemiSupervisedData, got a tuple"):
-        fit(model, (data.x, data.y))
+    x, y, preset = data.x, data.y, scnf.presets.TOY
+    for call in (
+        lambda: fit(model.flow, data),
+        lambda: SemiSupervisedTask(model.flow, steps=1),
+        lambda: analysis.evaluate(model.flow, x, y),
+        lambda: analysis.label_log_probs(model.flow, x),
+        lambda: analysis.fit_temperature(model.flow, x, y),
+        lambda: analysis.boundary_distance(model.flow, x),
+        lambda: analysis.evaluate_plane(model.flow, x),
+        lambda: analysis.latent_plane(model.flow, x),
+    ):
+        with pytest.raises(ValueError, match=r"^model is of type SemiConditionalFlow, expected a SemiSup"):
+            call()
+    for call in (lambda: analysis.swap_labels(model, x, y), lambda: analysis.reconstruct(model, x, [1])):
+        with pytest.raises(ValueError, match=r"^flow is of type SemiSupervisedModel, expected a SemiCond"):
+            call()
+    for call in (
+        lambda: fit(model, (x, y)),
+        lambda: scnf.presets.recommended((x, y)),
+        lambda: preset.prepare((x, y)),
+        lambda: preset.make_model((x, y)),
+        lambda: StepBatches((x, y), 7),
+    ):
+        with pytest.raises(ValueError, match=r"^data is of type tuple, expected a SemiSupervisedData"):
+            call()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import check_row_labels
 from pyro_scnf._modes import evaluating
-from pyro_scnf._numbers import check_at_least, check_scale, check_word
+from pyro_scnf._numbers import check_at_least, check_kinds, check_scale, check_word
 from pyro_scnf._shapes import check_event, in_double, reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.transforms import dequantize
@@ -142,6 +142,7 @@ class Scoring:
 
 def check_rows(model: SemiSupervisedModel, x: Tensor, owner: str) -> None:
     """Raise unless ``x`` has the shape ``(N, *event_shape)`` of rows of ``model``."""
+    check_kinds(model=(model, SemiSupervisedModel))
     event_shape = model.flow.event_shape
     if len(check_event(x, event_shape, "x", owner)) != 1:
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._modes import evaluating
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_kinds
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.analysis.label_probs import check_rows
@@ -66,6 +66,7 @@ def latent_plane(
     """
     check_at_least(1, draws=draws)
     check_at_least(2, points=points)
+    check_kinds(model=(model, SemiSupervisedModel))
     flow, like = model.flow, reference_tensor(model)
     for name, shape in (("event_shape", flow.event_shape), ("latent_shape", flow.latent_shape)):
         if tuple(shape) != (2,):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import check_labels
 from pyro_scnf._modes import evaluating
-from pyro_scnf._numbers import check_flag
+from pyro_scnf._numbers import check_flag, check_kinds
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 
 __all__ = ["SwapsLabels", "reconstruct", "swap_labels"]
@@ -44,6 +44,7 @@ def swap_labels(flow: SemiConditionalFlow, x: Tensor, y: Tensor, *, keep_aux: bo
         known label for each row.
     """
     check_flag(keep_aux=keep_aux)
+    check_kinds(flow=(flow, SemiConditionalFlow))
     prior = flow.prior
     if not isinstance(prior, SwapsLabels):
         raise ValueError(
@@ -77,6 +78,7 @@ def reconstruct(flow: SemiConditionalFlow, x: Tensor, kept: Sequence[int]) -> Te
 
     Reference: Figure 2 of Atanov et al. (2019).
     """
+    check_kinds(flow=(flow, SemiConditionalFlow))
     total = flow.event_shape.numel()
     numbers = kept.tolist() if isinstance(kept, Tensor) else kept
     numbers = list(numbers) if isinstance(numbers, Iterable) else []

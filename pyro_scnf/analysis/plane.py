@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyro_scnf._checks import check_finite
 from pyro_scnf._modes import evaluating
-from pyro_scnf._numbers import LARGEST, check_at_least, check_number
+from pyro_scnf._numbers import LARGEST, check_at_least, check_kinds, check_number
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 
@@ -63,6 +63,7 @@ def evaluate_plane(model: SemiSupervisedModel, x: Tensor, *, points: int = 200, 
     """
     check_at_least(2, points=points)
     margin = check_number("margin", margin, at_most=LARGEST)
+    check_kinds(model=(model, SemiSupervisedModel))
     if tuple(model.flow.event_shape) != (2,):
         raise ValueError(f"model: its event_shape is {tuple(model.flow.event_shape)}, expected (2,)")
     check_finite(x, "x", "evaluate_plane")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._copies import PortableModule
-from pyro_scnf._numbers import check_at_least, check_number, check_scale, check_whole
+from pyro_scnf._numbers import check_at_least, check_kinds, check_number, check_scale, check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import as_sizes
 from pyro_scnf.baselines.fitting import Batch, progress, some_rows, train
@@ -160,8 +160,7 @@ class M1M2(PortableModule, PyroModule):
 
     def _check(self, data: SemiSupervisedData, change: Augment) -> Tensor:
         """Raise unless the model can learn from ``data``. Return which rows are labelled."""
-        if not isinstance(data, SemiSupervisedData):
-            raise ValueError(f"data is a {type(data).__name__}, expected a SemiSupervisedData")
+        check_kinds(data=(data, SemiSupervisedData))
         if data.num_classes != self.m2.num_classes:
             raise ValueError(
                 f"data has num_classes={data.num_classes}, expected {self.m2.num_classes} as in the model"

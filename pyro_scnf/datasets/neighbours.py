@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from pyro_scnf._numbers import check_flag, check_whole, refuse_unused
+from pyro_scnf._numbers import check_flag, check_kinds, check_whole, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.convert import as_rows
 from pyro_scnf.datasets.distances import nearest_rows
@@ -75,6 +75,5 @@ def link_neighbours(
     :param features: see :func:`nearest_neighbours`.
     :raises ValueError: as :func:`nearest_neighbours` does.
     """
-    if not isinstance(data, SemiSupervisedData):
-        raise ValueError(f"data is of type {type(data).__name__}, expected a SemiSupervisedData")
+    check_kinds(data=(data, SemiSupervisedData))
     return replace(data, neighbours=nearest_neighbours(data.x, k, features))

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_classes",
-    "check_kinds",
     "class_colours",
     "draw_rows",
     "drawable",
@@ -60,13 +59,6 @@ def plane_points(x: object, name: str, owner: str) -> Tensor:
             f"{owner}: {name} has shape {tuple(points.shape)}, expected points of the plane (N, 2)"
         )
     return points
-
-
-def check_kinds(**given: tuple[object, type]) -> None:
-    """Raise for the first of the named values that is not of the type beside it."""
-    for name, (value, kind) in given.items():
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} is of type {type(value).__name__}, expected a {kind.__name__}")
 
 
 def check_classes(plane: Plane, data: SemiSupervisedData, owner: str) -> None:

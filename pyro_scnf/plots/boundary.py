@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyro_scnf._numbers import check_kinds
 from pyro_scnf.analysis import Plane
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.plots._figure import (
     check_classes,
-    check_kinds,
     class_colours,
     draw_rows,
     drawable,

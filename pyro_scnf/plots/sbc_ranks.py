@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_scnf.plots._figure import check_kinds, drawable, new_figure
+from pyro_scnf._numbers import check_kinds
+from pyro_scnf.plots._figure import drawable, new_figure
 from pyro_scnf.posterior import SBCResult
 
 if TYPE_CHECKING:

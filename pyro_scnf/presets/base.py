@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf._numbers import check_flag, check_number, check_whole, check_word
+from pyro_scnf._numbers import check_flag, check_kinds, check_number, check_whole, check_word
 from pyro_scnf.class_probs import ClassProbs
 from pyro_scnf.datasets import (
     LabelEvidence,
@@ -207,6 +207,7 @@ class Preset:
 
         :param int seed: seed of the choice of held-out rows.
         """
+        check_kinds(data=(data, SemiSupervisedData))
         if self.held_out and data.x_val is None:
             data = data.hold_out(self.held_out, seed)
         if self.uses_pairs and data.neighbours is None:
@@ -229,6 +230,7 @@ class Preset:
             one with these options alone.
         :param latent_dim: number of components of :math:`z_f`; by default that of the preset.
         """
+        check_kinds(data=(data, SemiSupervisedData))
         options, probs = self.model, self.model.class_probs
         model = SemiSupervisedModel(
             self.flow(self.prior if prior is None else prior, data.num_classes, latent_dim),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._numbers import check_kinds
 from pyro_scnf.datasets import Jitter, SemiSupervisedData, TableNoise, pixel_features, repeated_widths
 from pyro_scnf.datasets.image_features import Features
 from pyro_scnf.flows import glow
@@ -55,6 +56,7 @@ def recommended(data: SemiSupervisedData) -> Preset:
         preset.fit(model, data)
         model.posterior(preset.augment.prepare(data.x_test))
     """
+    check_kinds(data=(data, SemiSupervisedData))
     if not bool((data.y != UNLABELLED).any()):
         raise ValueError("data: y has no labelled row; expected at least one, better some of each class")
     if data.x.dim() == 2 and data.x.shape[1] >= 2:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._labels import check_label_log_prior
-from pyro_scnf._numbers import check_at_least
+from pyro_scnf._numbers import check_at_least, check_kinds
 from pyro_scnf.datasets import SemiSupervisedData
 
 __all__ = ["Batch", "StepBatches", "as_batch", "as_rows", "derive_seed"]
@@ -164,6 +164,7 @@ class StepBatches(Dataset[Batch]):
         world_size: int = 1,
         device: torch.device | str | None = None,
     ) -> None:
+        check_kinds(data=(data, SemiSupervisedData))
         if not len(data.x):
             raise ValueError("data: x is empty, expected at least one row")
         self.x, self.y = data.x.to(device), data.y.to(device)
@@ -171,7 +172,8 @@ class StepBatches(Dataset[Batch]):
         self.labelled_rows, self.unlabelled_rows = (
             rows.nonzero()[:, 0].cpu() for rows in (data.y != UNLABELLED, data.y == UNLABELLED)
         )
-        check_at_least(1, world_size=world_size)
+        check_at_least(1, world_size=world_size, batch_size=batch_size)
+        check_at_least(1, labelled_batch_size=1 if labelled_batch_size is None else labelled_batch_size)
         check_at_least(0, rank=rank)
         if rank >= world_size:
             raise ValueError(f"rank={rank}: expected a number below world_size={world_size}")
@@ -206,7 +208,6 @@ class StepBatches(Dataset[Batch]):
         """How many of ``rows`` one process takes."""
         if not available:
             return 0
-        check_at_least(1, **{name: rows})
         if rows % self.world_size:
             raise ValueError(
                 f"{name}: {self.world_size} processes cannot share {rows} of {available} rows equally; "

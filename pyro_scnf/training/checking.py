@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED, check_labels
-from pyro_scnf._numbers import check_at_least, check_flag, check_number
+from pyro_scnf._numbers import check_at_least, check_flag, check_kinds, check_number
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf._warn import warn
 from pyro_scnf.datasets import SemiSupervisedData
@@ -34,14 +34,8 @@ _ROWS = 4096
 
 def check_objects(model: object, data: object, optimisation: object, machine: object) -> None:
     """Raise unless the objects that a run consists of are of the right kinds."""
-    if not isinstance(model, SemiSupervisedModel):
-        raise ValueError(f"model: expected a SemiSupervisedModel, got a {type(model).__name__}")
-    if not isinstance(data, SemiSupervisedData):
-        raise ValueError(f"data: expected a SemiSupervisedData, got a {type(data).__name__}")
-    if not isinstance(optimisation, Optimisation):
-        raise ValueError(f"optimisation={optimisation!r}: expected an Optimisation")
-    if not isinstance(machine, Machine):
-        raise ValueError(f"machine={machine!r}: expected a Machine")
+    check_kinds(model=(model, SemiSupervisedModel), data=(data, SemiSupervisedData))
+    check_kinds(optimisation=(optimisation, Optimisation), machine=(machine, Machine))
 
 
 def check_options(
@@ -135,6 +129,11 @@ def check_rows(
 
     Warn of a class that cannot be learned by its name.
     """
+    if data.num_classes != model.flow.num_classes:
+        raise ValueError(
+            f"data.num_classes is {data.num_classes}, and the model has {model.flow.num_classes} classes; "
+            "expected as many, so that each label means the same to both"
+        )
     y = check_labels(data.y, model.flow.num_classes, "data.y", "fit", unlabelled=True)
     known, change = y != UNLABELLED, as_augment(augment)
     kinds: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
-from pyro_scnf._numbers import check_at_least, check_number, check_word
+from pyro_scnf._numbers import check_at_least, check_kinds, check_number, check_word
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf.datasets import SemiSupervisedData
@@ -72,10 +72,7 @@ def match_flow(
     References: Lipman et al., *Flow Matching for Generative Modeling*, 2023; Tong et al., *Improving and
     Generalizing Flow-Based Generative Models with Minibatch Optimal Transport*, 2024.
     """
-    if not isinstance(model, SemiSupervisedModel):
-        raise ValueError(f"model: expected a SemiSupervisedModel, got a {type(model).__name__}")
-    if not isinstance(data, SemiSupervisedData):
-        raise ValueError(f"data: expected a SemiSupervisedData, got a {type(data).__name__}")
+    check_kinds(model=(model, SemiSupervisedModel), data=(data, SemiSupervisedData))
     check_at_least(1, steps=steps, batch_size=batch_size)
     check_at_least(0, seed=seed)
     check_number("learning_rate", learning_rate, above=0)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
+from pyro_scnf._numbers import check_kinds
 from pyro_scnf._spec import describe
 from pyro_scnf.datasets.augment import as_augment
 from pyro_scnf.metrics import bits_per_dim
@@ -84,6 +85,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         settings: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
+        check_kinds(model=(model, SemiSupervisedModel))
         self.model = model
         self.guide = make_guide(guide, model) if isinstance(guide, str) else guide
         # Keep it in a list. As a submodule it would put model and guide into state_dict a second time.
