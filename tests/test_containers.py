@@ -172,6 +172,9 @@ def test_columns_that_lose_their_digits_are_warned_of():
     with pytest.warns(UserWarning, match="x loses digits in column 'weight': torch.float32 holds") as caught:
         made(times)
     assert caught[0].filename == __file__
+    seldom = pd.DataFrame({"height": 0.0, "weight": [*[-1.0] * 30, *times["weight"]]})
+    with pytest.warns(UserWarning, match="in column 'weight': torch.float32 holds 1700000003 only to 3"):
+        made(seldom, [0, 1] * 17)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made(times.assign(weight=times["weight"] - times["weight"].mean()))

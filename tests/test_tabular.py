@@ -277,6 +277,7 @@ HELD = {
     "heavy tails": np.random.default_rng(0).standard_cauchy(200) ** 3,
     "whole numbers, and seconds in few rows": np.where(np.arange(200) < 190, np.arange(200) % 9, SECONDS),
     "mostly constant": np.where(np.arange(200) < 190, 0, 1e9 + np.arange(200) % 2),
+    "zeros, and numbers of any size": np.maximum(np.random.default_rng(0).standard_cauchy(200), 0) ** 3,
     "of a common fraction": 2.0**21 + 0.25 + 2 * np.arange(200),
     "rounded by little of the differences": 1e6 * (1 + np.arange(200) / 1e3) + np.arange(200) % 7 / 1e3,
     "two computed in two ways": np.where(np.arange(200) < 150, np.array([0.1 + 0.2, 0.3] * 100), 0.6),
@@ -286,6 +287,10 @@ BLURRED = {
     "seconds": SECONDS,
     "seconds in two rows": SECONDS[:2],
     "seconds beside a word for none": np.where(np.arange(200) < 60, -1, SECONDS),
+    "seconds in a few rows beside a number for none": np.where(np.arange(200) % 8, -1, SECONDS),
+    "seconds in a few rows beside two numbers for none": np.where(
+        np.arange(200) % 8, -1 - 8 * (np.arange(200) % 2), SECONDS
+    ),
     "seconds in a third of the rows, and blanks": np.where(np.arange(200) % 3, np.nan, SECONDS),
     "whole numbers": 20_000_000 + np.arange(200),
     "two numbers that become one": 1e9 + np.arange(200) % 2,

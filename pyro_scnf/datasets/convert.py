@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED, check_labels, validating
 from pyro_scnf._warn import warn
+from pyro_scnf.datasets.rounding import coarse_columns
 
 __all__ = [
     "as_floats",
@@ -27,9 +28,6 @@ __all__ = [
 
 LARGEST = 2**31
 """No label is as large as this."""
-
-COARSE = 1e-3
-"""Rounding by more than this share of a column's standard deviation is warned of."""
 
 
 # -- rows ------------------------------------------------------------------------------------------
@@ -225,14 +223,14 @@ def _warn_of_rounding(x: Tensor, value: np.ndarray, names: Sequence[object] | No
     """Warn of columns that the dtype of ``x`` rounds coarsely, such as times in seconds since 1970."""
     if not x.numel() or not x.is_floating_point() or value.dtype.kind == "b":
         return
-    exact = value.astype(np.float64)
-    lost = np.abs(exact - x.double().numpy()).max(0)
-    usual = max(COARSE, 4 * torch.finfo(x.dtype).eps)  # half precision rounds all numbers so much
-    coarse = np.flatnonzero((lost > usual * exact.std(0)) & (np.ptp(exact, 0) > 0))
-    if len(coarse):
+    if x.dtype != torch.bfloat16 and value.dtype == x.numpy().dtype:  # as most are, and large
+        return
+    coarse = coarse_columns(x, value.astype(np.float64))
+    if coarse:
+        column, (number, lost) = next(iter(coarse.items()))
         warn(
-            f"{given} loses digits in {_column(coarse[:1].tolist(), names)}: {x.dtype} holds values around "
-            f"{exact[:, coarse[0]].mean():.4g} only to {lost[coarse[0]]:.2g}. Subtract its mean first"
+            f"{given} loses digits in {_column([column], names)}: {x.dtype} holds {number:.10g} only to "
+            f"{lost:.2g}. Subtract the mean of such numbers first"
         )
 
 

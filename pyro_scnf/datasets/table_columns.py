@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from pyro_scnf._warn import warn
 from pyro_scnf.datasets.labelled import NUMBER
+from pyro_scnf.datasets.rounding import check_resolution, noise_of
 from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
 
 __all__ = ["BLANKS", "TableColumns", "fit_columns"]
@@ -25,18 +25,6 @@ LEVELS = 20
 
 FEW = 10
 """So few levels are never too many for the rows."""
-
-RESOLUTION = 1e-3
-"""Numbers may be rounded by so much of the difference between two rows."""
-
-NEIGHBOURS = 8
-"""Two rows are near if one in so many of all rows lies between them, in the order of their numbers."""
-
-NOISE = 64 * np.finfo(np.float64).eps
-"""Numbers that differ by at most so much of their size are the same one, computed in two ways.
-
-Whole numbers have no such errors.
-"""
 
 DIFFERENT = 0.8
 """If the levels of a column are more than this share of its rows, it tells rows apart, and is no category."""
@@ -170,14 +158,14 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
         named = name in table.categories
         numbers = None if named else _ordered(some[~blank])
         if numbers is not None:
-            _check_resolution(numbers, given)
+            check_resolution(numbers, given)
             median = float(numbers[(len(numbers) - 1) // 2])  # the lower one, which is a value of the column
             columns.append(NumberColumn(name, median, bool(blank.any())))
         else:
             levels = _levels(some, rows, given, named)
             columns.append(CategoryColumn(name, levels, frozenset(map(as_level, some))))
     made = encoded(columns, table, rows)
-    names = tuple(name for name, numbers in made.items() if np.ptp(numbers) > _noise(numbers).max())
+    names = tuple(name for name, numbers in made.items() if np.ptp(numbers) > noise_of(numbers).max())
     if not names:
         raise ValueError(
             f"{table.given}: no column is left, because all of {list(table.columns)} are constant in the "
@@ -192,39 +180,6 @@ def _ordered(cells: Cells) -> Cells | None:
     if cells.dtype == object and None in numbers:
         return None
     return np.sort(np.asarray(numbers, dtype=np.float64))
-
-
-def _noise(numbers: Cells) -> Cells:
-    """How far numbers may be apart by errors of arithmetic alone, one for each."""
-    whole = bool((numbers == np.round(numbers)).all())
-    return np.zeros_like(numbers) if whole else NOISE * np.abs(numbers)
-
-
-def _check_resolution(ordered: Cells, given: str) -> None:
-    """Raise if the default dtype is too coarse for numbers ``(N,)`` in ascending order.
-
-    It is too coarse if it changes half of the differences between rows that are near in this order, or more.
-    Rows far from all others count for little then, up to about a quarter of all rows, and rows that share a
-    number have nothing to lose.
-    """
-    numbers, dtype = torch.from_numpy(ordered), torch.get_default_dtype()
-    held = numbers.to(dtype).isfinite()  # others are refused elsewhere
-    numbers, rounded = numbers[held], numbers[held].to(dtype).double()
-    reach = max(1, len(numbers) // NEIGHBOURS)
-    difference, noise = numbers[reach:] - numbers[:-reach], torch.from_numpy(_noise(numbers.numpy()))
-    change = rounded[reach:] - rounded[:-reach] - difference
-    differ = difference > noise[reach:].maximum(noise[:-reach])
-    blurred = differ & (change.abs() > RESOLUTION * difference)
-    if blurred.any() and 2 * blurred.sum() >= differ.sum():
-        places = blurred.nonzero()[:, 0]
-        place = places[len(places) // 2]
-        shown = [f"{x[i]:.16g}" for x in (numbers, rounded) for i in (place, place + reach)]
-        raise ValueError(
-            f"{given} holds numbers such as {shown[0]} and {shown[1]}, which {dtype} rounds to {shown[2]} "
-            f"and {shown[3]}, too coarsely for the differences between rows; subtract {shown[0]} from the "
-            "column, take logarithms of very small numbers, leave cells blank that stand for none, or call "
-            "torch.set_default_dtype(torch.float64)"
-        )
 
 
 def _levels(cells: Cells, rows: Cells, given: str, named: bool) -> tuple[str, ...]:
