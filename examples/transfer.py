@@ -35,8 +35,8 @@ def mean_colours(images: torch.Tensor) -> torch.Tensor:
 
 def name_of_folder(text: str) -> str:
     """Reads the name of a sub-folder."""
-    if Path(text).name != text:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a sub-folder, without a path")
+    if Path(text).name != text or text[:1] in ("", "."):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a sub-folder, no path")
     return text
 
 
@@ -60,8 +60,8 @@ def main() -> dict[str, object]:
     parser.add_argument("--data-root", type=Path, help="of cifar10: torchvision's root folder")
     parser.add_argument("--cache", type=Path, help="folder that keeps features; default: in ~/.cache")
     parser.add_argument("--size", type=whole(32, 1024), default=128, help="pixels that the encoder sees")
-    sub_folder = {"type": name_of_folder, "default": "unlabelled"}
-    parser.add_argument("--unlabelled", help="sub-folder of images without a label", **sub_folder)
+    without = "sub-folder of images without a label; default: unlabelled, if there is one"
+    parser.add_argument("--unlabelled", type=name_of_folder, help=without)
     args = parse(parser, "transfer")
     torch.manual_seed(args.seed)
     made = fill_in_data(args, "cifar10", ["cifar10"])
@@ -70,7 +70,7 @@ def main() -> dict[str, object]:
     choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
     with refusing(args, "data", "data_root"), tempfile.TemporaryDirectory() as folder:
         if made:
-            make_images(Path(folder), args.unlabelled, args.seed)
+            make_images(Path(folder), args.unlabelled or "unlabelled", args.seed)
         source = folder if made else args.data
         data = features(source, size=args.size, progress=tell_progress, **files, **encoder, **choice)
         preset = scnf.presets.recommended(data)

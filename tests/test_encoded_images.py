@@ -80,6 +80,23 @@ def test_another_name_for_the_folder_without_labels(photos, stub):
     assert features(photos, encoder=stub, size=32).class_names == ("cat", "dog", "misc")
     data = features(photos, unlabelled="misc", encoder=stub, size=32)
     assert data.class_names == ("cat", "dog")
+    for name in ("unlabelled", "", "..", 3):
+        with pytest.raises(FileNotFoundError, match=rf"unlabelled={name!r}: .* no such .*'dog', 'misc'\]"):
+            features(photos, unlabelled=name, encoder=stub, size=32)
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "un-labelled"])
+def test_a_folder_whose_name_is_like_that_of_images_without_labels_is_no_class(name, photos, stub):
+    (photos / "unlabelled").rename(photos / name)
+    with pytest.raises(ValueError, match=rf"{name}: .*would be a class.* give unlabelled='{name}'"):
+        features(photos, encoder=stub, size=32)
+    assert features(photos, unlabelled=name, encoder=stub, size=32).class_names == ("cat", "dog")
+
+
+def test_a_link_to_a_folder_above_holds_nothing_new(photos, stub):
+    for target in (photos, photos / "cat"):
+        (photos / "cat" / f"to {target.name}").symlink_to(target)
+    assert len(features(photos, test=0, encoder=stub, size=32).x) == 26
 
 
 def test_test_images_are_a_share_of_the_labelled_ones(photos, stub):
@@ -116,6 +133,8 @@ def test_folders_that_cannot_be(photos, stub, tmp_path):
         features(3, encoder=stub)
     with pytest.raises(ValueError, match=r"source: .*cat holds 0 sub-folders of labelled images"):
         features(photos / "cat", encoder=stub)
+    with pytest.raises(ValueError, match="progress='yes': expected a function"):
+        features(photos, encoder=stub, progress="yes")
     (photos / "bird").mkdir()
     with pytest.raises(ValueError, match=r"bird holds no image \(\.bmp, "):
         features(photos, encoder=stub)

@@ -161,6 +161,11 @@ REFUSED = {
         "tabular --smoke-test --comparators nonsense",
         "--comparators: 'nonsense' is in no name: .*latent classifier; or give none",
     ),
+    "no name of a folder": (
+        "transfer --smoke-test --unlabelled ..",
+        "--unlabelled: '..': expected the name of",
+    ),
+    "no name at all": ("transfer --smoke-test --unlabelled=", "--unlabelled: '': expected the name of"),
     "pixels": ("transfer --size 8", "--size: '8': expected a whole number of 32 to 1024"),
     "no label": ("text --labels 0", "--labels: '0': expected a whole number of at least 1"),
     "too many": ("mnist --data digits --labels 1500", "error: --labels: labels=1500: there are only 1437"),

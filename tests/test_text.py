@@ -87,6 +87,11 @@ def test_minus_one_beside_two_others_needs_a_word_from_the_user(column):
 
 
 def test_a_word_may_mean_unknown():
+    with pytest.raises(
+        ValueError, match=r"unknown='x': it would have no effect, .* holds no such .*, but 1, 2"
+    ):
+        as_classes_with_names(["?", "1", "2"], "label", unknown="x")
+    assert as_classes_with_names(["", "1", "2"], "label", unknown="NA")[1] == ("1", "2")
     y, names = as_classes_with_names(["?", "1", "2"], "label", unknown="?")
     assert (y.tolist(), names) == ([-1, 0, 1], ("1", "2"))
 

@@ -187,9 +187,12 @@ def embed(
     :param cache: the files; ``None`` keeps nothing.
     :param size: the size of an item. Items of like size are encoded together, so that little is padded.
     :param progress: is called after each group that was encoded.
-    :raises ValueError: if the encoder returns anything but one row of finite numbers for each item.
+    :raises ValueError: if ``progress`` is no function, or the encoder returns anything but one row of finite
+        numbers for each item.
     :raises OSError: if files cannot be written. It is raised before anything is encoded.
     """
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress={progress!r}: expected a function of two numbers, or None")
     encode: Callable[[list[Item]], Tensor] | None = None
     parts: list[Tensor] = []
     for start in range(0, len(items), GROUP):

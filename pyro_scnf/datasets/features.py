@@ -66,7 +66,7 @@ def features(
     labels: int | Numbers | None = None,
     test: float | str | Path | None = None,
     root: str | Path | None = None,
-    unlabelled: str = "unlabelled",
+    unlabelled: str | None = None,
     encoder: str | Callable[[Tensor], Tensor] = "efficientnet-lite0",
     cache: str | Path | None = None,
     size: int = 128,
@@ -88,7 +88,8 @@ def features(
     :param test: for a folder: a second folder of the same form, or the share of the labelled images to test
         on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
     :param root: for ``"cifar10"``: the ``root`` folder of torchvision's data sets, see :func:`images`.
-    :param str unlabelled: the name of the sub-folder of images without a label.
+    :param unlabelled: the name of the sub-folder of images without a label. By default it is
+        ``"unlabelled"``, if there is one.
     :param encoder: one of :data:`IMAGE_ENCODERS`, or a function of B images ``(B, 3, size, size)`` from 0 to
         1 that returns a tensor ``(B, D)``.
     :param cache: the folder that keeps features of a named encoder, by default ``pyro-scnf/embeddings`` in
@@ -116,8 +117,7 @@ def features(
     load, files = chosen_encoder(encoder, IMAGE_ENCODERS, "IMAGE_ENCODERS", cache, f"size={size}")
     share, second = drawn_share(test), None
     if source == "cifar10":
-        folder = None if unlabelled == "unlabelled" else unlabelled
-        refuse_unused("cifar10 has test images of its own", test=test, unlabelled=folder)
+        refuse_unused("cifar10 has test images of its own", test=test, unlabelled=unlabelled)
         share = None
         part, second = _cifar10(root)
     else:

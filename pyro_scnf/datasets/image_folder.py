@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = ["LabelledImages", "Picture", "as_square", "content_of", "read_folder"
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Files with these endings are images. Others are left out."""
 
+UNLABELLED_FOLDER = "unlabelled"
+"""The sub-folder of images without a label, if the user names none."""
 
 Picture = Tensor | Path
 """An image ``(3, H, W)`` in uint8, or the file of one."""
@@ -38,7 +41,7 @@ class LabelledImages:
 
 
 def read_folder(
-    source: object, argument: str, unlabelled: str, class_names: tuple[str, ...] | None = None
+    source: object, argument: str, unlabelled: str | None, class_names: tuple[str, ...] | None = None
 ) -> LabelledImages:
     """Find the images of a folder. Each sub-folder is a class, with all images in it and below it.
 
@@ -46,13 +49,13 @@ def read_folder(
 
     :param source: the path of the folder.
     :param str argument: the argument that holds it, for messages.
-    :param str unlabelled: the sub-folder of images without a label, if there is one. Images in no sub-folder
-        have no label, either.
+    :param unlabelled: the sub-folder of images without a label; ``None`` for ``"unlabelled"``, if there is
+        one. Images in no sub-folder have no label, either.
     :param class_names: the classes, if they are known. Each image then has to have a label among them. By
         default the sub-folders tell the classes, in the order of their names.
-    :raises FileNotFoundError: if there is no such folder.
-    :raises ValueError: for a sub-folder without images, for less than two classes, for another class than
-        ``class_names``, or an image without a label beside them.
+    :raises FileNotFoundError: if there is no such folder, or no such sub-folder of images without a label.
+    :raises ValueError: for a sub-folder without images, or with a name like ``"unlabelled"``; for less than
+        two classes, for another class than ``class_names``, or an image without a label beside them.
     """
     if not isinstance(source, str | Path):
         raise ValueError(f"{argument}={source!r}: expected the path of a folder of images")
@@ -64,11 +67,14 @@ def read_folder(
         )
     found: dict[str, list[Path]] = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        found[part.name] = list(_images_below(part))
+        found[part.name] = list(_images_below(part, {folder.resolve()}))
         if not found[part.name]:
             known = ", ".join(sorted(SUFFIXES))
             raise ValueError(f"{part} holds no image ({known}); put some there, or take the folder away")
-    blank = [path for path in sorted(folder.iterdir()) if _is_image(path)] + found.pop(unlabelled, [])
+    blank = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    if class_names is None:
+        _check_unlabelled(unlabelled, folder, list(found))
+    blank += found.pop(unlabelled or UNLABELLED_FOLDER, [])
     if class_names is None:
         class_names = tuple(found)
         if len(class_names) < 2:
@@ -85,6 +91,23 @@ def read_folder(
     return LabelledImages(files, torch.tensor(y, dtype=torch.int64), class_names)
 
 
+def _check_unlabelled(unlabelled: str | None, folder: Path, found: list[str]) -> None:
+    """Raise unless it is clear which sub-folder, if any, holds the images without a label."""
+    if unlabelled is not None:
+        if unlabelled not in found:
+            raise FileNotFoundError(
+                f"unlabelled={unlabelled!r}: {folder} holds no such sub-folder, expected one of {found}"
+            )
+        return
+    alike = [name for name in found if re.fullmatch(r"un[-_ ]?labell?ed", name, re.IGNORECASE)]
+    if alike not in ([], [UNLABELLED_FOLDER]):
+        name = next(name for name in alike if name != UNLABELLED_FOLDER)
+        raise ValueError(
+            f"{folder / name}: this sub-folder would be a class; if its images have no label, give "
+            f"unlabelled={name!r}, otherwise rename it"
+        )
+
+
 def _check_test(
     folder: Path, argument: str, found: dict[str, list[Path]], blank: list[Path], class_names: tuple[str, ...]
 ) -> None:
@@ -99,11 +122,16 @@ def _check_test(
         raise ValueError(f"{argument}: {blank[0]} has no label, and every test image needs one; move it away")
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """The images in a folder and below it, in the order of their names."""
+def _images_below(folder: Path, above: set[Path]) -> Iterator[Path]:
+    """The images in a folder and below it, in the order of their names.
+
+    :param above: the folders that it is in. A link to one of them holds nothing new.
+    """
+    inside = {*above, folder.resolve()}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name[0] != ".":
-            yield from _images_below(path)
+            if path.resolve() not in inside:
+                yield from _images_below(path, inside)
         elif _is_image(path):
             yield path
 

@@ -78,10 +78,10 @@ def as_classes_with_names(
     :param column: the labels ``(N,)``: a list, an array or a series.
     :param given: what the user calls the column, for messages, such as ``"label='genre'"``.
     :param unknown: a further label that means a gap, such as ``"unknown"``, or -1. The number -1 beside two
-        or more others is refused unless ``unknown`` says what it means.
+        or more others is refused unless ``unknown`` says what it means. It has to occur.
     :return: labels ``(N,)`` in int64, -1 where there is none, and the names ``(K,)``.
-    :raises ValueError: for less than two classes, for numbers with a fraction, and for anything else than
-        words, numbers and truth values.
+    :raises ValueError: for less than two classes, for numbers with a fraction, for a label ``unknown`` that
+        does not occur, and for anything else than words, numbers and truth values.
 
     >>> as_classes_with_names(["dog", None, "cat", " "], "label='animal'")
     (tensor([ 1, -1,  0, -1]), ('cat', 'dog'))
@@ -90,8 +90,13 @@ def as_classes_with_names(
     """
     words = [_word(entry, given) for entry in _entries(column, given)]
     gap = None if unknown is None else _word(unknown, "unknown")
-    words = [None if word is not None and _same(word, gap) else word for word in words]
     distinct = {word for word in words if word is not None}
+    meant = {word for word in distinct if _same(word, gap)}
+    if gap is not None and not meant:
+        reason = f"{given} holds no such label, but {_shown(sorted(distinct))}"
+        refuse_unused(reason, unknown=unknown)
+    words = [None if word in meant else word for word in words]
+    distinct -= meant
     if distinct and all(NUMBER.fullmatch(word) for word in distinct):
         names_of = {word: _whole_number(word, given) for word in distinct}
         names = sorted(set(names_of.values()), key=int)
@@ -134,6 +139,11 @@ def as_named_labels(column: Iterable[object], names: Sequence[str], given: str) 
             )
         y.append(numbers[word])
     return torch.tensor(y, dtype=torch.int64)
+
+
+def _shown(words: Sequence[str]) -> str:
+    """Some of the words, for a message."""
+    return ", ".join(words[:5]) + (", ..." if len(words) > 5 else "")
 
 
 def _entries(column: Any, given: str) -> list[object]:
