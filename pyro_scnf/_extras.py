@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
+
+from pyro_scnf._random import import_quietly
 
 __all__ = ["require"]
 
@@ -16,7 +17,7 @@ def require(module: str, extra: str) -> ModuleType:
     :raises ImportError: if the module is not installed.
     """
     try:
-        return importlib.import_module(module)
+        return import_quietly(module)
     except ImportError as error:
         raise ImportError(
             f"{module} is needed here; install it with: pip install 'pyro-scnf[{extra}]'"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+
+from pyro_scnf._random import import_quietly
 
 __all__ = ["lazy"]
 
@@ -23,8 +24,8 @@ def lazy(
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if not names[name]:
-            return importlib.import_module(f"{package}.{name}")
-        value: object = getattr(importlib.import_module(names[name]), name)
+            return import_quietly(f"{package}.{name}")
+        value: object = getattr(import_quietly(names[name]), name)
         setattr(sys.modules[package], name, value)  # the next time, Python finds it without this function
         return value
 

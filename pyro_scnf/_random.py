@@ -1,13 +1,30 @@
-"""Draws from a generator of the user's, for distributions that can draw from the global one alone."""
+"""Global random generators: they serve a generator of the user's, and stay as they are."""
 
 from __future__ import annotations
 
+import importlib
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
+import numpy as np
 import torch
 
-__all__ = ["drawing_from", "seeded"]
+__all__ = ["drawing_from", "import_quietly", "seeded"]
+
+
+def import_quietly(module: str) -> ModuleType:
+    """Import ``module``. Some libraries draw random numbers while they are imported; nobody notices that."""
+    if module in sys.modules:
+        return importlib.import_module(module)
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        return importlib.import_module(module)
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 @contextmanager

@@ -111,3 +111,14 @@ def test_one_version_everywhere():
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
     assert cited is not None
     assert {scnf.__version__, version("pyro-scnf")} == {cited[1]}
+
+
+def test_a_first_use_of_an_optional_library_leaves_the_random_generators():
+    """scikit-learn and Lightning draw numbers while they are imported."""
+    code = (
+        "import random, numpy, pyro_scnf\n"
+        "def state(): return random.getstate(), numpy.random.get_state()[1].tolist()\n"
+        "before = state(); pyro_scnf.datasets.toy('moons'); print(state() == before)\n"
+        "before = state(); pyro_scnf.training.fit; print(state() == before)"
+    )
+    assert run(code).split() == ["True", "True"]
