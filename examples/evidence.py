@@ -38,12 +38,15 @@ def row_numbers(path: Path) -> np.ndarray:
     """The row numbers in a file that ``np.save`` wrote."""
     try:
         rows = np.load(path)
-    except EOFError as error:
-        raise ValueError(f"{path} is empty") from error
-    except BadZipFile as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise ValueError(f"labelled: {error}") from error
+    except (EOFError, ValueError, BadZipFile) as error:
+        what = "is damaged, or no file that np.save wrote" if path.stat().st_size else "is empty"
+        raise ValueError(f"labelled: {path} {what}") from error
     if not isinstance(rows, np.ndarray):
-        raise ValueError(f"{path} holds several arrays, expected one of row numbers, as np.save writes it")
+        raise ValueError(
+            f"labelled: {path} holds several arrays, expected one of row numbers, as np.save writes it"
+        )
     return rows
 
 

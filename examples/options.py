@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from command_line import Parser, refuse, whole
@@ -32,15 +33,15 @@ def add_options(parser: Parser, second: str) -> None:
 
 def number_or_path(text: str) -> float | Path:
     """Reads ``--test``."""
-    return float(text) if text.replace(".", "", 1).isdecimal() else Path(text)
+    with suppress(ValueError):
+        return float(text)
+    return Path(text)
 
 
 def fill_in_data(
     args: argparse.Namespace, default: str, named: Collection[str] = (), *, small: str = "made"
 ) -> bool:
-    """Fill in ``--data`` and ``--labels``. Return whether the data are those of a smoke test.
-
-    They are in a smoke test that is given no data of any kind.
+    """Fill in ``--data`` and ``--labels``. Return whether a smoke test has to make its data.
 
     :param default: the data otherwise.
     :param named: the names of published sets, which keep 200 labels by default.

@@ -77,6 +77,8 @@ def test_rows_stay_in_the_order_of_the_source():
     assert (data.y == -1).tolist() == table["kind"].isna().tolist()
     assert np.allclose(data.x[data.y == -1][:, 0], table["length"][table["kind"].isna()])
     data = tabular(table, label="kind", test=0.3, seed=4)
+    for share in (np.float32(0.3), np.array(0.3), torch.tensor(0.3)):
+        assert torch.equal(tabular(table, label="kind", test=share, seed=4).x_test, data.x_test)
     train, tested = held_out_test(as_classes_with_names(table["kind"], "")[0], 0.3, 4)
     assert np.allclose(column(data, "length"), table["length"].to_numpy()[train])
     assert np.allclose(column(data, "length", test=True), table["length"].to_numpy()[tested])

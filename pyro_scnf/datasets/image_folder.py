@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf.datasets.labelled import SHARE
 
 __all__ = ["LabelledImages", "Picture", "as_square", "content_of", "read_folder"]
 
@@ -63,7 +64,7 @@ def read_folder(
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{argument}={str(source)!r}: there is no such folder; expected one with a sub-folder of images "
-            "for each class"
+            f"for each class{SHARE.rstrip(',') if argument == 'test' else ''}"
         )
     found: dict[str, list[Path]] = {}
     for part in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):

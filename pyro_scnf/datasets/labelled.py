@@ -30,6 +30,7 @@ from pyro_scnf.datasets.splits import (
 )
 
 __all__ = [
+    "SHARE",
     "as_classes_with_names",
     "as_named_labels",
     "choose_labels",
@@ -41,6 +42,9 @@ __all__ = [
 
 TEST_SHARE = 0.2
 """The share of the labelled rows to test on, if the user gives none."""
+
+SHARE = ", a share such as 0.2,"
+"""What test data may be besides data, for messages about missing files."""
 
 GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "NULL", "null"})
 """Words that mean a gap: nothing, and what pandas, R, databases and spreadsheets write for it."""
@@ -201,11 +205,13 @@ def drawn_share(test: object) -> float | None:
 
     :param test: the user's argument. ``None`` means 0.2.
     """
-    if isinstance(test, bool):
+    if isinstance(test, Tensor | np.ndarray) and not test.ndim:
+        test = test.item()
+    if isinstance(test, bool | np.bool_):
         raise ValueError(f"test={test}: expected a share such as 0.2, 0 for no test rows, or test data")
     if test is None:
         return TEST_SHARE
-    return float(test) if isinstance(test, int | float) else None
+    return float(test) if isinstance(test, Real) else None
 
 
 def held_out_test(y: Tensor, share: float, seed: int, given: str = "test") -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels
-from pyro_scnf.datasets.labelled import as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.labelled import SHARE, as_classes_with_names, as_named_labels, column_of
 from pyro_scnf.datasets.text_files import DAMAGED, read_csv
 
 __all__ = ["TABLES", "Table", "TableSet", "read_own_table", "read_table_set"]
@@ -224,7 +224,7 @@ def _read(source: Any, argument: str) -> tuple[Any, Any]:
             )
         return source, None
     path, given = Path(source).expanduser(), f"{argument}={str(source)!r}"
-    known = f", one of the tables {', '.join(map(repr, TABLES))}," if argument == "source" else ""
+    known = f", one of the tables {', '.join(map(repr, TABLES))}," if argument == "source" else SHARE
     if not path.is_file():
         raise FileNotFoundError(
             f"{given}: there is no such file; expected the path of a file ({', '.join(ENDINGS)}){known} or a "

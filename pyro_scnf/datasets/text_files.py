@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_scnf.datasets.labelled import as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.labelled import SHARE, as_classes_with_names, as_named_labels, column_of
 
 __all__ = ["DAMAGED", "TEXTS", "Corpus", "TextFile", "TextSet", "read_csv", "read_own", "read_set"]
 
@@ -212,7 +212,7 @@ def _table(source: Any, argument: str) -> tuple[Any, str]:
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         if not path.is_file():
-            known = f", one of the sets {', '.join(map(repr, TEXTS))}," if argument == "source" else ""
+            known = f", one of the sets {', '.join(map(repr, TEXTS))}," if argument == "source" else SHARE
             raise FileNotFoundError(
                 f"{argument}={str(source)!r}: there is no such file; expected the path of a CSV file{known} "
                 "or a data frame"
