@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+import out_folder
 import torch
 
 import pyro_scnf as scnf
@@ -74,9 +74,8 @@ def parse(parser: Parser, out: str) -> argparse.Namespace:
     """
     args = parser.parse_args()
     args.out = Path("out") / out.format(**vars(args)) if args.out is None else args.out
-    folder = next(path for path in (args.out, *args.out.absolute().parents) if path.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        refuse(f"--out: {folder} is no folder that can be written to; give another one")
+    with refusing(args):
+        out_folder.check(args.out)
     found, wanted = torch.cuda.device_count(), getattr(args, "devices", 1)
     if getattr(args, "device", "cpu") == "cuda" and found < wanted:
         refuse(f"--device, --devices: there are {found} CUDA devices, not {wanted}; --device cpu needs none")

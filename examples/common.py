@@ -12,6 +12,7 @@ from pathlib import Path
 import threads  # before torch
 import torch
 from command_line import Parser, refusing, whole
+from out_folder import folder
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
@@ -31,10 +32,10 @@ def parser(description: str) -> Parser:
     seed = "seed of the data split and of training"
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help=seed)
     parser.add_argument("--steps", type=whole(), help="optimiser steps; by default those of the preset")
-    parser.add_argument("--out", type=Path, help="folder for metrics, figures and checkpoints")
+    parser.add_argument("--out", type=folder, help="folder for metrics, figures and checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=whole(), help="CPU threads; by default the fastest number")
+    parser.add_argument("--threads", type=whole(1, threads.MOST), help="CPU threads; default: the fastest")
     parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     return parser
 

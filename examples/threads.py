@@ -1,8 +1,7 @@
 """Choose the number of CPU threads of an example. Import this module before torch.
 
-torch loads OpenMP, which then reads its settings. By default, threads that wait for each other spin for a
-long time, which slows a run down badly where other processes use the same cores. Here they spin briefly and
-then sleep. ``benchmarks/speed/threads.py`` compares these ways to wait.
+torch loads OpenMP, which then reads its settings. By default, threads that wait spin for long, which slows a
+run down badly beside other processes. Here they soon sleep; ``benchmarks/speed/threads.py`` compares both.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 import torch
 
 ROUNDS, SECONDS = 5, 8.0  # measure one to five rounds; start no further one after 8 seconds
-GAIN = 1.15  # choose more threads only if they are faster by this factor
+GAIN, MOST = 1.15, 1024  # choose more threads only if they are faster by this factor; never more than MOST
 
 
 def available_cores() -> int:
@@ -77,8 +76,11 @@ def set_threads(step: Callable[[], object], out: Path, *, given: int | None, res
     file = out / "threads.txt"
     if given is not None:
         threads, reason = given, "as given"
-    elif resume and file.exists() and file.read_text().strip().isdecimal():
-        threads, reason = int(file.read_text()), "as before"
+    elif resume and file.exists():
+        text = file.read_text(errors="replace").strip()
+        if not text.isdecimal() or not 1 <= int(text) <= MOST:
+            raise ValueError(f"{file} holds {text[:20]!r}, expected 1 to {MOST}; give --threads N")
+        threads, reason = int(text), "as before"
     else:
         threads, reason = fastest(step), "measured now; --threads N overrides"
     torch.set_num_threads(threads)

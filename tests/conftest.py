@@ -46,7 +46,7 @@ def load_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ca
     monkeypatch.setattr(sys, "path", list(sys.path))  # the examples append to it
     monkeypatch.chdir(tmp_path)
     yield lambda name, run_name="example": runpy.run_path(str(COMPOSING / f"{name}.py"), run_name=run_name)
-    for module in (*(path.stem for path in COMPOSING.glob("*.py")), "command_line"):
+    for module in (*(path.stem for path in COMPOSING.glob("*.py")), "command_line", "out_folder"):
         sys.modules.pop(module, None)
 
 

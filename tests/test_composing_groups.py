@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pyro.distributions as dist
 import pytest
@@ -142,3 +143,11 @@ def test_it_runs_from_start_to_end(smoke, name):
     for rows in metrics["estimates"].values():
         assert {"truth", "mean", "low", "high"} == set(rows)
         assert all(low <= mean <= high for _, mean, low, high in zip(*rows.values(), strict=True))
+
+
+def test_a_folder_that_cannot_be_made_is_told(load_example, monkeypatch, capsys, tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(sys, "argv", ["bags.py", "--out", "run"])
+    with pytest.raises(SystemExit):
+        load_example("bags", "__main__")
+    assert capsys.readouterr().err.startswith("bags.py: error: --out: ")

@@ -19,7 +19,17 @@ import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData, digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SHARED = ("command_line", "common", "comparisons", "digits", "evidence", "figures", "options", "threads")
+SHARED = (
+    "command_line",
+    "common",
+    "comparisons",
+    "digits",
+    "evidence",
+    "figures",
+    "options",
+    "out_folder",
+    "threads",
+)
 
 
 @pytest.fixture
@@ -52,6 +62,21 @@ REFUSED = {
     "seed": ("toy --seed -1", "--seed: '-1': expected a whole number of 0 to 4294967295"),
     "large seed": ("toy --seed 4294967296", "--seed: '4294967296': expected a whole number of 0 to"),
     "threads": ("toy --threads 0", "--threads: '0': expected"),
+    "many threads": ("toy --threads 99999999", "--threads: '99999999': expected a whole number of 1 to 1024"),
+    "no folder": ("toy --out=", "--out: '': expected the path of a folder"),
+    "a folder in place of a file": (
+        "toy --out taken",
+        "--out: .*the folder taken/model.pt has the name of a",
+    ),
+    "a table for row numbers": (
+        "mnist --data digits --labelled table.csv",
+        "error: --labelled: labelled: table.csv is damaged, or no file that np.save wrote",
+    ),
+    "a negative share": (
+        "tabular --smoke-test --test -0.2",
+        "--test: test=-0.2: expected a finite number from",
+    ),
+    "per cents": ("tabular --smoke-test --test 20%", "--test: test='20%': there .*, a share such as 0.2, or"),
     "no labels": ("digits --labels-per-class 0", "--labels-per-class: '0': expected a whole number"),
     "labels": (
         "toy --labels-per-class 501",
@@ -176,6 +201,7 @@ REFUSED = {
 def test_what_cannot_work_is_refused_in_one_line(case, run, tmp_path):
     command, message = REFUSED[case]
     (tmp_path / "a_file").touch()
+    (tmp_path / "taken" / "model.pt").mkdir(parents=True)
     (tmp_path / "a_zip").write_bytes(b"PK\x03\x04")
     (tmp_path / "table.csv").write_text("x,y\n1,p\n2,q\n")
     np.savez(tmp_path / "ready.npz", x=np.eye(2))

@@ -60,6 +60,14 @@ def test_a_resumed_run_keeps_its_number(threads, tmp_path):
     assert (tmp_path / "threads.txt").read_text() == "2\n"
 
 
+@pytest.mark.parametrize("content", [b"0\n", b"\xff\xfe2", b"", b"99999999"])
+def test_a_file_that_tells_no_number_of_threads_is_named(threads, tmp_path, content):
+    (tmp_path / "threads.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"threads\.txt holds .*, expected 1 to 1024; give --threads N"):
+        threads.set_threads(never, tmp_path, given=None, resume=True)
+    assert (tmp_path / "threads.txt").read_bytes() == content
+
+
 @pytest.mark.parametrize(("resume", "old"), [(False, None), (False, "1\n"), (True, None)])
 def test_a_run_without_a_number_to_keep_measures(threads, tmp_path, resume, old):
     """A new run ignores the number of an older run in the same folder."""

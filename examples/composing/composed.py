@@ -17,8 +17,9 @@ from torch import Tensor
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
 
-sys.path.append(str(Path(__file__).parents[1]))  # command_line serves all examples
+sys.path.append(str(Path(__file__).parents[1]))  # for what serves all examples
 import command_line
+import out_folder
 
 K = 3
 
@@ -28,10 +29,11 @@ def parse(description: str, name: str) -> argparse.Namespace:
     parser = command_line.Parser(description)
     seed = command_line.whole(0, 2**32 - 1)
     parser.add_argument("--seed", type=seed, default=0, help="seed of data and inference")
-    parser.add_argument("--out", type=Path, help="folder for metrics and figures")
+    parser.add_argument("--out", type=out_folder.folder, help="folder for metrics and figures")
     parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     args = command_line.parse(parser, name)
-    args.out.mkdir(parents=True, exist_ok=True)
+    with command_line.refusing(args, "out"):
+        args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     return args
 
