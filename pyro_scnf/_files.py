@@ -25,7 +25,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
     A process killed at any moment leaves the old file or the new one. It may also leave ``.NAME.partial``,
     which the next writer replaces.
     """
-    target = Path(path).resolve()  # a link keeps pointing to the file
+    target = Path(path).expanduser().resolve()  # a link keeps pointing to the file
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,9 @@ def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cp
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if the file is damaged or holds anything else.
     """
-    with Path(path).open("rb") as file:  # outside the try block: a missing file has its own error
+    with (
+        Path(path).expanduser().open("rb") as file
+    ):  # outside the try block: a missing file has its own error
         try:
             if zipfile.is_zipfile(file):
                 broken = zipfile.ZipFile(file).testzip()

@@ -98,7 +98,7 @@ def load(
     trust: Sequence[str] = (),
     device: torch.device | str | None = None,
 ) -> SemiSupervisedModel:
-    """The model in the file ``path``, in the dtype in which it was saved.
+    """The model in the file ``path``, each parameter in the dtype in which it was saved.
 
     The file was written by :func:`save`, or is a checkpoint of training: ``best.ckpt`` or ``last.ckpt`` of
     :func:`pyro_scnf.training.fit`. From a checkpoint come the averaged weights, if training averaged them.
@@ -187,6 +187,9 @@ def _rebuild(
         raise ValueError(f"{path}: the model that it describes cannot be built: {error!r}") from error
     try:
         model.to(dtype=next((value.dtype for value in state.values() if value.is_floating_point()), None))
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in state:  # parts may differ in dtype
+                tensor.data = tensor.data.to(state[name].dtype)
         model.load_state_dict(state)
     except Exception as error:
         raise ValueError(f"{path}: its parameters do not fit the model that it describes: {error}") from error

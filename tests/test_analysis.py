@@ -271,6 +271,10 @@ def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
     (tmp_path / "log/version_old").mkdir()
     (tmp_path / "log/version_old/metrics.csv").write_text("of somebody else\n")
     assert analysis.read_log(tmp_path) == curves
+    for damaged in (b"epoch,step,loss\n0,49,4.9,\xff\n", b"epoch,step,loss\n0,49,much\n"):
+        (tmp_path / "log/version_1/metrics.csv").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"version_1/metrics\.csv is damaged, or no log of fit"):
+            analysis.read_log(tmp_path)
     with pytest.raises(ValueError, match="out is of type int, expected the path of a folder"):
         analysis.read_log(3)
     with pytest.raises(FileNotFoundError, match="there is no log; train with"):

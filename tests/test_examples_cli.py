@@ -74,7 +74,7 @@ REFUSED = {
     ),
     "a negative share": (
         "tabular --smoke-test --test -0.2",
-        "--test: test=-0.2: expected a finite number from",
+        "--test: test=-0.2: expected a finite number of at least 0",
     ),
     "per cents": ("tabular --smoke-test --test 20%", "--test: test='20%': there .*, a share such as 0.2, or"),
     "no labels": ("digits --labels-per-class 0", "--labels-per-class: '0': expected a whole number"),

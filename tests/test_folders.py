@@ -185,6 +185,13 @@ def test_a_checkpoint_of_another_program_in_the_working_folder_is_not_read(tmp_p
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
+def test_a_folder_below_the_home_folder_is_found_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    train("~/run", steps=1, log="csv")
+    assert contents(tmp_path).keys() == {"home/run/last.ckpt", "home/run/log/version_0/metrics.csv"}
+
+
 def test_resume_in_a_new_folder_begins_there(tmp_path):
     assert_as_uninterrupted(train(tmp_path / "a/b", resume=True, validated=True), validated=True)
 

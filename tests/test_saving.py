@@ -155,6 +155,18 @@ def test_parts_of_unknown_origin_are_named(flow, name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_parts_of_another_dtype_keep_it(tmp_path, monkeypatch):
+    model = small_model()
+    model.flow.prior.double()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    scnf.save(model, "~/model.pt")
+    loaded = scnf.load(tmp_path / "model.pt").state_dict()
+    assert {name: value.dtype for name, value in loaded.items()} == {
+        name: value.dtype for name, value in model.state_dict().items()
+    }
+    assert {value.dtype for value in loaded.values()} >= {torch.float32, torch.float64}
+
+
 def test_only_models_are_saved(tmp_path):
     with pytest.raises(ValueError, match="expected a SemiSupervisedModel itself, got a SemiConditionalFlow"):
         scnf.save(small_model().flow, tmp_path / "model.pt")

@@ -14,13 +14,15 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
     :param out: the folder of the run.
     :return: for each quantity, its values by step.
     :raises FileNotFoundError: if there is no log.
+    :raises ValueError: if a file of the log is damaged. The message names it.
 
     A line that a killed run left unfinished is skipped.
     """
     if not isinstance(out, str | Path):
         raise ValueError(f"out is of type {type(out).__name__}, expected the path of a folder")
     numbered = (
-        (part.parent.name.split("_")[1], part) for part in Path(out).glob("log/version_*/metrics.csv")
+        (part.parent.name.split("_")[1], part)
+        for part in Path(out).expanduser().glob("log/version_*/metrics.csv")
     )
     parts = [part for _, part in sorted((int(number), part) for number, part in numbered if number.isdigit())]
     if not parts:
@@ -29,11 +31,19 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
         )
     curves: dict[str, dict[int, float]] = {}
     for part in parts:
-        with part.open() as file:
-            for row in csv.DictReader(file):
-                if None in row.values() or not row.get("step"):  # fewer columns than the header has
-                    continue
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        curves.setdefault(name, {})[int(row["step"])] = float(value)
+        try:
+            _read_part(part, curves)
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f"{part} is damaged, or no log of fit: {error}") from error
     return curves
+
+
+def _read_part(part: Path, curves: dict[str, dict[int, float]]) -> None:
+    """Add the quantities in one file to ``curves``."""
+    with part.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if None in row.values() or not row.get("step"):  # fewer columns than the header has
+                continue
+            for name, value in row.items():
+                if value and name not in ("step", "epoch"):
+                    curves.setdefault(name, {})[int(row["step"])] = float(value)

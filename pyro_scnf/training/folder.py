@@ -40,7 +40,7 @@ def check_folder(out: str | Path, log: str | None) -> Path:
     """
     if not isinstance(out, str | os.PathLike):
         raise ValueError(f"out={out!r}: expected the path of a folder")
-    folder = Path(out)
+    folder = Path(out).expanduser()
     names = ["", *([] if log is None else [LOGS[log]])]
     for place in (folder / name for name in names):
         try:
