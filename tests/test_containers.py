@@ -179,6 +179,7 @@ def test_columns_that_lose_their_digits_are_warned_of():
         warnings.simplefilter("error")
         made(times.assign(weight=times["weight"] - times["weight"].mean()))
         made(FRAME.assign(weight=0.1))  # a constant loses nothing
+        made(FRAME.assign(weight=[0.1 + 0.2, 0.3, 0.3, 0.3]))  # nor does one that was computed in two ways
         made(x_test=np.array([[0.1, 0.3]]), y_test=[0])
         torch.set_default_dtype(torch.float64)
         made(times, x_test=X[:2].double())

@@ -545,10 +545,11 @@ def test_files_of_miniboone_that_are_something_else(tmp_path):
     file = tmp_path / "MiniBooNE_PID.txt"
     for content, message in (
         ("1.5 2 3\n", "begins with .*expected two numbers of rows"),
+        ("\xff\xfe\n", r"MiniBooNE_PID\.txt begins with .*expected two numbers of rows"),
         ("1 2\n1 2\n3 4\n", r"holds 2 rows, expected the 1 \+ 2"),
         ("1 1\n1 b\n3 4\n", r"MiniBooNE_PID\.txt is no table of numbers"),
     ):
-        file.write_text(content)
+        file.write_text(content, encoding="latin-1")
         with pytest.raises(ValueError, match=message):
             tabular("miniboone", root=tmp_path)
     np.savez(tmp_path / "miniboone_balanced.npz", X=np.eye(3), y=np.arange(3))

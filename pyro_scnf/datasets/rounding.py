@@ -65,18 +65,18 @@ def coarse_columns(x: Tensor, exact: np.ndarray) -> dict[int, tuple[float, float
     :param exact: the numbers in double precision.
     """
     error, limit = np.abs(exact - x.double().numpy()), _resolution(x.dtype)
-    worst = error.argmax(0)
-    coarse = (np.take_along_axis(error, worst[None], 0)[0] > limit * exact.std(0)) & (np.ptp(exact, 0) > 0)
+    coarse = error.max(0) > limit * exact.std(0)
     found, step = {}, -(-len(exact) // ENOUGH)
     some, errors = exact[::step].T.copy(), error[::step].T.copy()
     for column in range(len(coarse)):
         if coarse[column]:
-            row = worst[column]
-            found[column] = float(exact[row, column]), float(error[row, column])
-            continue
-        rare = _rare(some[column])
-        numbers, lost = some[column][rare], errors[column][rare]
-        if len(numbers) and lost.max() > limit * numbers.std() and np.ptp(numbers) > noise_of(numbers).max():
+            numbers, lost = exact[:, column], error[:, column]
+        else:
+            rare = _rare(some[column])
+            numbers, lost = some[column][rare], errors[column][rare]
+            if not rare.any() or lost.max() <= limit * numbers.std():
+                continue
+        if np.ptp(numbers) > noise_of(numbers).max():
             found[column] = float(numbers[lost.argmax()]), float(lost.max())
     return found
 

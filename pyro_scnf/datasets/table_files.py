@@ -68,7 +68,7 @@ def _read_miniboone(path: Path) -> dict[str, np.ndarray]:
     """All signal rows, and the first as many background rows."""
     if path.suffix == ".npz":
         return _arrays(path, str(path))
-    with path.open() as file:
+    with path.open(errors="replace") as file:
         counts = file.readline().split()
         if len(counts) != 2 or not all(count.isdecimal() for count in counts):
             raise ValueError(f"{path} begins with {counts[:3]}, expected two numbers of rows")
