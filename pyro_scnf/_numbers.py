@@ -107,7 +107,8 @@ def check_kinds(**given: tuple[object, type]) -> None:
     """Raise for the first of the named values that is not of the type beside it."""
     for name, (value, kind) in given.items():
         if not isinstance(value, kind):
-            raise ValueError(f"{name} is of type {type(value).__name__}, expected a {kind.__name__}")
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise ValueError(f"{name} is of type {type(value).__name__}, expected {article} {kind.__name__}")
 
 
 def check_word(name: str, value: object, words: Iterable[str]) -> None:

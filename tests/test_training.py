@@ -478,7 +478,7 @@ def test_options_are_objects():
     data = make_data()
     for options in ({"optimisation": "adam"}, {"optimisation": Optimisation}, {"machine": "cpu"}):
         (name,) = options
-        with pytest.raises(ValueError, match=rf"{name}=.*: expected an? {name.title()}"):
+        with pytest.raises(ValueError, match=rf"{name} is of type .*, expected an? {name.title()}"):
             fit(make_model(data), data, steps=1, progress=False, **options)
 
 
