@@ -64,6 +64,7 @@ REFUSED = {
     "threads": ("toy --threads 0", "--threads: '0': expected"),
     "many threads": ("toy --threads 99999999", "--threads: '99999999': expected a whole number of 1 to 1024"),
     "no folder": ("toy --out=", "--out: '': expected the path of a folder"),
+    "a link to nothing": ("toy --out link", "--out: out: link cannot be made a folder: .*; give another one"),
     "a folder in place of a file": (
         "toy --out taken",
         "--out: .*the folder taken/model.pt has the name of a",
@@ -201,6 +202,7 @@ REFUSED = {
 def test_what_cannot_work_is_refused_in_one_line(case, run, tmp_path):
     command, message = REFUSED[case]
     (tmp_path / "a_file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "taken" / "model.pt").mkdir(parents=True)
     (tmp_path / "a_zip").write_bytes(b"PK\x03\x04")
     (tmp_path / "table.csv").write_text("x,y\n1,p\n2,q\n")

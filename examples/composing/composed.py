@@ -32,8 +32,7 @@ def parse(description: str, name: str) -> argparse.Namespace:
     parser.add_argument("--out", type=out_folder.folder, help="folder for metrics and figures")
     parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     args = command_line.parse(parser, name)
-    with command_line.refusing(args, "out"):
-        args.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     return args
 
