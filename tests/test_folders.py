@@ -61,6 +61,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "batch size": ({"batch_size": 0}, "batch_size=0"),
     "labelled batch size": ({"labelled_batch_size": -1}, "labelled_batch_size=-1"),
     "processes": ({"machine": Machine(devices=7)}, "processes"),
+    "no name of a folder": ({"out": ""}, "out='': expected the path of a folder"),
     "log": ({"log": "paper"}, "log='paper'"),
     "terms": ({"terms": "consistency"}, "consistency needs a second view"),
     "guide": ({"guide": "none"}, "guide='none'"),

@@ -38,7 +38,7 @@ def check_folder(out: str | Path, log: str | None) -> Path:
 
     :param log: the kind of log that will be written, if any.
     """
-    if not isinstance(out, str | os.PathLike):
+    if not isinstance(out, str | os.PathLike) or not str(out).strip():
         raise ValueError(f"out={out!r}: expected the path of a folder")
     folder = Path(out).expanduser()
     names = ["", *([] if log is None else [LOGS[log]])]
