@@ -63,8 +63,8 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                     raise RuntimeError(NO_JACOBIAN.format(data))
         elif in_guide is not None:
             carriers = _carriers(name, own, auxiliary) if is_delta(in_guide["fn"]) else []
-            for entropy in [*carriers, *([] if _is_point(in_guide["fn"]) else [in_guide])]:
-                _check_alike(name, site, entropy)
+            for each in (*carriers, in_guide):
+                _check_alike(name, site, each)
         elif "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
             _refuse_latent(name, site["fn"])
     for name, site in left.items():
@@ -105,7 +105,7 @@ def _check_alike(name: str, site: Message, guided: Message) -> None:
     # With draws that have a gradient, plates only say how a density is summed up. So does to_event.
     if not getattr(guided["fn"], "has_rsample", False) and plates[0] != plates[1]:
         different.append(f"plates ({plates[0]} and {plates[1]})")
-    if different:
+    if different and not _is_point(guided["fn"]):
         raise RuntimeError(
             f"the site {name!r} differs between model and guide in {', '.join(different)}: the loss would be "
             "no bound of the likelihood. Put it in the guide under the plates, with their sizes, and under "
