@@ -212,9 +212,9 @@ def test_energies_can_be_minimised():
     assert all(g.abs().max() > 0 for g in gradients(flow, total).values() if g.numel() > 1)
 
 
-def small(prior: str = "gmm") -> scnf.SemiSupervisedModel:
+def small(prior: str = "gmm", num_classes: int = 3) -> scnf.SemiSupervisedModel:
     f_w = scnf.flows.ffjord(2, blocks=2, hidden=(6,), solver=TIGHT)
-    flow = scnf.SemiConditionalFlow(f_w, prior, 3)
+    flow = scnf.SemiConditionalFlow(f_w, prior, num_classes)
     return perturb(scnf.SemiSupervisedModel(flow, num_labelled=10, num_unlabelled=100)).double()
 
 
@@ -415,7 +415,7 @@ def test_numbers_that_are_not_finite_are_named():
         flow.net.layers[0].map.bias[0] = math.nan
     with pytest.raises(T.SolverError, match="the velocity is not finite"):
         flow.inverse_and_ladj(x)
-    model = small().float()
+    model = small(num_classes=2).float()
     with torch.no_grad():
         model.flow.transform.stages[0].layers[0].net.layers[0].map.bias[0] = math.nan
     data = scnf.datasets.toy("moons", num_train=60, num_test=4, seed=0)
