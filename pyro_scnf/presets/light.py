@@ -169,7 +169,10 @@ MNIST_CPU = Preset(
     draws=4,
     features="deskew",
     graph=GraphOptions("hog", components=80, method="poisson"),
-    terms_without_graph=(Classification(200.0, end=0.3), Consistency(200.0, end=0.3)),
+    terms_without_graph=(
+        Classification(200.0, end=0.3),
+        Consistency(200.0, start=0.0, until=0.3, kind="probabilities"),
+    ),
 )
 """MNIST on two CPU cores.
 
