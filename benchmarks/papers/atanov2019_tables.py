@@ -101,7 +101,7 @@ def show(row: Row, records: list[dict[str, Any]]) -> None:
         errors = summary([m["test_error_pct"] for m in done], 2)
         bits = summary([m["test_bits_per_dim"] for m in done], 4)
         minutes = summary([m["seconds_in_all"] / 60 for m in done], 1)
-        print(f"{paper}  |{errors:>16}{bits:>18}  {len(done)} seeds, {minutes} min")
+        print(f"{paper}  |{errors:>16}{bits:>18}  {len(done)} seed(s), {minutes} min")
     elif records:
         print(f"{paper}  |  not finished, at step {max(metrics['steps'] for metrics in records)}")
     else:

@@ -169,7 +169,7 @@ def paper_table(paper: Record, ours: Record) -> list[str]:
         if done:
             error = spread([run["test_error_pct"] for run in done], 2)
             bits = spread([run["test_bits_per_dim"] for run in done], 4)
-            state = f"{len(done)} seeds"
+            state = f"{len(done)} seed{'s' * (len(done) > 1)}"
         else:
             state = f"stopped at step {max(run['steps'] for run in ours[name])}" if ours[name] else "not run"
         rows.append((name, theirs["error_pct"], error, theirs["bits_per_dim"], bits, state))
