@@ -12,7 +12,7 @@ from pyro_scnf.flows import ffjord, glow, realnvp
 from pyro_scnf.presets.base import GraphOptions, ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
-from pyro_scnf.terms import Classification, Consistency
+from pyro_scnf.terms import Classification
 from pyro_scnf.training.options import Optimisation
 from pyro_scnf.transforms.compose import Layer
 
@@ -169,10 +169,7 @@ MNIST_CPU = Preset(
     draws=4,
     features="deskew",
     graph=GraphOptions("hog", components=80, method="poisson"),
-    terms_without_graph=(
-        Classification(200.0, end=0.3),
-        Consistency(200.0, start=0.0, until=0.3, kind="probabilities"),
-    ),
+    terms_without_graph=(Classification(200.0, end=0.3),),
 )
 """MNIST on two CPU cores.
 
