@@ -148,25 +148,18 @@ BENCHMARKS = (
         )
         for table, (seeds, minutes, mnist) in FLOWGMM.items()
     ),
-    Benchmark(
-        "atanov2019_table2",
-        "cpu",
-        "papers.atanov2019_tables",
-        4,
-        ("--table", "2", *LIGHT),
-        resumes=True,
-        smoke=SMOKE_2,
-        mnist=True,
-    ),
-    Benchmark(
-        "atanov2019_table3",
-        "cpu",
-        "papers.atanov2019_tables",
-        4,
-        ("--table", "3", *LIGHT),
-        resumes=True,
-        smoke=SMOKE_3,
-        mnist=True,
+    *(
+        Benchmark(
+            f"atanov2019_table{table}",
+            "cpu",
+            "papers.atanov2019_tables",
+            4,
+            ("--table", table, *LIGHT),
+            resumes=True,
+            smoke=smoke,
+            mnist=True,
+        )
+        for table, smoke in (("2", SMOKE_2), ("3", SMOKE_3))
     ),
     Benchmark("toy_table", "cpu", "papers.toy_table", 4, resumes=True, smoke=("--only", "GMM, moons")),
     Benchmark("continuous_digits", "cpu", "accuracy.continuous_digits", 6),

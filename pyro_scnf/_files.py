@@ -67,9 +67,8 @@ def read_plain(path: str | Path, expected: str, map_location: MAP_LOCATION = "cp
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if the file is damaged or holds anything else.
     """
-    with (
-        Path(path).expanduser().open("rb") as file
-    ):  # outside the try block: a missing file has its own error
+    # Opened outside the try block, because a missing file has its own error.
+    with Path(path).expanduser().open("rb") as file:
         try:
             if zipfile.is_zipfile(file):
                 broken = zipfile.ZipFile(file).testzip()

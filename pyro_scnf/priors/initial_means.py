@@ -134,16 +134,14 @@ def check_labelled(means: str, y: Tensor, classes: int) -> None:
 def means_of_rows(means: str, before: Tensor, z_f: Tensor, y: Tensor, separation: float) -> Tensor:
     """The means of classes at the latents of their rows.
 
-    :param means: one of :data:`BY_LABELS`.
+    :param means: one of :data:`BY_LABELS`, whose labels :func:`check_labelled` has seen.
     :param before: the means so far, ``(K, J, *event_shape)`` for J components of each class.
     :param z_f: latents ``(B, *event_shape)``.
     :param y: their labels, -1 where unknown.
     :return: ``(K, J, *event_shape)``. Where there are fewer different rows than components, the other
         components keep their means.
-    :raises ValueError: for ``"latents"`` and a class without a labelled row.
     """
     classes, components = before.shape[:2]
-    check_labelled(means, y, classes)
     known = [k for k in range(classes) if bool((y == k).any())]
     missing = [k for k in range(classes) if k not in known]
     if means == "auto" and known and missing:
