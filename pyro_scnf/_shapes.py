@@ -127,6 +127,11 @@ def reference_tensor(module: nn.Module) -> Tensor:
 
 def no_autocast(device_type: str) -> AbstractContextManager[object]:
     """A context without autocast. Where autocast does not exist, as on the meta device, it does nothing."""
-    if not torch.amp.is_autocast_available(device_type):
+    if not _has_autocast(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+@torch.compiler.assume_constant_result  # torch.compile in PyTorch 2.11 cannot trace the function itself
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)

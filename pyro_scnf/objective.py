@@ -63,7 +63,8 @@ class Objective(PortableModule):
         super().__init__()
         check_at_least(1, num_particles=num_particles)
         check_flag(vectorize_particles=vectorize_particles)
-        if isinstance(model, _WithTerms) and not make_terms(terms):
+        _check_programs(model, guide)
+        if isinstance(model, WithTerms) and not make_terms(terms):
             model, terms = model.model, model.terms  # the same loss, with its parts by name
         if max_plate_nesting is not None:
             check_at_least(0, max_plate_nesting=max_plate_nesting)
@@ -167,6 +168,17 @@ class Objective(PortableModule):
             super().zero_grad(set_to_none)
 
 
+def _check_programs(model: object, guide: object) -> None:
+    """Raise unless model and guide can be called."""
+    if isinstance(guide, str):
+        raise ValueError(f"guide={guide!r}: expected a guide; give pyro_scnf.make_guide({guide!r}, model)")
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise ValueError(
+                f"{name} is a {type(program).__name__}, expected a Pyro {name}, a function or module"
+            )
+
+
 def _taken(model: Callable[..., object]) -> set[str]:
     """The arguments of training terms that go to the model. A model of a user's own may have them, too."""
     names = {"pairs", "view", "progress"}
@@ -242,7 +254,8 @@ def elbo(
     :return: a module, see :class:`Objective`. Called with the arguments of the model, it returns the loss, a
         scalar.
     :raises ValueError: if a term is unknown, if there are terms and ``model`` is no
-        :class:`~pyro_scnf.SemiSupervisedModel`, or for a number that is out of range.
+        :class:`~pyro_scnf.SemiSupervisedModel`, for a number that is out of range, or a model or guide that
+        cannot be called.
 
     >>> f_w = pyro_scnf.flows.glow((2,), steps=1)
     >>> flow = pyro_scnf.SemiConditionalFlow(f_w, "gmm", 3)
@@ -278,10 +291,10 @@ def with_terms(model: SemiSupervisedModel, terms: Terms) -> Callable[..., object
     >>> x, y = torch.randn(8, 2), torch.tensor([0, 1])
     >>> loss = svi.step(x[:2], y, x[2:], progress=0.5)
     """
-    return _WithTerms(_checked(model), make_terms(terms))
+    return WithTerms(_checked(model), make_terms(terms))
 
 
-class _WithTerms(PortableModule):
+class WithTerms(PortableModule):
     """A model with factors for training terms."""
 
     def __init__(self, model: SemiSupervisedModel, terms: dict[str, TrainingTerm]) -> None:
@@ -310,7 +323,7 @@ class _WithTerms(PortableModule):
 
 def _checked(model: object) -> SemiSupervisedModel:
     """Raise unless training terms can see into ``model``."""
-    if isinstance(model, _WithTerms):
+    if isinstance(model, WithTerms):
         raise ValueError("terms: the model has terms already; give all of them in one place")
     if not isinstance(model, SemiSupervisedModel):
         raise ValueError(

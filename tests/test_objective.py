@@ -674,6 +674,19 @@ def test_a_flat_prior_that_is_a_masked_density(flow, x):
     assert values[0] == pytest.approx(values[1], rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("model", "guide", "message"),
+    [
+        (None, None, "model is a NoneType, expected a Pyro model, a function or module"),
+        (lambda: None, None, "guide is a NoneType, expected a Pyro guide, a function or module"),
+        (lambda: None, "em", r"guide='em': expected a guide; give pyro_scnf\.make_guide\('em', model\)"),
+    ],
+)
+def test_model_and_guide_can_be_called(model, guide, message):
+    with pytest.raises(ValueError, match=message):
+        scnf.elbo(model, guide)
+
+
 def test_a_subclass_of_the_ready_model_gets_its_own_arguments(flow, x):
     class Warmed(scnf.SemiSupervisedModel):
         def forward(self, *args, progress=0.0, **kwargs):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pyro
 import pytest
 import torch
-from helpers import counting, toy_flow
+from helpers import counting, image_flow, toy_flow
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.nn import PyroModule
 from pyro.optim import Adam
 from pyro.poutine.messenger import Messenger
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_scnf as scnf
 from pyro_scnf import sharing
@@ -48,6 +50,7 @@ class Outer(PyroModule):
         return self.scnf(*args)
 
 
+PRIORS = ("flow", "gmm", "student-t", "flowgmm")
 ARGS = [(X,), (X, Y), (X, torch.where(Y > 1, -1, Y)), (X, Y, X + 1)]
 TERMS = [["balance"], ["classification"], ["balance", "classification"], ["balance", "classification"]]
 
@@ -107,6 +110,44 @@ def test_svi_with_pyros_optimiser_moves_every_parameter(terms):
         svi.step(X, Y, X + 1)
     unmoved = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     assert unmoved == []
+
+
+# -- values read back from the device ---------------------------------------------
+class Reads(TorchDispatchMode):
+    """Counts what waits for the device: values that Python reads, and results whose size depends on values.
+
+    On a GPU, all kernels that were started before have to end first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+def reads(run) -> int:
+    with Reads() as mode:
+        run()
+    return mode.count
+
+
+@pytest.mark.parametrize("flow", [partial(toy_flow, prior) for prior in PRIORS] + [image_flow])
+def test_scores_read_nothing_from_the_device_without_validation(flow):
+    flow = flow()
+    x = torch.randn(6, *flow.event_shape)
+    assert reads(lambda: flow.log_prob(x)) > 0
+    with pyro.validation_enabled(False):
+        assert reads(lambda: flow.log_prob(x).sum().backward()) == 0
+
+
+def test_a_loss_reads_few_values_from_the_device_without_validation():
+    loss_of = scnf.elbo(learnable())
+    checked = reads(lambda: loss_of(X, Y, X + 1))
+    with pyro.validation_enabled(False):
+        assert reads(lambda: loss_of(X, Y, X + 1).backward()) <= 6 < checked  # five of them are Pyro's own
 
 
 # -- sharing ----------------------------------------------------------------------
