@@ -3,6 +3,7 @@
 A step is the forward and backward pass of the exact marginal loss, ``elbo(model)(x)``, on the flow of
 15.9 million parameters. The floor is every convolution and linear map that the conditioner networks call
 in such a step: on inputs of the same shapes, channels-last, forward and backward, and nothing else.
+On a GPU there is a third precision, TF32.
 Steps and floors are interleaved in one process, for each batch size and precision::
 
     python -m benchmarks.speed.step_time --json step_time.json
@@ -16,8 +17,8 @@ mixed precision. The exit status is 1 if a bound is missed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -34,7 +35,7 @@ from benchmarks.tools.timing import interleave, ratio, report_bounds
 from pyro_scnf.nn import Conditioner
 
 FLOOR_BOUND, BF16_BOUND = 1.20, 1.6
-PRECISIONS = {"32": torch.float32, "bf16-mixed": torch.bfloat16}
+PRECISIONS = {"32": torch.float32, "tf32": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def has_bf16(device: str) -> bool:
@@ -44,10 +45,28 @@ def has_bf16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def autocast(device: str, precision: str) -> Any:
-    if precision == "32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)
+def precisions_of(device: str) -> list[str]:
+    """The precisions to time. GPUs also round the factors of float32 products to 10 bits (TF32)."""
+    on_gpu = torch.device(device).type == "cuda"
+    return ["32", *(["tf32"] if on_gpu else []), *(["bf16-mixed"] if has_bf16(device) else [])]
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Set the precision of convolutions and products, and put the former one back."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[None]:
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
 
 
 def build_model(prior_width: int | None, device: str, seed: int) -> scnf.SemiSupervisedModel:
@@ -67,9 +86,10 @@ def training_step(model: nn.Module, x: Tensor, precision: str) -> Callable[[], f
 
     def run() -> float:
         model.zero_grad(set_to_none=True)
-        with autocast(str(x.device), precision):
-            loss = loss_of(x) / len(x)
-        loss.backward()
+        with computing_in(precision):
+            with autocast(str(x.device), precision):
+                loss = loss_of(x) / len(x)
+            loss.backward()
         return loss.item()
 
     return run
@@ -94,8 +114,9 @@ def record_calls(model: nn.Module, step: Callable[[], Any]) -> list[tuple[nn.Mod
     return calls
 
 
-def floor_of(calls: list[tuple[nn.Module, torch.Size]], dtype: torch.dtype) -> Callable[[], None]:
+def floor_of(calls: list[tuple[nn.Module, torch.Size]], precision: str) -> Callable[[], None]:
     """The same convolutions and linear maps, one after the other, on random inputs."""
+    dtype = PRECISIONS[precision]
     bare: list[tuple[Callable[..., Tensor], Tensor, list[Tensor]]] = []
     for layer, shape in calls:
         like: dict[str, Any] = {"dtype": dtype, "device": layer.weight.device}
@@ -110,9 +131,10 @@ def floor_of(calls: list[tuple[nn.Module, torch.Size]], dtype: torch.dtype) -> C
             bare.append((F.linear, torch.randn(shape, **like).requires_grad_(), weights))
 
     def run() -> None:
-        for function, x, weights in bare:
-            out = function(x, *weights)
-            torch.autograd.grad(out, [x, *weights], torch.ones_like(out))
+        with computing_in(precision):
+            for function, x, weights in bare:
+                out = function(x, *weights)
+                torch.autograd.grad(out, [x, *weights], torch.ones_like(out))
 
     return run
 
@@ -128,7 +150,7 @@ def main() -> int:
         args.batch_sizes, args.repeats, args.threads = [2], 1, 1
     torch.set_num_threads(args.threads)
     sizes = args.batch_sizes or [args.batch_size]
-    precisions = list(PRECISIONS) if has_bf16(args.device) else ["32"]
+    precisions = precisions_of(args.device)
 
     width = None if args.smoke_test else args.prior_width
     models = {"eager": build_model(width, args.device, args.seed)}
@@ -148,7 +170,7 @@ def main() -> int:
             for name, model in models.items():
                 steps[f"{name} {precision}"] = training_step(model, x, precision)
             calls = record_calls(models["eager"], steps[f"eager {precision}"])
-            steps[f"floor {precision}"] = floor_of(calls, PRECISIONS[precision])
+            steps[f"floor {precision}"] = floor_of(calls, precision)
         key = str(size)
         losses[key] = {name: step() for name, step in steps.items() if not name.startswith("floor")}
         seconds[key] = interleave(steps, args.repeats, device=args.device)
@@ -159,6 +181,8 @@ def main() -> int:
                 ratios[key][label] = ratio(
                     seconds[key][f"{name} {precision}"], seconds[key][f"floor {precision}"]
                 )
+        if "tf32" in precisions:
+            ratios[key]["float32 / tf32"] = ratio(seconds[key]["eager 32"], seconds[key]["eager tf32"])
         if "bf16-mixed" in precisions:
             ratios[key]["float32 / bf16-mixed"] = ratio(
                 seconds[key]["eager 32"], seconds[key]["eager bf16-mixed"]
