@@ -29,6 +29,7 @@ __all__ = [
     "check_row_labels",
     "check_simplex",
     "checked",
+    "validate_args",
     "validating",
     "validation_kept",
 ]
@@ -51,6 +52,14 @@ def validating(*values: Tensor) -> bool:
     if not Distribution._validate_args or _CHECKED.get() or torch.compiler.is_compiling():
         return False
     return not any(is_wrapped(value) or value.is_meta for value in values)
+
+
+def validate_args(parameter: Tensor) -> bool | None:
+    """What a distribution takes for ``validate_args``: ``False`` if ``parameter`` cannot be read, or is empty.
+
+    ``None`` leaves it to Pyro's setting. PyTorch cannot validate a batch of no rows.
+    """
+    return None if parameter.numel() and validating(parameter) else False
 
 
 _CHECKED: ContextVar[bool] = ContextVar("checked", default=False)

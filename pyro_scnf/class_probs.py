@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_scnf._checks import check_labels, validating
+from pyro_scnf._checks import check_labels, validate_args, validating
 from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_number, check_whole, refuse_unused
 from pyro_scnf._processes import SumsOverSteps, averaged_over_processes
@@ -202,7 +202,7 @@ def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -
     r""":math:`\log p(y)`, normalised, from any form that the argument ``class_probs`` may have.
 
     :param class_probs: a :class:`ClassProbs`, a tensor of non-negative class weights ``(*batch, K)``, which
-        are divided by their sum, or ``None`` for the uniform distribution.
+        are divided by their sum, or ``None`` for the uniform distribution. A weight of 0 gets no gradient.
     :return: ``(K,)`` or ``(*batch, K)`` in nats. For the uniform distribution, the one number
         :math:`-\log K`.
     :raises ValueError: for a word, a list or an array, the wrong number of classes, or for negative or
@@ -230,10 +230,12 @@ def log_class_probs(class_probs: ClassProbs | Tensor | None, num_classes: int) -
             "class_probs holds negative or infinite weights, or only zeros; expected class probabilities "
             "(for unnormalised logarithms, give logits.softmax(-1))"
         )
-    return class_probs.log().log_softmax(-1)
+    # The derivative of log 0 is infinite, and would make the gradients of all weights NaN.
+    positive = class_probs > 0
+    logs = torch.where(positive, class_probs, 1.0).log()
+    return logs.masked_fill(~positive, -math.inf).log_softmax(-1)
 
 
 def categorical(logits: Tensor) -> Categorical:
     """The distribution of labels with normalised log-probabilities ``(*batch, K)``."""
-    checked = None if logits.numel() and validating(logits) else False  # PyTorch cannot validate no rows
-    return Categorical(logits=logits, validate_args=checked)
+    return Categorical(logits=logits, validate_args=validate_args(logits))

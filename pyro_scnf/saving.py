@@ -50,8 +50,8 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
 
     :param model: a model whose flow is one of :data:`pyro_scnf.flows.FLOWS` and whose prior was named by
         a word, a dict or an import path.
-    :raises ValueError: if a part was built in another way. Then save ``model.state_dict()``, and rebuild
-        the model in your own code.
+    :raises ValueError: if a part was built in another way, or replaced afterwards. Then save
+        ``model.state_dict()``, and rebuild the model in your own code.
     :raises OSError: if the file cannot be written. An older file stays.
     """
     content = {**describe_model(model), "state_dict": model.state_dict()}
@@ -76,7 +76,38 @@ def describe_model(model: SemiSupervisedModel) -> dict[str, object]:
         "class_probs": model.class_probs.options,
         "options": model.options,
     }
+    _check_as_built(model, description)
     return {"format": FORMAT, "model": as_plain(description)}
+
+
+def _check_as_built(model: SemiSupervisedModel, description: _Description) -> None:
+    """Raise if a part of ``model`` is another one than ``description`` builds."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            built = _build(description)
+    except Exception as error:
+        raise ValueError(f"model: the arguments that built it cannot build it again: {error!r}") from error
+    kinds, expected = ({name: type(m) for name, m in one.named_modules()} for one in (model, built))
+    for name in {**expected, **kinds}:
+        kind, other = (_kind(found.get(name)) for found in (kinds, expected))
+        if kind != other:
+            raise _changed(f"{name} is {kind}, expected {other}")
+    state, own = model.state_dict(), built.state_dict()
+    for name in {**own, **state}:
+        shape, other_shape = (tuple(one[name].shape) if name in one else None for one in (state, own))
+        if shape != other_shape:
+            raise _changed(f"{name} has shape {shape}, expected {other_shape}")
+
+
+def _kind(found: type | None) -> str:
+    return "missing" if found is None else f"a {found.__name__}"
+
+
+def _changed(what: str) -> ValueError:
+    return ValueError(
+        "model: a part was changed after the model was built, and a file holds only the arguments that built "
+        f"it: {what}. Save model.state_dict(), and rebuild the model in your own code"
+    )
 
 
 def _described(part: nn.Module, name: str, source: str) -> dict[str, object]:

@@ -273,7 +273,8 @@ class SemiConditionalFlow(LatentFlow):
         r"""The marginal :math:`\log p(x) = \log \sum_k p(y = k)\, p(x \mid y = k)`, ``(*batch,)``, in nats.
 
         :param class_probs: :math:`p(y)`, as non-negative class weights ``(*batch, K)`` or ``(K,)``, which
-            need not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default.
+            need not sum to 1, or as a :class:`~pyro_scnf.ClassProbs`. It is uniform by default. A weight of
+            exactly 0 gets no gradient.
         :param covariates: ``(*batch, D)``, if the prior has any.
         """
         ((table, common),) = self.scores(x, covariates=covariates)

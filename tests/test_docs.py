@@ -263,6 +263,19 @@ def test_lines_of_a_published_table_are_ours_and_in_brackets_the_paper_s(
     ]
 
 
+def test_runs_that_failed_are_lines_of_a_published_table(page: Callable[[str], str], records: Path) -> None:
+    paper = {name: {"error_pct": "1.9", "bits_per_dim": ""} for name in ("one", "two")}
+    record = {
+        "environment": {"processor": "A processor"},
+        "paper": paper,
+        "ours": {"one": [], "two": []},
+        "failed": {"two": [0]},
+    }
+    (records / "atanov2019_table3_cpu.json").write_text(json.dumps(record), encoding="utf-8")
+    text = re.sub(r"<[^>]*>|\s+", " ", page(".. results:: atanov2019_table3"))
+    assert re.search(r"one\s+1.9\s+not run\s+two\s+1.9\s+training failed", text)
+
+
 def test_counts_of_intervals_stand_beside_those_of_the_wrong_model(
     page: Callable[[str], str], records: Path
 ) -> None:

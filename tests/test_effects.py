@@ -554,6 +554,17 @@ class TestFlowSitesReparam:
         assert (z_f.flatten(1).std(0) > 0.1).all()
         assert (z_aux.flatten(1).std(0) > 0.1).all()
 
+    def test_rows_in_a_sequential_plate_have_noise_of_their_own(self, make):
+        model, _, _ = self.build(make)
+
+        def program():
+            for i in pyro.plate("views", 1):
+                return pyro.sample(f"x{i}", model.flow.condition(torch.zeros(40, dtype=torch.long)))
+
+        z_aux, z_f, _ = model.flow.encode(poutine.reparam(program, config={"x0": scnf.FlowSitesReparam()})())
+        assert (z_f.flatten(1).std(0) > 0.1).all()
+        assert (z_aux.flatten(1).std(0) > 0.1).all()
+
     def test_infer_discrete(self, make):
         model, rewritten, x = self.build(make)
         found = poutine.trace(infer_discrete(rewritten, first_available_dim=-2, temperature=0)).get_trace(x)

@@ -308,6 +308,19 @@ def test_evaluate_with_evidence_by_hand(temperature):
     assert found == plain
 
 
+@pytest.mark.parametrize("average", ["density", "posterior"])
+def test_evidence_speaks_for_a_class_that_the_model_rules_out(average):
+    """It takes the place of p(y), so the likelihood of that class counts."""
+    data = moons(evidence=False)
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", 2), torch.tensor([1.0, 0.0]))
+    evidence = torch.full((len(data.x_test), 2), 0.5).log()
+    options = {"label_log_prior": evidence, "average": average}
+    found = analysis.evaluate(model, data.x_test, data.y_test, **options)
+    with torch.no_grad():
+        both = analysis.calibration(table(model, data.x_test).log_softmax(-1), data.y_test)
+    assert found["test_with_evidence_label_nll"] == pytest.approx(both["label_nll"], rel=1e-4)
+
+
 def test_evaluate_takes_a_label_that_evidence_rules_out():
     data = moons(evidence=False)
     model = scnf.SemiSupervisedModel(toy_flow("gmm", 2))

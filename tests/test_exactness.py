@@ -186,6 +186,16 @@ def test_class_probabilities(problem, probs):
     assert trainable == (isinstance(probs, str) and probs == "learnable")
 
 
+def test_a_weight_of_zero_leaves_the_gradients_of_the_others(problem):
+    flow, x, _, _ = problem
+    logits = torch.tensor([0.3, -0.2, 0.9], dtype=F64, requires_grad=True)
+    kept = torch.tensor([1.0, 0.0, 1.0], dtype=F64)
+    (found,) = torch.autograd.grad(flow.log_prob(x, logits.softmax(-1) * kept).sum(), logits)
+    rows = flow.class_log_prob(x)[:, ::2] + logits[::2].log_softmax(-1)
+    (expected,) = torch.autograd.grad(rows.logsumexp(-1).sum(), logits)
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
 def test_a_class_without_probability_is_never_chosen(problem):
     flow, x, _, _ = problem
     prior = scnf.ClassProbs.from_labels(torch.tensor([0, 2, 2, -1]), 3).double()

@@ -322,8 +322,9 @@ def test_the_graph_of_a_preset_is_exchanged():
     other = preset.with_graph("pixels")
     assert other.graph == replace(preset.graph, features="pixels")
     assert other.terms == preset.terms
-    alone = preset.with_graph(None)
-    assert (alone.graph, alone.terms) == (None, preset.terms_without_graph)
+    longer = replace(preset, steps=7)
+    assert longer.with_graph(None) == replace(longer, graph=None, **preset.without_graph)
+    assert longer.with_graph(None) != replace(longer, graph=None)
     assert scnf.presets.TOY.with_graph("pixels").graph == GraphOptions("pixels")
     for other in scnf.presets.PRESETS.values():
         if other.graph is None:

@@ -312,6 +312,38 @@ def test_a_model_that_is_more_than_its_arguments_is_refused(tmp_path):
         scnf.save(model, tmp_path / "model.pt")
 
 
+def _coupling(model):
+    return next(m for m in model.modules() if isinstance(m, scnf.transforms.AffineCoupling))
+
+
+def _other_activation(model):
+    residual = _coupling(model).net.body[0]
+    residual.body[0] = nn.Tanh()
+
+
+def _other_net(model):
+    _coupling(model).net = nn.Linear(1, 2)
+
+
+def _other_size(model):
+    _coupling(model).net.body[0].body[1] = nn.Linear(6, 7)
+
+
+def _weight_norm(model):
+    nn.utils.parametrizations.weight_norm(_coupling(model).net.body[0].body[1])
+
+
+@pytest.mark.parametrize("change", [_other_activation, _other_net, _other_size, _weight_norm])
+def test_a_part_that_was_changed_after_the_model_was_built_is_refused(change, tmp_path):
+    model = small_model()
+    change(model)
+    with pytest.raises(
+        ValueError, match=r"changed after the model was built.* flow\.transform\..*\.net.*expected"
+    ):
+        scnf.save(model, tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
     (tmp_path / "link.pt").symlink_to(tmp_path / "model.pt")
     scnf.save(small_model(), tmp_path / "link.pt")

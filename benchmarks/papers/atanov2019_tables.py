@@ -93,8 +93,9 @@ def summary(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def show(row: Row, records: list[dict[str, Any]]) -> None:
+def show(row: Row, outcomes: Outcomes) -> None:
     """Print the line of a table: the paper's figures, then ours."""
+    records = metrics_of(row, outcomes)
     done = [metrics for metrics in records if metrics["finished"]]
     paper = f"{row.name:26}{row.error:>12}{row.bits:>16}"
     if done:
@@ -102,6 +103,8 @@ def show(row: Row, records: list[dict[str, Any]]) -> None:
         bits = summary([m["test_bits_per_dim"] for m in done], 4)
         minutes = summary([m["seconds_in_all"] / 60 for m in done], 1)
         print(f"{paper}  |{errors:>16}{bits:>18}  {len(done)} seed(s), {minutes} min")
+    elif failed_seeds(row, outcomes):
+        print(f"{paper}  |  failed")
     elif records:
         print(f"{paper}  |  not finished, at step {max(metrics['steps'] for metrics in records)}")
     else:
@@ -111,6 +114,11 @@ def show(row: Row, records: list[dict[str, Any]]) -> None:
 def metrics_of(row: Row, outcomes: Outcomes) -> list[dict[str, Any]]:
     """Metrics of a row's runs, unfinished ones too."""
     return [each.metrics for (name, _), each in outcomes.items() if name == row.name and each.metrics]
+
+
+def failed_seeds(row: Row, outcomes: Outcomes) -> list[int]:
+    """The seeds of a row whose run ended with an error, for example because training diverged."""
+    return [seed for (name, seed), outcome in outcomes.items() if name == row.name and outcome.failed]
 
 
 def record(rows: list[Row], outcomes: Outcomes, args: argparse.Namespace) -> dict[str, object]:
@@ -131,6 +139,7 @@ def record(rows: list[Row], outcomes: Outcomes, args: argparse.Namespace) -> dic
         "environment": environment(args.device, ("lightning",)),
         "paper": {row.name: {"error_pct": row.error, "bits_per_dim": row.bits} for row in rows},
         "ours": ours,
+        "failed": {row.name: seeds for row in rows if (seeds := failed_seeds(row, outcomes))},
         "complete": all(outcome.finished for outcome in outcomes.values()),
     }
 
@@ -170,7 +179,7 @@ def main() -> int:
 
     print(f"Table {args.table}, preset {args.preset}: test error in %, bits/dim; theirs, then ours")
     for row in rows:
-        show(row, metrics_of(row, outcomes))
+        show(row, outcomes)
     return int(any(outcome.failed for outcome in outcomes.values()))
 
 

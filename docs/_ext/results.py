@@ -54,7 +54,18 @@ WORDS = {
 HIDDEN = {"note", "smoke_test"}  # in a group; its note comes last
 # Entries that are not listed below the tables, because they are shown elsewhere or say nothing to a reader.
 UNLISTED = {"results", "seconds", "ratios", "times_networks_alone", "bounds", "bound", "steps_per_second"}
-UNLISTED |= {"paper", "ours", "runs", "table", "benchmark", "environment", "complete", "absent", "run"}
+UNLISTED |= {
+    "paper",
+    "ours",
+    "runs",
+    "table",
+    "benchmark",
+    "environment",
+    "complete",
+    "absent",
+    "run",
+    "failed",
+}
 UNLISTED |= {"coverage"} | HIDDEN
 
 OF_PAPERS = {
@@ -161,7 +172,8 @@ def speed_table(speeds: Record) -> list[str]:
     return table(("steps per second", *columns), rows)
 
 
-def paper_table(paper: Record, ours: Record) -> list[str]:
+def paper_table(paper: Record, ours: Record, failed: Mapping[str, object]) -> list[str]:
+    """Rows of a published table beside ours. ``failed`` has the rows whose runs ended with an error."""
     rows = []
     for name, theirs in paper.items():
         done = [run for run in ours[name] if run["finished"]]
@@ -170,6 +182,8 @@ def paper_table(paper: Record, ours: Record) -> list[str]:
             error = spread([run["test_error_pct"] for run in done], 2)
             bits = spread([run["test_bits_per_dim"] for run in done], 4)
             state = f"{len(done)} seed{'s' * (len(done) > 1)}"
+        elif name in failed:
+            state = "training failed"
         else:
             state = f"stopped at step {max(run['steps'] for run in ours[name])}" if ours[name] else "not run"
         rows.append((name, theirs["error_pct"], error, theirs["bits_per_dim"], bits, state))
@@ -237,7 +251,10 @@ def record_text(stem: str, record: Record) -> list[str]:
         lines += speed_table(record["steps_per_second"])
     if "paper" in record:
         by_name = all(isinstance(row, Mapping) for row in record["ours"].values())
-        lines += (figures_table if by_name else paper_table)(record["paper"], record["ours"])
+        if by_name:
+            lines += figures_table(record["paper"], record["ours"])
+        else:
+            lines += paper_table(record["paper"], record["ours"], record.get("failed", {}))
     if "coverage" in record:
         lines += coverage_table(record["coverage"])
     for key, value in record.items():

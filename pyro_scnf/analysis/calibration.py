@@ -204,7 +204,8 @@ def _targets(y: Tensor, num_classes: int, smooth: bool) -> Tensor:
 
 def _best_temperature(scores: LabelScores, targets: Tensor) -> float:
     """Where the slope of the label NLL, which rises with 1/T, is zero. It warns if there is no such point."""
-    table = scores.log_likelihood
+    possible = scores.log_class_probs > -math.inf  # other labels have no say in the label NLL
+    table = torch.where(possible, scores.log_likelihood, 0.0)
     if bool((table.amax(-1) - table.amin(-1) < 1e-9).all()):
         warn(
             "fit_temperature: all labels have the same likelihood in every row, so the temperature changes "

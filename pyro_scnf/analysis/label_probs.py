@@ -73,8 +73,7 @@ def label_log_probs(
 class LabelScores:
     r"""Scores of N rows under every label, in double precision, on the CPU.
 
-    :ivar Tensor log_likelihood: :math:`\log p(x \mid y = k)` less what all labels share, ``(N, K)``. It is 0
-        for a class of probability 0.
+    :ivar Tensor log_likelihood: :math:`\log p(x \mid y = k)` less what all labels share, ``(N, K)``.
     :ivar Tensor log_class_probs: :math:`\log p(y)`, ``(K,)``.
     :ivar Tensor log_density: :math:`\log p(x)`, ``(N,)``, averaged over the draws.
     """
@@ -114,7 +113,7 @@ class Scoring:
         """Score the rows of ``x``, which :func:`check_rows` has checked."""
         flow, device = model.flow, reference_tensor(model).device
         log_class_probs = in_double(model.class_probs.log_probs)
-        scored: list[tuple[Tensor, Tensor]] = []  # log-posterior (rows, K) and log p(x) (rows,) of each batch
+        scored: list[tuple[Tensor, Tensor]] = []  # likelihoods (rows, K) and log p(x) (rows,) of each batch
         for rows in x.split(int(self.batch_size)):
             rows = rows.to(device)
             inputs = [rows]
@@ -122,22 +121,22 @@ class Scoring:
                 inputs = [dequantize(rows, self.bins, self.generator) for _ in range(self.draws)]
             with evaluating(flow):
                 scores = [flow.scores(flow.check_data(r, "x", owner))[0] for r in inputs]
-            joint = torch.stack([in_double(table) for table, _ in scores]) + log_class_probs
+            table = torch.stack([in_double(table) for table, _ in scores])  # (draws, rows, K)
             common = torch.stack([in_double(common) for _, common in scores])  # (draws, rows)
+            given_x = (table + log_class_probs).logsumexp(-1)
             if self.average == "density":
                 # What all labels share weighs the draws, and cancels between labels.
-                log_probs = (joint + (common - common.amax(0))[..., None]).logsumexp(0).log_softmax(-1)
+                likelihood = (table + (common - common.amax(0))[..., None]).logsumexp(0)
+                likelihood = likelihood - (likelihood + log_class_probs).logsumexp(-1, keepdim=True)
             else:
-                log_probs = joint.log_softmax(-1).logsumexp(0) - math.log(self.draws)
-            scored.append((log_probs.cpu(), (common + joint.logsumexp(-1)).mean(0).cpu()))
-        log_posterior, log_density = map(torch.cat, zip(*scored, strict=True))
-        log_class_probs = log_class_probs.cpu()
-        possible = log_class_probs > -math.inf  # elsewhere the difference would be NaN
-        log_likelihood = torch.where(possible, log_posterior - log_class_probs, 0.0)
+                # The posterior over p(y). A class of probability 0 has one too, for other p(y).
+                likelihood = (table - given_x[..., None]).logsumexp(0) - math.log(self.draws)
+            scored.append((likelihood.cpu(), (common + given_x).mean(0).cpu()))
+        log_likelihood, log_density = map(torch.cat, zip(*scored, strict=True))
         bad = int((~log_likelihood.isfinite()).any(-1).sum())
         if bad:
             raise ValueError(f"{owner}: the model gives NaN or infinite likelihoods to {bad} rows of x")
-        return LabelScores(log_likelihood.double(), log_class_probs.double(), log_density.double())
+        return LabelScores(log_likelihood.double(), log_class_probs.double().cpu(), log_density.double())
 
 
 def check_rows(model: SemiSupervisedModel, x: Tensor, owner: str) -> None:

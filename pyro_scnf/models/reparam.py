@@ -58,8 +58,8 @@ class FlowSitesReparam(Reparam):
             z, ladj = transform.inverse_and_ladj(value)
             given = base.split(z)
         parts = base.parts
-        if value is None and not get_plates():
-            # Without a plate, all rows would share their noise.
+        if value is None and all(plate.dim is None for plate in get_plates()):
+            # Without a plate of rows, all rows would share their noise.
             parts = [part.expand(fn.batch_shape) for part in parts]
         # An autoguide or a sampler may give an initial value, which is not observed.
         infer: InferDict = {"is_observed": bool(msg["is_observed"])}

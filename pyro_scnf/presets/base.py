@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class Preset:
     :ivar prior: the prior of :meth:`make_model`, if it is given none.
     :ivar features: what the neighbours are nearest in, see :func:`~pyro_scnf.datasets.link_neighbours`.
     :ivar graph: the graph that gives evidence about the labels of unlabelled rows; ``None`` for no evidence.
-    :ivar terms_without_graph: what :meth:`with_graph` takes for ``terms`` if there is no graph.
+    :ivar without_graph: settings by name that :meth:`with_graph` puts in place of these if there is no graph.
     :ivar str why: in words, what was chosen and why, if :func:`recommended` made the preset.
     """
 
@@ -181,7 +181,7 @@ class Preset:
     prior: PriorSpec = "flow"
     features: str | Features | None = None
     graph: GraphOptions | None = None
-    terms_without_graph: Terms = ()
+    without_graph: Mapping[str, Any] = field(default_factory=dict, hash=False)
     why: str = ""
 
     @property
@@ -192,11 +192,11 @@ class Preset:
     def with_graph(self, features: str | Features | None) -> Preset:
         """This preset with evidence from the graph of other features, or without evidence.
 
-        :param features: see :class:`GraphOptions`. Without any, a preset that had a graph has the terms
-            ``terms_without_graph``, and has lost its own.
+        :param features: see :class:`GraphOptions`. Without any, a preset that had a graph takes the settings
+            ``without_graph``.
         """
         if features is None:
-            return self if self.graph is None else replace(self, graph=None, terms=self.terms_without_graph)
+            return self if self.graph is None else replace(self, graph=None, **self.without_graph)
         graph = GraphOptions(features) if self.graph is None else replace(self.graph, features=features)
         return replace(self, graph=graph)
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_scnf._checks import validate_args
 from pyro_scnf._numbers import check_at_least, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
@@ -117,10 +118,8 @@ class GaussianMixturePrior(LocationScalePrior):
         event_dim = len(self.event_shape)
         loc = self._of_component(cast(self.loc), y, event_dim)
         if self.full:
-            # PyTorch cannot validate a batch of no rows.
-            flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
-            tril = temperature * self._cholesky(y, cast)
-            normal = _MultivariateNormal(flat, scale_tril=tril, validate_args=validate)
+            flat, tril = loc.flatten(-event_dim), temperature * self._cholesky(y, cast)
+            normal = _MultivariateNormal(flat, scale_tril=tril, validate_args=validate_args(loc))
             return reshaped(normal, self.event_shape)
         if self.covariance == "shared":
             log_scale = cast(self.log_scale)
@@ -129,7 +128,8 @@ class GaussianMixturePrior(LocationScalePrior):
             log_scale = self._event(self._of_component(cast(self.log_scale), y, 0))
         else:
             log_scale = self._of_component(cast(self.log_scale), y, event_dim)
-        return Independent(dist.Normal(loc, temperature * log_scale.exp()), event_dim)
+        scale = temperature * log_scale.exp()
+        return Independent(dist.Normal(loc, scale, validate_args=validate_args(loc)), event_dim)
 
     def _covariances(self) -> Tensor:
         if self.full:

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_scnf._checks import validate_args
 from pyro_scnf._numbers import check_number, check_word
 from pyro_scnf._shapes import as_event_shape, in_double
 from pyro_scnf.distributions import Independent
@@ -116,13 +117,13 @@ class StudentTMixturePrior(LocationScalePrior):
         if df.dim():  # a random site, drawn many times
             df = df.reshape(df.shape + (1,) * len(self._inner))
         loc = self._of_component(cast(self.loc), y, event_dim)
+        validate = validate_args(loc)
         if self.full:
-            # PyTorch cannot validate a batch of no rows.
-            flat, validate = loc.flatten(-event_dim), None if loc.numel() else False
+            flat = loc.flatten(-event_dim)
             tril = temperature * self._cholesky(y, cast)
             return reshaped(_MultivariateStudentT(df, flat, tril, validate_args=validate), self.event_shape)
         scale = temperature * self._of_component(cast(self.log_scale), y, event_dim).exp()
-        return Independent(_StudentT(self._event(df), loc, scale), event_dim)
+        return Independent(_StudentT(self._event(df), loc, scale, validate_args=validate), event_dim)
 
     def _precisions(self, z: Tensor) -> Tensor:
         df, loc = in_double(self.df), in_double(self.loc).reshape(self.moments.mean.shape)
