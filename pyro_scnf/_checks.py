@@ -55,7 +55,7 @@ def validating(*values: Tensor) -> bool:
 
 
 def validate_args(parameter: Tensor) -> bool | None:
-    """What a distribution takes for ``validate_args``: ``False`` if ``parameter`` cannot be read, or is empty.
+    """``validate_args`` for a distribution: ``False`` if ``parameter`` cannot be read or is empty.
 
     ``None`` leaves it to Pyro's setting. PyTorch cannot validate a batch of no rows.
     """

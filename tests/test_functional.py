@@ -488,3 +488,22 @@ def test_draws_inside():
     x = vmap(flow.sample, randomness="different")(y)
     assert x.shape == (ROWS, 2)
     assert len(x[:, 0].unique()) == ROWS
+
+
+# -- export --------------------------------------------------------------------
+class Density(nn.Module):
+    """A flow whose call is its log-density, as a program exports it."""
+
+    def __init__(self, flow: scnf.SemiConditionalFlow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.flow.log_prob(x)
+
+
+@pytest.mark.parametrize("prior", ["flow", "gmm", "gmm:covariance=full", "flowgmm"])
+def test_an_exported_density_is_that_of_the_flow(prior: str) -> None:
+    flow, x = toy_flow(prior), torch.randn(ROWS, 2)
+    exported = torch.export.export(Density(flow), (x,)).module()
+    close(exported(x), flow.log_prob(x), 1e-5)
