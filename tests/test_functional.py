@@ -491,7 +491,7 @@ def test_draws_inside():
 
 
 # -- export --------------------------------------------------------------------
-class Density(nn.Module):
+class ExportedDensity(nn.Module):
     """A flow whose call is its log-density, as a program exports it."""
 
     def __init__(self, flow: scnf.SemiConditionalFlow) -> None:
@@ -505,5 +505,5 @@ class Density(nn.Module):
 @pytest.mark.parametrize("prior", ["flow", "gmm", "gmm:covariance=full", "flowgmm"])
 def test_an_exported_density_is_that_of_the_flow(prior: str) -> None:
     flow, x = toy_flow(prior), torch.randn(ROWS, 2)
-    exported = torch.export.export(Density(flow), (x,)).module()
+    exported = torch.export.export(ExportedDensity(flow), (x,)).module()
     close(exported(x), flow.log_prob(x), 1e-5)
