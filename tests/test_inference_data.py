@@ -457,6 +457,15 @@ class TestDraws:
         with pytest.raises(ValueError, match=message):
             self.export(flow, x, posterior, **options)
 
+    def test_read_only_arrays(self, flow, x):
+        """Pandas 3 gives such arrays. PyTorch warns of them."""
+        shares, age = draw_shares(4).numpy(), np.arange(6)
+        shares.flags.writeable = age.flags.writeable = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            result = self.export(flow, x, {"shares": shares}, constant_data={"age": age})
+        assert result["constant_data"]["age"].values.tolist() == list(range(6))
+
     def test_missing_draws(self, flow, x):
         def model(x):
             pyro.sample("scale", dist.Gamma(1.0, 1.0))

@@ -5,17 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least
-from pyro_scnf.posterior.draws import as_tensors, count_draws
+from pyro_scnf.posterior.draws import count_draws
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["diverging", "read_draws"]
+__all__ = ["as_tensors", "diverging", "read_draws"]
+
+
+def as_tensors(values: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:
+    """Arrays by name as tensors. NumPy arrays and lists are converted.
+
+    :param owner: the argument of the user, for messages.
+    :raises ValueError: if ``values`` is no mapping, or holds something else than numbers.
+    """
+    if isinstance(values, MCMC):
+        raise ValueError(f"{owner} is an MCMC object, expected its draws; give mcmc.get_samples()")
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{owner} is a {type(values).__name__}, expected a mapping of arrays by name")
+    tensors = {}
+    for name, array in values.items():
+        try:
+            tensors[name] = array if isinstance(array, Tensor) else torch.as_tensor(_writable(array))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{owner}: {name!r} holds something else than numbers: {error}") from None
+    return tensors
+
+
+def _writable(array: ArrayLike) -> np.ndarray:
+    """A NumPy array that PyTorch takes without a warning. One that is read-only is copied."""
+    return np.require(np.asarray(array), requirements=["C", "W"])
 
 
 def read_draws(

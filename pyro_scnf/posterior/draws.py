@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
-import numpy as np
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from pyro.infer import MCMC, config_enumerate
+from pyro.infer import config_enumerate
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import InferDict, Message
@@ -23,14 +22,10 @@ from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.models.sizes import without_sizes
 from pyro_scnf.models.traces import is_delta
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 __all__ = [
     "DRAWS",
     "Plate",
     "Site",
-    "as_tensors",
     "broadcasting_hint",
     "check_call",
     "count_draws",
@@ -115,25 +110,6 @@ def check_call(args: object, max_plate_nesting: object, parallel: object) -> Non
     check_at_least(1, max_plate_nesting=max_plate_nesting)
     if parallel is not None:
         check_flag(parallel=parallel)
-
-
-def as_tensors(values: Mapping[str, ArrayLike], owner: str) -> dict[str, Tensor]:
-    """Arrays by name as tensors. NumPy arrays and lists are converted.
-
-    :param owner: the argument of the user, for messages.
-    :raises ValueError: if ``values`` is no mapping, or holds something else than numbers.
-    """
-    if isinstance(values, MCMC):
-        raise ValueError(f"{owner} is an MCMC object, expected its draws; give mcmc.get_samples()")
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{owner} is a {type(values).__name__}, expected a mapping of arrays by name")
-    tensors = {}
-    for name, array in values.items():
-        try:
-            tensors[name] = array if isinstance(array, Tensor) else torch.as_tensor(np.asarray(array))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{owner}: {name!r} holds something else than numbers: {error}") from None
-    return tensors
 
 
 def count_draws(posterior: Mapping[str, Tensor], owner: str = "posterior") -> int:

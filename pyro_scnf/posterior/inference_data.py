@@ -11,11 +11,10 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least, check_flag
-from pyro_scnf.posterior.chains import diverging, read_draws
+from pyro_scnf.posterior.chains import as_tensors, diverging, read_draws
 from pyro_scnf.posterior.dimensions import Names
 from pyro_scnf.posterior.draws import (
     Site,
-    as_tensors,
     check_call,
     data_plates,
     find_label,

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_scnf._numbers import check_number
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import at_least_single, check_tensor
-from pyro_scnf.posterior.draws import as_tensors, check_call
+from pyro_scnf.posterior.chains import as_tensors
+from pyro_scnf.posterior.draws import check_call
 from pyro_scnf.posterior.runs import Runs
 from pyro_scnf.sharing import evaluation
 

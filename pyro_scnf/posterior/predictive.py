@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_scnf.posterior.draws import Site, as_tensors, count_draws, data_plates, over_plates
+from pyro_scnf.posterior.chains import as_tensors
+from pyro_scnf.posterior.draws import Site, count_draws, data_plates, over_plates
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
