@@ -182,6 +182,62 @@ class TestDraws:
             scnf.enumerate_labels(lambda: scnf.SemiSupervisedModel(flow)(n=3))
 
 
+class TestOuterPlates:
+    """Draws of a latent in an outer plate, in the forms in which users have them."""
+
+    def model(self, x):
+        probs = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
+        with pyro.plate("groups", len(x), dim=-2):
+            shift = pyro.sample("shift", dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            with pyro.plate("members", x.shape[1], dim=-1):
+                y = pyro.sample("y", dist.Categorical(probs))
+                pyro.sample("x", dist.Normal(shift + 2 * y, 1.0), obs=x)
+
+    def by_hand(self, x, shift):
+        probs, means = torch.tensor([0.5, 0.3, 0.2], dtype=F64), 2 * torch.arange(3.0, dtype=F64)
+        return dist.Normal(shift[:, :, None, None] + means, 1.0).log_prob(x[..., None]) + probs.log()
+
+    @pytest.mark.parametrize("parallel", [None, True, False])
+    @pytest.mark.parametrize("members", [3, 5])
+    def test_each_group_has_its_own_draws(self, members, parallel):
+        """Also where the sizes of the two plates agree, so that a wrong reading raises no error."""
+        x, shift = torch.randn(3, members, dtype=F64), torch.randn(4, 3, dtype=F64)
+        hand = self.by_hand(x, shift)
+        for draws in (shift, shift[:, :, None]):
+            found = scnf.enumerate_labels(
+                self.model, (x,), {"shift": draws}, max_plate_nesting=2, parallel=parallel
+            )
+            assert relative(found, hand) < 1e-10
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 1, 3), (4, 1, 5), (4, 3, 5)])
+    def test_other_shapes_are_refused(self, shape):
+        x, draws = torch.randn(3, 5, dtype=F64), torch.randn(shape, dtype=F64)
+        with pytest.raises(ValueError, match=r"'shift' have shape .*, expected \(S, 3, 1\)"):
+            scnf.enumerate_labels(self.model, (x,), {"shift": draws}, max_plate_nesting=2)
+
+    def test_a_wrong_number_of_groups_is_refused(self):
+        x, draws = torch.randn(3, 5, dtype=F64), torch.randn(4, 2, dtype=F64)
+        with pytest.raises(ValueError, match="'shift' have 2 rows along plate 'groups', which has 3"):
+            scnf.enumerate_labels(self.model, (x,), {"shift": draws}, max_plate_nesting=2)
+
+    def test_events_are_kept(self):
+        """Draws of a vector for each group."""
+        x, shift = torch.randn(3, 5, 2, dtype=F64), torch.randn(4, 3, 2, dtype=F64)
+
+        def model(x):
+            with pyro.plate("groups", 3, dim=-2):
+                shift = pyro.sample("shift", dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1))
+                with pyro.plate("members", 5, dim=-1):
+                    y = pyro.sample("y", dist.Bernoulli(torch.tensor(0.5, dtype=F64)))
+                    pyro.sample("x", dist.Normal(shift + y[..., None], 1.0).to_event(1), obs=x)
+
+        for parallel in (True, False):
+            options = {"max_plate_nesting": 2, "parallel": parallel}
+            compact = scnf.enumerate_labels(model, (x,), {"shift": shift}, **options)
+            hand = dist.Normal(shift[:, :, None], 1.0).log_prob(x).sum(-1) - torch.tensor(2.0).log()
+            assert relative(compact[..., 0], hand) < 1e-6
+
+
 class TestSites:
     def test_a_partly_observed_label(self, flow, x):
         """For Pyro's ``obs_mask``, which splits the label into two sites."""

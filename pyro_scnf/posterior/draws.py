@@ -33,6 +33,7 @@ __all__ = [
     "find_label",
     "is_term",
     "over_plates",
+    "plate_axes",
     "plates_of",
     "sample_sites",
     "trace_draws",
@@ -141,6 +142,48 @@ def broadcasting_hint(parallel: bool) -> Iterator[None]:
         raise
 
 
+def plate_axes(site: Site, count: int) -> list[int] | None:
+    """Where the plates of a site are among the batch dimensions of its draws, counted from the right.
+
+    Draws have all dimensions up to the outermost plate, as Pyro gives them, or one for each of its plates.
+
+    :param count: number of batch dimensions of the draws.
+    :return: one place for each plate, or ``None`` if the draws have too few dimensions.
+    """
+    dims = [plate.dim for plate in data_plates(site)]
+    if count >= -min(dims, default=0):
+        return dims
+    return list(range(-count, 0)) if count == len(dims) else None
+
+
+def _full_batch(site: Site, draws: Tensor) -> torch.Size:
+    """The batch shape of draws with each plate at its dimension, and size 1 where the site has no plate.
+
+    :raises ValueError: for draws of another shape.
+    """
+    fn, plates = site["fn"], data_plates(site)
+    given = draws.shape[1 : draws.dim() - fn.event_dim]
+    axes = plate_axes(site, len(given))
+    full = {plate.dim: plate for plate in plates}
+    shape = [full[dim].size if dim in full else 1 for dim in range(min(full, default=0), 0)]
+    own = (1,) * len(given) + tuple(fn.batch_shape)  # a site may have batch dimensions without a plate
+    if axes is None or any(given[dim] not in (1, own[dim]) for dim in set(range(-len(given), 0)) - set(axes)):
+        expected = ", ".join(["S", *map(str, shape), *map(str, fn.event_shape)])
+        raise ValueError(
+            f"posterior: draws of {site['name']!r} have shape {tuple(draws.shape)}, expected ({expected})"
+        )
+    for plate, axis in zip(plates, axes, strict=True):
+        if plate.size > 0 and given[axis] not in (1, plate.size):
+            raise ValueError(
+                f"posterior: draws of {site['name']!r} have {given[axis]} rows along plate {plate.name!r}, "
+                f"which has {plate.size} here; give the draws of these rows"
+            )
+    if len(given) >= len(shape):
+        return given
+    sizes = dict(zip(full, given, strict=True))
+    return torch.Size(sizes.get(dim, 1) for dim in range(-len(shape), 0))
+
+
 class _Draws(Messenger):
     """Sets latents to their draws. The plate of the draws lies to the left of the model's own plates.
 
@@ -166,21 +209,16 @@ class _Draws(Messenger):
                 f"posterior holds draws of {msg['name']!r}, which the model observes; leave them out"
             )
         event_dim = msg["fn"].event_dim
-        plates = draws.dim() - 1 - event_dim  # 0 for a global site; autoguides give it plates of size 1
-        if not 0 <= plates <= self.nesting:
+        count = draws.dim() - 1 - event_dim  # 0 for a global site; autoguides give it plates of size 1
+        if not 0 <= count <= self.nesting:
             raise ValueError(
                 f"posterior: draws of {msg['name']!r} have shape {tuple(draws.shape)}, expected (S, *plates, "
                 f"*event) with {event_dim} event dimensions and at most {self.nesting} plates"
             )
-        for plate in plates_of(msg):
-            rows = draws.shape[plate.dim - event_dim] if -plate.dim <= plates else 1
-            if plate.size > 0 and rows not in (1, plate.size):
-                raise ValueError(
-                    f"posterior: draws of {msg['name']!r} have {rows} rows along plate {plate.name!r}, "
-                    f"which has {plate.size} here; give the draws of these rows"
-                )
-        pad = (1,) * (self.nesting - plates)
-        msg["value"] = draws.reshape(draws.shape[:1] + pad + draws.shape[1:]) if self.parallel else draws[0]
+        batch = _full_batch(msg, draws)
+        pad = (1,) * (self.nesting - len(batch)) if self.parallel else ()
+        draws = draws.reshape(draws.shape[:1] + pad + batch + draws.shape[1 + count :])
+        msg["value"] = draws if self.parallel else draws[0]
         msg["is_observed"] = True
 
     def _note_rows(self, plate: str, fn: _Subsample, rows: Tensor | None) -> None:

@@ -59,8 +59,9 @@ def enumerate_labels(
         observed through Pyro's ``obs_mask``.
     :param args: positional arguments of the model, as a tuple.
     :param posterior: draws of its continuous latents by site name, ``(S, *plates, *event)``, as tensors or
-        arrays. If the model has no latents, leave it out: S is then 1. Latents of single rows that have draws
-        count as known: the result is :math:`\log p(x_n, y_n = k \mid z_{n,s}, \theta_s)`.
+        arrays. The plates are those around the site; where it has none, dimensions of size 1 may stand, as in
+        the draws of Pyro. If the model has no latents, leave it out: S is then 1. Latents of single rows that
+        have draws count as known: the result is :math:`\log p(x_n, y_n = k \mid z_{n,s}, \theta_s)`.
         Where the label is observed, it is :math:`\log p(y_n) + \log p(x_n \mid y_n, z_{n,s}, \theta_s)`.
     :param str site: the label. The sites in its plates are counted, summed over any further plates inside
         these (such as the members of a group with one label). If the model has no label, name any observed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf.posterior.chains import as_tensors
-from pyro_scnf.posterior.draws import Site, count_draws, data_plates, over_plates
+from pyro_scnf.posterior.draws import Site, count_draws, data_plates, over_plates, plate_axes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -90,31 +90,29 @@ class PredictiveReader:
         return is_part or isinstance(site["fn"], dist.Unit)
 
     def _over_plates(self, owner: str, name: str, values: Tensor) -> Tensor:
-        """Draws with one dimension for each plate of a site. Dimensions of no plate have size 1."""
+        """Draws with one dimension for each plate of a site. Other dimensions of the draws have size 1."""
         site = self.sites[name]
         event_dim = site["fn"].event_dim
         batch = values.shape[1 : values.dim() - event_dim]
-        plates = {plate.dim: plate for plate in data_plates(site)}
+        plates, axes = data_plates(site), plate_axes(site, len(batch))
         event = site["fn"].event_shape
-        for dim in range(-len(batch), 0):
-            plate = plates.get(dim)
-            if plate is not None and plate.size > 0 and batch[dim] != plate.size:
+        for plate, axis in zip(plates, axes or [], strict=bool(axes)):
+            if plate.size > 0 and batch[axis] != plate.size:
                 raise ValueError(
-                    f"{owner}: draws of {name!r} have {batch[dim]} rows along plate {plate.name!r}, which "
+                    f"{owner}: draws of {name!r} have {batch[axis]} rows along plate {plate.name!r}, which "
                     f"has {plate.size} here; predict these rows"
                 )
-        crowded = any(batch[dim] > 1 for dim in range(-len(batch), 0) if dim not in plates)
         if (
-            crowded
-            or -min(plates, default=0) > len(batch)
+            axes is None
+            or any(batch[dim] > 1 for dim in set(range(-len(batch), 0)) - set(axes))
             or values.shape[values.dim() - event_dim :] != event
         ):
-            expected = [f"{plate.size} ({plate.name})" for _, plate in sorted(plates.items())]
+            expected = [f"{plate.size} ({plate.name})" for plate in plates]
             raise ValueError(
                 f"{owner}: draws of {name!r} have shape {tuple(values.shape)}, expected "
                 f"({', '.join([str(len(values)), *expected, *map(str, event)])})"
             )
-        return values.reshape(values.shape[:1] + tuple(batch[dim] for dim in sorted(plates)) + event)
+        return values.reshape(values.shape[:1] + tuple(batch[axis] for axis in axes) + event)
 
     def _check_same_draws(self, owner: str, name: str, values: Tensor) -> None:
         posterior = self.drawn[name]
