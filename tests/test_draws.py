@@ -238,6 +238,17 @@ class TestOuterPlates:
             assert relative(compact[..., 0], hand) < 1e-6
 
 
+def test_a_site_set_by_do_is_still_drawn(flow, x):
+    """``poutine.do`` leaves the site in the model. The message says how to set it."""
+    shares = draw_shares(1)[0]
+    done = poutine.do(lambda x: prevalence(flow, x), {"shares": shares})
+    with pytest.raises(ValueError, match=r"no draws of \['shares'\].*poutine\.do leaves.*or hide it"):
+        scnf.enumerate_labels(done, (x,))
+    hand = joint_by_hand(flow, x, shares[None])
+    for mended in (poutine.block(done, hide=["shares"]), poutine.condition(done, {"shares": shares})):
+        assert relative(scnf.enumerate_labels(mended, (x,)), hand) < 1e-10
+
+
 class TestSites:
     def test_a_partly_observed_label(self, flow, x):
         """For Pyro's ``obs_mask``, which splits the label into two sites."""

@@ -715,12 +715,19 @@ def test_draws_that_are_meant(flow, x):
     """A label drawn by the guide, noise without a density, hidden noise, and what is not random."""
     single, rows = copy.deepcopy(flow).float(), x.float()  # Pyro's masked zeros have the default dtype
     exact = -single.condition(Y).log_prob(rows).sum().item()
+
+    def set_noise(flow):
+        return poutine.do(drawn("noise", dist.Normal(0.0, 1.0))(flow), {"noise": 0.5})
+
     for free in (
         drawn("noise", dist.Normal(0.0, 1.0).mask(False)),
         drawn("known", dist.Delta(torch.tensor(0.5))),
         lambda flow: poutine.block(drawn("noise", dist.Normal(0.0, 1.0))(flow), hide=["noise"]),
+        lambda flow: poutine.block(set_noise(flow), hide=["noise"]),
     ):
         assert scnf.elbo(free(single))(rows).item() == pytest.approx(exact, rel=1e-6)
+    with pytest.raises(RuntimeError, match=r"poutine\.do sets its value, hide the site that is left"):
+        scnf.elbo(set_noise(single))(rows)
 
     def guide(x):
         with pyro.plate("data", len(x)):

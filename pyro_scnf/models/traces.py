@@ -147,7 +147,8 @@ def _refuse_latent(name: str, fn: object) -> None:
         raise RuntimeError(
             f"the site {name!r} is neither observed nor in the guide: it would be drawn from its prior, and "
             "the loss would be no bound of the likelihood. Sample it in the guide (an autoguide does), or "
-            "observe it. If it is noise, draw it without pyro.sample, or mask its density, fn.mask(False)"
+            "observe it. If it is noise, draw it without pyro.sample, or mask its density, fn.mask(False). "
+            "If poutine.do sets its value, hide the site that is left, with poutine.block"
         )
     if getattr(fn, "has_enumerate_support", False):
         raise RuntimeError(

@@ -276,7 +276,10 @@ def trace_draws(
         if not site["is_observed"] and "_enumerate_dim" not in site["infer"]
     ]
     if missing:
-        hint = ""
+        hint = (
+            "; give draws of them, or their values with poutine.condition. poutine.do leaves the site itself "
+            "in the model, where it is drawn and not used: condition it too, or hide it with poutine.block"
+        )
         if any(name.endswith("_unobserved") for name in missing):
             hint = "; for data that are missing, use poutine.mask instead of obs_mask, which draws them"
         raise ValueError(f"posterior: no draws of {missing}, which are neither observed nor enumerated{hint}")
