@@ -13,7 +13,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import counting, image_flow, relative, toy_flow
-from pyro.infer import MCMC, NUTS
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive
 from pyro.nn import PyroSample
 from pyro.nn.module import to_pyro_module_
 
@@ -246,6 +247,105 @@ class TestNames:
         assert result["posterior"]["y_prob"].dims == ("chain", "draw", "member", "group", "class")
         assert result["observed_data"]["x"].dims == ("member", "group", "x_dim_0")
         assert result["constant_data"]["y_true"].dims == ("member", "group")
+
+    @pytest.mark.parametrize("form", ["one", "all"])
+    @pytest.mark.parametrize("parallel", [True, False])
+    def test_a_latent_of_an_outer_plate(self, flow, form, parallel):
+        """Its draws in the shape of Pyro have a dimension of size 1 for the inner plate, which is left out.
+
+        The second bag is masked, and is left out of the latent too.
+        """
+        x, mask = torch.randn(3, 4, 2, dtype=F64), torch.tensor([[True], [False], [True]])
+
+        def model(x=None):
+            with pyro.plate("bags", 3, dim=-2):
+                a = pyro.sample("a", dist.Dirichlet(torch.ones(3, dtype=F64)))
+                y = pyro.sample("y", dist.Categorical(a))
+                with pyro.plate("members", 4, dim=-1), poutine.mask(mask=mask):
+                    pyro.sample("x", flow.condition(y), obs=x)
+
+        a = draw_shares(6, 3)
+        prior = Predictive(model, num_samples=5)()
+        given = a if form == "one" else a[:, :, None]
+        if form == "one":
+            prior["a"] = prior["a"][:, :, 0]
+        options = {"max_plate_nesting": 2, "parallel": parallel, "prior": prior}
+        result = scnf.to_inference_data(model, (x,), {"a": given}, **options)
+        assert result["posterior"]["a"].dims == ("chain", "draw", "datum", "a_dim_0")
+        assert torch.equal(values(result, "posterior", "a")[0], a[:, [0, 2]])
+        assert torch.equal(values(result, "prior", "a")[0], prior["a"].reshape(5, 3, 3)[:, [0, 2]])
+        assert result["posterior"]["y"].dims == ("chain", "draw", "datum")
+        assert result["posterior"]["datum"].values.tolist() == [0, 2]
+        hand = flow.class_log_prob(x).sum(1) + a.log()
+        assert relative(values(result, "posterior", "y_prob")[0], hand.softmax(-1)[:, [0, 2]]) < 1e-8
+
+    def named(self, flow, x, /, **names):
+        """A model whose sites and plates have other names."""
+        name = {site: site for site in ("shares", "y", "x", "data", "loc", "kinds")} | names
+
+        def model(x):
+            shares = pyro.sample(name["shares"], dist.Dirichlet(torch.ones(3, dtype=F64)))
+            with pyro.plate(name["kinds"], 2):
+                pyro.sample(name["loc"], dist.Normal(torch.zeros((), dtype=F64), 1.0))
+            with pyro.plate(name["data"], len(x)):
+                y = pyro.sample(name["y"], dist.Categorical(shares))
+                pyro.sample(name["x"], flow.condition(y), obs=x)
+
+        draws = {name["shares"]: draw_shares(4), name["loc"]: torch.randn(4, 2, dtype=F64)}
+        return scnf.to_inference_data(model, (x,), draws, site=name["y"])
+
+    @pytest.mark.parametrize(
+        ("kind", "taken"),
+        [
+            ("shares", "y_prob"),
+            ("x", "y_prob"),
+            ("shares", "chain"),
+            ("shares", "draw"),
+            ("shares", "datum"),
+            ("shares", "class"),
+            ("y", "class"),
+            ("y", "datum"),
+            ("x", "datum"),
+            ("x", "chain"),
+        ],
+    )
+    def test_a_site_with_the_name_of_something_else(self, flow, x, kind, taken):
+        with pytest.raises(ValueError, match=f"site '{taken}' has the name of .*; rename the site"):
+            self.named(flow, x, **{kind: taken})
+
+    @pytest.mark.parametrize("taken", ["chain", "draw", "datum", "class"])
+    def test_a_plate_with_the_name_of_a_dimension(self, flow, x, taken):
+        with pytest.raises(ValueError, match=f"plate '{taken}' has the name of .*; rename the plate"):
+            self.named(flow, x, kinds=taken)
+
+    def test_names_that_are_free(self, flow, x):
+        """The plate of the data is called ``datum`` in the export, so its own name does not matter."""
+        for plate in ("chain", "datum"):
+            assert self.named(flow, x, data=plate)["posterior"]["y"].dims == ("chain", "draw", "datum")
+        assert set(self.named(flow, x, x="class")["observed_data"].data_vars) == {"class"}
+
+    @pytest.mark.parametrize(
+        ("owner", "taken", "size"), [("constant_data", "datum", 6), ("sample_stats", "draw", 4)]
+    )
+    def test_an_array_with_the_name_of_a_dimension(self, flow, x, owner, taken, size):
+        arrays = {owner: {taken: torch.arange(size)}}
+        with pytest.raises(ValueError, match=f"{owner}: '{taken}' is the name of a dimension"):
+            scnf.to_inference_data(
+                lambda x: shares_model(flow, x), (x,), {"shares": draw_shares(4)}, **arrays
+            )
+
+    def test_an_observed_site_named_like_a_part_of_a_label(self, flow, x):
+        """Pyro's ``obs_mask`` makes a site ``y_observed``, which is no data. Another site of this name is."""
+
+        def model(x):
+            shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3, dtype=F64)))
+            with pyro.plate("data", len(x)):
+                y = pyro.sample("y", dist.Categorical(shares))
+                pyro.sample("y_observed", flow.condition(y), obs=x)
+
+        result = scnf.to_inference_data(model, (x,), {"shares": draw_shares(4)})
+        assert torch.equal(values(result, "observed_data", "y_observed"), x)
+        assert set(result["log_likelihood"].data_vars) == {"y_observed"}
 
 
 class TestModels:

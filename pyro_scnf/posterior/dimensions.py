@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyro_scnf.posterior.draws import Site, data_plates, over_plates
-from pyro_scnf.posterior.named_arrays import Groups, Variable, name_dims
+from pyro_scnf.posterior.draws import Site, data_plates, over_plates, plate_axes
+from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, name_dims
 from pyro_scnf.posterior.rows import SeenRows, blank, cells
 
 if TYPE_CHECKING:
@@ -40,6 +40,33 @@ class Names:
             for name in hidden
         }
 
+    def check_sites(
+        self, latents: Collection[str], others: Collection[str], sites: Mapping[str, Site]
+    ) -> None:
+        """Raise if two variables would have one name, or if a variable or a plate has that of a dimension.
+
+        :param latents: the sites with draws.
+        :param others: the other sites to export.
+        """
+        for name in self.classes:
+            if f"{name}_prob" in {*latents, *others}:
+                raise ValueError(
+                    f"site {name + '_prob'!r} has the name of the class probabilities of the label {name!r}; "
+                    "rename the site"
+                )
+        classes = {dim: len(values) for dim, values in self.classes.values()}
+        for name in [*latents, *others]:
+            in_posterior = name in latents or name in self.classes
+            if name in {*SAMPLE, *self.sizes} or (name in classes and in_posterior):
+                raise ValueError(f"site {name!r} has the name of a dimension of the export; rename the site")
+            for plate in data_plates(sites[name]):
+                dim = self.datum.get(plate.name, plate.name)
+                is_other = plate.name not in self.datum and dim in self.sizes
+                if dim in SAMPLE or is_other or classes.get(dim, plate.size) != plate.size:
+                    raise ValueError(
+                        f"plate {plate.name!r} has the name of a dimension of the export; rename the plate"
+                    )
+
     def __call__(self, name: str, values: Tensor, lead: Sequence[str], inner: Sequence[str] = ()) -> Variable:
         return self.rows.select(name_dims(name, values, lead, inner, self.dims))
 
@@ -62,13 +89,23 @@ class Names:
         """Names of the dimensions of a site's plates."""
         return [self.datum.get(plate.name, plate.name) for plate in data_plates(site)]
 
-    def latent_plates(self, site: Site, draws: Tensor) -> list[str]:
-        """Likewise for draws ``(S, *plates, *event)`` of a latent.
+    def of_latent(self, name: str, site: Site, draws: Tensor, shape: torch.Size) -> Variable:
+        """Draws ``(S, *batch, *event)`` of a latent, with one dimension for each plate of its site.
 
-        An autoguide may give them dimensions of plates around other sites. There are then no names.
+        Pyro gives them further dimensions of size 1, where the site has no plate. They are left out.
+
+        :param shape: numbers of chains and of draws.
         """
-        plates = self.plates(site)
-        return plates if draws.dim() - 1 - site["fn"].event_dim == len(plates) else []
+        start = max(draws.dim() - site["fn"].event_dim, 1)
+        count, batch, event = draws.shape[:1], draws.shape[1:start], draws.shape[start:]
+        axes = plate_axes(site, len(batch))
+        if axes is None or any(batch[dim] > 1 for dim in set(range(-len(batch), 0)) - set(axes)):
+            return self(name, draws.unflatten(0, shape), SAMPLE)  # dimensions that no plate declares
+        draws = draws.reshape(count + tuple(batch[axis] for axis in axes) + event)
+        sizes = tuple(
+            max(plate.size, batch[axis]) for plate, axis in zip(data_plates(site), axes, strict=True)
+        )
+        return self(name, draws.expand(count + sizes + event).unflatten(0, shape), SAMPLE, self.plates(site))
 
     def row_dims(self, values: Tensor) -> list[str]:
         """Names of a label's plates, if an array begins with their sizes and no other label's fit too."""
@@ -97,7 +134,12 @@ class Names:
         return {dim: given for dim, _ in self.classes.values()}
 
     def check(self, groups: Groups) -> None:
-        """Raise if the user named dimensions of variables that do not exist."""
+        """Raise if the user named dimensions of variables that do not exist, or an array like a dimension."""
+        for owner, taken in (("constant_data", [*self.sizes]), ("sample_stats", SAMPLE)):
+            for name in groups[owner].keys() & set(taken):
+                raise ValueError(
+                    f"{owner}: {name!r} is the name of a dimension of the export; give the array another name"
+                )
         variables = {name for group in groups.values() for name in group}
         unknown = sorted(self.dims.keys() - variables)
         if unknown:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyro.distributions as dist
 import torch
 from pyro.infer import MCMC
-from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.posterior.chains import as_tensors, diverging, read_draws
@@ -22,7 +22,7 @@ from pyro_scnf.posterior.draws import (
     trace_draws,
 )
 from pyro_scnf.posterior.labels import sample_labels
-from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, Variable, make_datasets, name_dims
+from pyro_scnf.posterior.named_arrays import SAMPLE, Groups, make_datasets, name_dims
 from pyro_scnf.posterior.predictive import PredictiveReader
 from pyro_scnf.posterior.rows import Observed
 from pyro_scnf.posterior.runs import Runs
@@ -145,7 +145,8 @@ def to_inference_data(
     :raises ImportError: without ArviZ.
     :raises ValueError: for fewer than two draws; for draws that differ in number or do not divide into the
         chains; for unknown names of sites, variables or dimensions; for masks that differ between draws or
-        leave out single cells of two plates; for observed data that differ between draws or between runs of
+        leave out single cells of two plates; for a site or plate that has the name of another variable or
+        dimension of the export; for observed data that differ between draws or between runs of
         the model; for predictions of other rows, from other draws, or that are the observed data; for class
         names of another number than that of the classes; and wherever :func:`enumerate_labels` raises it.
 
@@ -187,31 +188,34 @@ def to_inference_data(
         read = PredictiveReader(sites, draws, seen.values, max_plate_nesting)
         predicted = read("posterior_predictive", posterior_predictive, shape)
         before = read("prior", prior)
+        names = Names(labels, dims or {}, seen.rows, max_plate_nesting)
+        data_sites = {name: _data_sites(sites, name, label, draws) for name, label in labels.items()}
+        others = {*labels, *predicted, *before, *itertools.chain(*data_sites.values())} - draws.keys()
+        names.check_sites(draws, others, sites)
         tables = {
             name: _Tables(table for some in chunks for table in runs.tables(some, name)) for name in labels
         }
-    names = Names(labels, dims or {}, seen.rows, max_plate_nesting)
     for name, table in tables.items():
         seen.check_repeated(table.observed[0])
         names.rows.add(name, table.seen, names.plates(labels[name]))
     groups: Groups = {group: {} for group in GROUPS}
     for name, values in draws.items():
-        inner = names.latent_plates(sites[name], values)
-        groups["posterior"][name] = names(name, values.unflatten(0, shape), SAMPLE, inner)
+        groups["posterior"][name] = names.of_latent(name, sites[name], values, shape)
     for name, values in predicted.items():
         several = values.unflatten(0, shape)
         groups["posterior_predictive"][name] = names.of_data(name, sites[name], several, SAMPLE)
     for name, values in before.items():
         if name in draws:
-            groups["prior"][name] = _like(draws[name], name, sites[name], values, names)
+            one_chain = torch.Size((1, len(values)))
+            groups["prior"][name] = names.of_latent(name, sites[name], values, one_chain)
         else:
             groups["prior_predictive"][name] = names.of_data(name, sites[name], values[None], SAMPLE)
     for name, values in stats.items():
         groups["sample_stats"][name] = names(name, values.unflatten(0, shape), SAMPLE)
     data: dict[str, Site] = {}
     for name, table in tables.items():
-        label, log_joint, lead = labels[name], table.joint.double(), SAMPLE + names.plates(labels[name])
-        found = _data_sites(sites, name, label, draws)
+        log_joint, lead = table.joint.double(), SAMPLE + names.plates(labels[name])
+        found = data_sites[name]
         data |= found
         variable = "_".join(k for k in found if k != name) or name
         if not table.shared:
@@ -259,13 +263,6 @@ def _generator(seed: int | torch.Generator | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(int(seed))
 
 
-def _like(draws: Tensor, name: str, site: Site, values: Tensor, names: Names) -> Variable:
-    """Draws of a latent from its prior, in the shape in which its posterior draws were given."""
-    if values[0].numel() == draws[0].numel():
-        values = values.reshape(values.shape[:1] + draws.shape[1:])
-    return names(name, values[None], SAMPLE, names.latent_plates(site, values))
-
-
 class _Tables:
     """The tables of a label from all chunks of draws, on the CPU."""
 
@@ -293,12 +290,13 @@ def _data_sites(
 ) -> dict[str, Site]:
     """The sites observed in the label's plates, apart from factors: x, and the label if it is observed."""
     plates = {plate.name for plate in data_plates(label)}
+    split = label["name"] == f"{label_name}_unobserved"  # by obs_mask, into this part and an observed one
     return {
         name: site
         for name, site in sites.items()
         if site["is_observed"]
         and plates <= {plate.name for plate in data_plates(site)}
-        and name != f"{label_name}_observed"  # one of the two parts into which obs_mask splits a label
+        and not (split and name == f"{label_name}_observed")
         and not isinstance(site["fn"], dist.Unit)
         and not site["infer"].get("_deterministic")
         and name not in drawn
