@@ -126,6 +126,98 @@ def test_step_batches_are_a_finite_data_set():
     assert run.global_step == 6
 
 
+class Noting(SemiSupervisedTask):
+    """It notes the number of each batch, the progress and the rows, which its augment has changed."""
+
+    def __init__(self, model, **options):
+        super().__init__(model, augment=jitter, **options)
+        self.numbers, self.progress, self.rows = [], [], []
+        loss = self.objective[0]
+
+        def noted(*arguments, progress, **rest):
+            self.progress.append(progress)
+            self.rows.append(arguments[-1].clone())
+            return loss(*arguments, progress=progress, **rest)
+
+        for name in ("terms", "parts", "expected", "named_parameters"):
+            noted.__dict__[name] = getattr(loss, name)
+        self.objective = [noted]
+
+    def _loss(self, batch):
+        self.numbers.append(batch.step)
+        return super()._loss(batch)
+
+
+def step_loaders(batches):
+    yield batches
+    yield DataLoader(batches, batch_size=None)
+    yield DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_epochs_over_step_batches_go_on_where_the_last_one_ended(kind):
+    data = some_data()
+    batches = StepBatches(data, 20)  # three steps an epoch
+    task = Noting(make_model(data), steps=8)
+    trainer(max_steps=8).fit(task, [*step_loaders(batches)][kind])
+    assert task.numbers == list(range(8))
+    assert task.progress == [step / 8 for step in range(8)]
+    noise = [rows - batches[step].x_unlabelled for step, rows in enumerate(task.rows)]
+    assert all(0 < value.abs().mean() < 0.2 for value in noise)
+    assert not any(torch.allclose(noise[step], noise[step + 3]) for step in range(5))
+
+
+def test_a_task_of_ones_own_trainer_ends_as_fit_does():
+    data = make_data()
+    constant = Optimisation(schedule="constant", ema_decay=None, gradient_clip=None)
+    options = {"steps": 8, "augment": jitter, "seed": 3, "terms": "classification:weight=2,end=0.5"}
+    ours, own = make_model(data), make_model(data)
+    fit(ours, data, batch_size=64, optimisation=constant, progress=False, **options)
+    batches = StepBatches(data, 64, seed=3)
+    assert len(batches) < 8
+    task = SemiSupervisedTask(own, optimisation=constant, **options)
+    trainer(max_steps=8).fit(task, DataLoader(batches, batch_size=None))
+    assert all(map(torch.equal, ours.parameters(), own.parameters()))
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])  # the epochs have three steps
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+def test_a_resumed_trainer_of_ones_own_ends_as_an_uninterrupted_one(stop, tmp_path):
+    data = some_data()
+    models = [make_model(data) for _ in range(2)]
+
+    def run(model, steps, start=None):
+        task = SemiSupervisedTask(model, steps=8, augment=jitter)
+        here = trainer(max_steps=steps)
+        here.fit(task, DataLoader(StepBatches(data, 20), batch_size=None), ckpt_path=start, weights_only=True)
+        here.save_checkpoint(tmp_path / "some.ckpt")
+
+    run(models[0], 8)
+    run(models[1], stop)
+    run(models[1], 8, tmp_path / "some.ckpt")
+    assert all(map(torch.equal, *(model.parameters() for model in models)))
+
+
+def test_an_order_that_the_user_chose_stays():
+    data = some_data()
+    task = Noting(make_model(data), steps=6)
+    trainer(max_epochs=2).fit(task, DataLoader(StepBatches(data, 20), batch_size=None, sampler=[7, 5, 9]))
+    assert task.numbers == [7, 5, 9, 7, 5, 9]
+    task = Noting(make_model(data), steps=6)
+    batches = DataLoader(StepBatches(data, 20), batch_size=None)
+    trainer(max_epochs=3, overfit_batches=2).fit(task, batches)
+    assert task.numbers == [0, 1] * 3
+
+
+def test_progress_counts_optimiser_steps():
+    data = some_data()
+    task = Noting(make_model(data), steps=4)
+    loader = DataLoader(StepBatches(data, 20), batch_size=None)
+    trainer(max_steps=4, accumulate_grad_batches=3).fit(task, loader)
+    assert task.numbers == list(range(12))
+    assert task.progress == [step / 4 for step in range(4) for _ in range(3)]
+
+
 @pytest.mark.parametrize(
     ("labelled", "unlabelled", "options", "length"),
     [

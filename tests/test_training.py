@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import sys
 import warnings
@@ -222,6 +223,21 @@ def test_a_run_goes_on_with_other_workers_and_elsewhere(tmp_path):
     _, result = train(tmp_path, resume=True, data_on_device=False, num_workers=1)
     assert result.finished
     assert result.seconds_in_all > result.seconds - 1
+
+
+@pytest.mark.parametrize("kind", ["mixed", "unlabelled", "view"])
+@pytest.mark.parametrize(
+    ("augment", "number"), [(lambda x: torch.cat([x, x, x]), r"\d+ rows"), (lambda x: x[:3], "3 rows")]
+)
+def test_augment_may_not_change_the_number_of_rows(kind, augment, number):
+    data = make_data()
+    if kind == "unlabelled":
+        data = replace(data, y=torch.full_like(data.y, -1))
+    calls = itertools.count()
+    change = augment if kind != "view" else lambda x: x if next(calls) % 3 < 2 else augment(x)
+    terms = "consistency" if kind == "view" else ()
+    with pytest.raises(ValueError, match=rf"^augment: it returns {number}, expected \d+, one for each row"):
+        fit(make_model(data), data, augment=change, terms=terms, steps=1, batch_size=16, progress=False)
 
 
 def test_augment_has_its_say_on_each_kind_of_rows():

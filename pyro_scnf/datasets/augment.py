@@ -12,7 +12,7 @@ from pyro_scnf._checks import check_finite
 from pyro_scnf._numbers import check_at_least, check_number, check_scale
 from pyro_scnf.transforms.dequantize import check_levels, spread
 
-__all__ = ["Augment", "FeatureDropout", "Jitter", "as_augment"]
+__all__ = ["Augment", "FeatureDropout", "Jitter", "as_augment", "changed_rows"]
 
 
 class Augment:
@@ -72,6 +72,23 @@ def as_augment(augment: Callable[[Tensor], Tensor] | None) -> Augment:
     if not callable(augment):
         raise ValueError(f"augment={augment!r}: expected an Augment, a function of x, or None")
     return _Function(augment)
+
+
+def changed_rows(change: Callable[[Tensor], object], rows: Tensor) -> Tensor:
+    """The rows as a user's ``augment`` changes them.
+
+    :raises ValueError: if it does not return a tensor with one row for each of ``rows``.
+    """
+    changed = change(rows)
+    if not isinstance(changed, Tensor):
+        raise ValueError(f"augment: it returns a {type(changed).__name__}, expected a tensor of rows")
+    if changed.shape[:1] != rows.shape[:1]:
+        number = f"{len(changed)} rows" if changed.dim() else "a single number"
+        raise ValueError(
+            f"augment: it returns {number}, expected {len(rows)}, one for each row of x that it is given; "
+            "return the rows in their order, and neither add nor drop any"
+        )
+    return changed
 
 
 @dataclass(frozen=True)

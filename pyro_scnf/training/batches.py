@@ -10,14 +10,14 @@ from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_at_least, check_kinds
 from pyro_scnf.datasets import SemiSupervisedData
 
-__all__ = ["Batch", "StepBatches", "as_batch", "as_rows", "derive_seed"]
+__all__ = ["Batch", "StepBatches", "as_batch", "as_rows", "derive_seed", "going_on"]
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -79,6 +79,19 @@ def as_batch(given: object, step: int, num_classes: int) -> Batch:
     return Batch(step, x[known], y[known], x[~known])
 
 
+def going_on(given: object, loader: object, number: int) -> object:
+    """The batch number ``number`` of a run, in place of the one that a loader gives.
+
+    A loop over :class:`StepBatches` begins anew in each epoch, and in a resumed run. The steps of a run go
+    on. What comes from any other loader, or in an order that the user chose, stays as it is.
+    """
+    if isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler):
+        loader = loader.dataset
+    if not isinstance(given, Batch) or not isinstance(loader, StepBatches) or given.step == number:
+        return given
+    return loader[number]
+
+
 def as_rows(given: object, num_classes: int) -> tuple[Tensor, Tensor | None]:
     """x and y in what a loader gives: x, ``(x,)`` or ``(x, y)``."""
     parts = list(given) if isinstance(given, list | tuple) else [given]
@@ -125,7 +138,7 @@ class StepBatches(Dataset[Batch]):
 
     It is a data set of PyTorch. A loop over it, and a ``DataLoader(batches, batch_size=None)``, give
     ``len(batches)`` batches, those of the steps ``0 .. len(batches) - 1``. ``batches[step]`` gives that of
-    any step.
+    any step. In training with :class:`SemiSupervisedTask`, the next epoch goes on where the last one ended.
 
     Labelled and unlabelled rows are drawn in separate shuffled passes. The two batch sizes set their
     proportion in a batch, whatever it is in the data. With sizes of 85 and 171, for example, a third of

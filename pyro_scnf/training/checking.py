@@ -17,7 +17,7 @@ from pyro_scnf._numbers import check_at_least, check_flag, check_kinds, check_nu
 from pyro_scnf._shapes import reference_tensor
 from pyro_scnf._warn import warn
 from pyro_scnf.datasets import SemiSupervisedData
-from pyro_scnf.datasets.augment import as_augment
+from pyro_scnf.datasets.augment import as_augment, changed_rows
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.models.paths import continuous_layers
 from pyro_scnf.models.scoring import check_needs
@@ -166,5 +166,5 @@ def _check_scored(
         if change is None:
             raise
         with noise(0, device):
-            changed = change(rows[:2].to(device))
+            changed = changed_rows(change, rows[:2].to(device))
         model.flow.check_data(changed, f"augment({name})", "fit")

@@ -16,13 +16,13 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_kinds
 from pyro_scnf._spec import describe
-from pyro_scnf.datasets.augment import as_augment
+from pyro_scnf.datasets.augment import as_augment, changed_rows
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import Expected, SemiSupervisedModel, make_guide, update_after_step
 from pyro_scnf.objective import elbo
 from pyro_scnf.saving import describe_model
 from pyro_scnf.terms import Terms, active, needs_of
-from pyro_scnf.training.batches import Batch, as_batch, as_rows, derive_seed
+from pyro_scnf.training.batches import Batch, as_batch, as_rows, derive_seed, going_on
 from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_finite
 from pyro_scnf.training.options import Optimisation, check_same_run, plain
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
@@ -44,10 +44,13 @@ class SemiSupervisedTask(lightning.LightningModule):
 
     :func:`~pyro_scnf.training.fit` consists of this task, batches and a trainer. A loader for training gives
     the batches of :class:`~pyro_scnf.training.StepBatches`, or x, ``(x,)`` or ``(x, y)``. A label of -1 marks
-    an unlabelled row. The noise of a step depends only on ``seed`` and the number of the step, so a resumed
-    run gives the result of an uninterrupted one. The global random generators are left as they were. The
-    task logs ``loss`` (nats per example), the parts of the loss if there are training terms, and
-    ``grad_norm``.
+    an unlabelled row. The noise of a batch depends only on ``seed`` and the number of the batch, counted over
+    all epochs. The global random generators are left as they were. The task logs ``loss`` (nats per example),
+    the parts of the loss if there are training terms, and ``grad_norm``.
+
+    With ``DataLoader(StepBatches(...), batch_size=None)`` each epoch goes on with the steps after the last
+    one, and so does a resumed run, which gives the result of an uninterrupted one. The order in other loaders
+    is their own: a run from such a loader is to be resumed at the end of an epoch, and without shuffling.
 
     ``Trainer.validate`` and ``Trainer.test`` take loaders of x, ``(x,)`` or ``(x, y)``. They log ``val_nll``,
     ``val_error`` (per cent of the labelled rows) if there are any, and ``val_bits_per_dim`` if ``augment``
@@ -63,7 +66,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     :param guide: a word of :data:`pyro_scnf.GUIDES`, or a guide of your own.
     :param terms: training terms, see :func:`~pyro_scnf.terms.make_terms`.
     :param Optimisation optimisation: optimiser and schedule. Clipping and averaging are set in the trainer.
-    :param int steps: length of the run, for the schedule.
+    :param int steps: optimiser steps of the run, for the schedule and for the weights of terms.
     :param augment: see :class:`~pyro_scnf.datasets.Augment`.
     :param int seed: seed of all noise.
     :param settings: further settings, by name. A run resumes from a checkpoint only if it has the same ones.
@@ -120,23 +123,33 @@ class SemiSupervisedTask(lightning.LightningModule):
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        given = as_batch(batch, number, self.model.flow.num_classes)
-        with noise(derive_seed(self.seed, "noise", given.step, self.global_rank), self.device):
+        given = as_batch(self._going_on(batch, number), number, self.model.flow.num_classes)
+        with noise(derive_seed(self.seed, "noise", number, self.global_rank), self.device):
             loss = self._loss(given)
         expected = self.objective[0].expected
         if expected is not None:
             self._expected[number] = expected
         return loss
 
+    def _going_on(self, batch: object, number: int) -> object:
+        """The batch number ``number`` of a run over ``StepBatches``, and of any other loader ``batch``."""
+        trainer, right = self.trainer, batch
+        if not getattr(trainer, "overfit_batches", 0):
+            right = going_on(batch, trainer.train_dataloader, number)
+        if right is not batch:  # treat it as Lightning treats those of a loader
+            right = trainer.precision_plugin.convert_input(right)
+            right = trainer.strategy.batch_to_device(right, self.device)
+        return right
+
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, in nats per example."""
-        objective, progress = self.objective[0], min(1.0, batch.step / self.steps)
-        x = None if batch.x is None else self._change(self.augment.labelled, batch.x)
-        x_unlabelled = None if batch.x_unlabelled is None else self._change(self.augment, batch.x_unlabelled)
+        objective, progress = self.objective[0], min(1.0, self.global_step / self.steps)
+        x = None if batch.x is None else changed_rows(self.augment.labelled, batch.x)
+        x_unlabelled = None if batch.x_unlabelled is None else changed_rows(self.augment, batch.x_unlabelled)
         arguments = [a for a in (x, batch.y, x_unlabelled) if a is not None]
         options = {"pairs": batch.pairs, "label_log_prior": batch.label_log_prior}
         if batch.x_unlabelled is not None and "view" in needs_of(active(objective.terms, progress)):
-            options["view"] = self._change(self.augment, batch.x_unlabelled)
+            options["view"] = changed_rows(self.augment, batch.x_unlabelled)
         given = {name: value for name, value in options.items() if value is not None}
         try:
             loss: Tensor = objective(*arguments, **given, progress=progress)
@@ -165,13 +178,6 @@ class SemiSupervisedTask(lightning.LightningModule):
             for name, part in objective.parts.items():
                 self.log(name, part / examples, batch_size=1, sync_dist=True)
         return loss
-
-    def _change(self, change: Callable[[Tensor], object], rows: Tensor) -> Tensor:
-        """The rows as ``augment`` changes them."""
-        changed = change(rows)
-        if not isinstance(changed, Tensor):
-            raise ValueError(f"augment: it returns a {type(changed).__name__}, expected a tensor of rows")
-        return changed
 
     def _check_changed(self, *batches: Tensor | None) -> None:
         """Raise if the model cannot take rows because of their shape, dtype or support."""
@@ -236,7 +242,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     def predict_step(self, batch: object, batch_idx: int) -> Tensor:
         x, _ = as_rows(batch, self.model.flow.num_classes)
         with self._same_noise("predict", batch_idx):
-            probs: Tensor = self.model.posterior(self.augment.prepare(x)).probs
+            probs: Tensor = self.model.posterior(changed_rows(self.augment.prepare, x)).probs
         return probs
 
     def _same_noise(self, kind: str, batch_idx: int) -> AbstractContextManager[None]:
@@ -249,7 +255,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     def _score(self, kind: str, batch: object, batch_idx: int) -> None:
         x, y = as_rows(batch, self.model.flow.num_classes)
         with self._same_noise(kind, batch_idx):
-            x = self.augment.prepare(x)
+            x = changed_rows(self.augment.prepare, x)
             ((table, common),) = self.model.flow.scores(x)
         # Decide by the table alone. In a sum with what all labels share, rounding could hide the differences.
         joint = table + self.model.class_probs.log_probs
