@@ -268,6 +268,66 @@ def test_another_runs_checkpoint_is_refused_and_the_model_left_alone(stopped, na
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ([0.3, 0.7], [0.6, 0.4], "class_probs of class 0 0.3 -> 0.6 and of 1 more"),
+        (None, [0.9, 0.1], "class_probs of class 0 0.5 -> 0.9 and of 1 more"),
+        ([0.3, 0.7], [3.0, 7.0], ""),
+        (None, [1.0, 1.0], ""),
+    ],
+)
+def test_other_fixed_class_probabilities_are_another_model(before, now, message, tmp_path):
+    data = make_data()
+    options = {"steps": 6, "batch_size": 32, "out": tmp_path, "progress": False}
+    first = "uniform" if before is None else torch.tensor(before)
+    fit(make_model(data, class_probs=first), data, minutes=1e-9, **options)
+    model = make_model(data, class_probs=torch.tensor(now))
+    if message:
+        with pytest.raises(
+            ValueError, match=f"another model, and so of another run: {message}. Give the same"
+        ):
+            fit(model, data, resume=True, **options)
+    else:
+        assert fit(model, data, resume=True, **options).finished
+    torch.testing.assert_close(model.class_probs().probs, torch.tensor(now) / sum(now))
+
+
+def freeze(model, *names):
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    return model
+
+
+PARTS = ("flow.transform", "flow.prior")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ((), PARTS[1:], r"requires_grad True -> False of flow\.prior\.\S+"),
+        (PARTS[1:], (), r"requires_grad False -> True of flow\.prior\.\S+"),
+        ((), PARTS[:1], r"requires_grad True -> False of flow\.transform\..* and of \d+ more"),
+        (PARTS[:1], PARTS[1:], r"requires_grad True -> False of .*; requires_grad False -> True of flow\."),
+    ],
+)
+def test_other_frozen_parts_are_another_run(before, now, message, tmp_path):
+    data = make_data()
+    options = {"steps": 6, "batch_size": 32, "out": tmp_path, "progress": False}
+    fit(freeze(make_model(data), *before), data, minutes=1e-9, **options)
+    with pytest.raises(ValueError, match=rf"another run: {message}"):
+        fit(freeze(make_model(data), *now), data, resume=True, **options)
+    assert fit(freeze(make_model(data), *before), data, resume=True, **options).finished
+
+
+def test_a_checkpoint_that_does_not_tell_what_was_frozen_is_resumed(tmp_path):
+    train(tmp_path, minutes=1e-9)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del content["settings"]["requires_grad"]
+    torch.save(content, tmp_path / "last.ckpt")
+    assert_as_uninterrupted(train(tmp_path, resume=True))
+
+
 def test_a_save_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "some.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)

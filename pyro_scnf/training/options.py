@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pyro_scnf._numbers import check_at_least, check_flag, check_number
 from pyro_scnf._spec import as_plain
-from pyro_scnf.training.folder import is_checkpoint
 from pyro_scnf.training.schedules import OPTIMIZERS, SCHEDULES
 
-__all__ = ["Machine", "Optimisation", "check_same_run", "plain"]
+__all__ = ["Machine", "Optimisation", "plain"]
 
 
 @dataclass(frozen=True)
@@ -123,50 +122,3 @@ def plain(value: object) -> object:
         return as_plain(value)
     except TypeError:
         return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-_OF_MODEL = ("guide", "transform", "prior", "class_probs")
-"""Settings that say what the model and its guide are."""
-
-
-def check_same_run(
-    checkpoint: Mapping[str, Any], settings: Mapping[str, object], source: str, *, best: bool = False
-) -> None:
-    """Raise unless a run with these settings can go on from the checkpoint.
-
-    A run that has taken all its steps may be given more.
-
-    :param str source: what the message calls the checkpoint.
-    :param bool best: whether it is the checkpoint of the best step, whose run may have become longer since.
-    """
-    if not is_checkpoint(checkpoint):
-        raise ValueError(f"{source} is no checkpoint of training")
-    before = dict(checkpoint["settings"])
-    ended = checkpoint["global_step"] >= before["steps"]
-    if best or (ended and _longer(before, settings)):
-        before["steps"] = settings["steps"]
-    changed = list(_differences(before, settings))
-    if not changed:
-        return
-    other = "another run"
-    if any(change.startswith(_OF_MODEL) for change in changed):
-        other = "another model, and so of another run"
-    hint = "Give the same settings"
-    if _longer(before, settings):
-        hint += "; a run can get more steps once it has taken all it was given"
-    raise ValueError(f"{source} is of {other}: {'; '.join(changed)}. {hint}")
-
-
-def _longer(before: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a run has more steps than before."""
-    return bool(settings["steps"] > before["steps"])
-
-
-def _differences(before: Mapping[str, object], now: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """``name before -> now`` for each plain value in which two runs differ."""
-    for name in {**before, **now}:
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            yield f"{prefix}{name} {old!r} -> {new!r}"

@@ -8,7 +8,7 @@ from typing import Any
 from pyro_scnf._files import read_plain
 from pyro_scnf.saving import misfits
 from pyro_scnf.training.folder import BEST, LAST
-from pyro_scnf.training.options import check_same_run
+from pyro_scnf.training.same_run import check_same_run
 from pyro_scnf.training.task import SemiSupervisedTask
 
 __all__ = ["find_checkpoint"]
@@ -41,7 +41,8 @@ def _check(path: Path, task: SemiSupervisedTask, note: str = "The file stays") -
     anew = f"{note}. To start anew, move it away or give another folder"
     try:
         checkpoint: dict[str, Any] = read_plain(path, "a checkpoint of training")
-        check_same_run(checkpoint, task.settings, str(path), best=path.name == BEST)
+        class_probs, is_best = task.model.class_probs, path.name == BEST
+        check_same_run(checkpoint, task.settings, class_probs, str(path), best=is_best)
     except ValueError as error:
         raise ValueError(f"resume: {error}. {anew}") from error
     wrong = misfits(checkpoint["state_dict"], task)

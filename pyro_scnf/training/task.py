@@ -24,7 +24,8 @@ from pyro_scnf.saving import describe_model
 from pyro_scnf.terms import Terms, active, needs_of
 from pyro_scnf.training.batches import Batch, as_batch, as_rows, derive_seed, going_on
 from pyro_scnf.training.diagnosis import first_bad_part, first_bad_term, is_finite
-from pyro_scnf.training.options import Optimisation, check_same_run, plain
+from pyro_scnf.training.options import Optimisation, plain
+from pyro_scnf.training.same_run import check_same_run, trainable
 from pyro_scnf.training.schedules import make_optimizer, make_schedule
 from pyro_scnf.training.surroundings import noise
 from pyro_scnf.transforms import SolverError
@@ -109,6 +110,7 @@ class SemiSupervisedTask(lightning.LightningModule):
             "transform": describe(flow.transform) or type(flow.transform),
             "prior": describe(flow.prior) or type(flow.prior),
             "class_probs": model.class_probs.options,
+            "requires_grad": trainable(self),
             **model.options,
             **(settings or {}),
         }
@@ -119,6 +121,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     def setup(self, stage: str) -> None:
         if stage == "fit" and not self.model.training:
             self.train()  # Lightning would leave it in evaluation mode, and dropout would do nothing
+        self.settings["requires_grad"] = trainable(self)  # parts may have been frozen since
 
     # -- steps ---------------------------------------------------------------------------------
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
@@ -133,13 +136,12 @@ class SemiSupervisedTask(lightning.LightningModule):
 
     def _going_on(self, batch: object, number: int) -> object:
         """The batch number ``number`` of a run over ``StepBatches``, and of any other loader ``batch``."""
-        trainer, right = self.trainer, batch
-        if not getattr(trainer, "overfit_batches", 0):
-            right = going_on(batch, trainer.train_dataloader, number)
-        if right is not batch:  # treat it as Lightning treats those of a loader
-            right = trainer.precision_plugin.convert_input(right)
-            right = trainer.strategy.batch_to_device(right, self.device)
-        return right
+        trainer = self.trainer
+        right = going_on(batch, trainer.train_dataloader, number)
+        if right is batch or getattr(trainer, "overfit_batches", 0):
+            return batch
+        right = trainer.precision_plugin.convert_input(right)  # as Lightning does with those of a loader
+        return trainer.strategy.batch_to_device(right, self.device)
 
     def _loss(self, batch: Batch) -> Tensor:
         """The loss of a batch, in nats per example."""
@@ -332,7 +334,7 @@ class SemiSupervisedTask(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is None or not self._trainer.training:
             return  # it is read for its parameters alone
-        check_same_run(checkpoint, self.settings, "the checkpoint")
+        check_same_run(checkpoint, self.settings, self.model.class_probs, "the checkpoint")
         self._done = int(checkpoint["global_step"])
         self._lengthened = checkpoint["settings"]["steps"] != self.steps
 
