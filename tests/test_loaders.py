@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import warnings
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import perturb
+from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.nn import PyroModule
+from pyro.optim import Adam
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, TensorDataset
 from trainee import jitter, make_data, make_model, train
@@ -375,6 +379,10 @@ def state_of_the_process():
     }
 
 
+def state_of_the_store():
+    return {name: (id(value), value.tolist()) for name, value in pyro.get_param_store().named_parameters()}
+
+
 class DrawsEverywhere(Augment):
     """It draws from every global generator, in training and in validation."""
 
@@ -394,8 +402,9 @@ def test_fit_leaves_the_process_as_it_was(how, tmp_path):
 
     data = make_data(validated=how != "finished")
     model = make_model(data)
+    pyro.param("mine", torch.ones(2), constraint=dist.constraints.positive)
     torch.manual_seed(5)
-    before = state_of_the_process()
+    before, store = state_of_the_process(), state_of_the_store()
     options = {
         "steps": 8,
         "validate_every": 4,
@@ -413,6 +422,21 @@ def test_fit_leaves_the_process_as_it_was(how, tmp_path):
         with torch.set_grad_enabled(how != "no gradients"):
             assert fit(model, data, **options).finished
     assert state_of_the_process() == before
+    assert state_of_the_store() == store != {}
+    assert torch.equal(pyro.param("mine"), torch.ones(2))
+
+
+def test_after_fit_another_model_trains_by_svi_and_the_first_one_is_freed():
+    data = make_data()
+    model = make_model(data)
+    fit(model, data, steps=1, progress=False)
+    parameter = weakref.ref(next(model.parameters()))
+    del model
+    gc.collect()
+    assert parameter() is None
+    svi = SVI(make_model(data), scnf.exact_guide, Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+    batch = StepBatches(data, 20)[0]
+    svi.step(batch.x, batch.y, batch.x_unlabelled)
 
 
 def test_what_is_drawn_before_changes_nothing_within(tmp_path):

@@ -51,6 +51,28 @@ def by_hand(flow, x, shares):
     return flow.class_log_prob(x) + shares.log()[:, None]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_enumerating_labels_leaves_the_parameter_store_as_it_was(flow, x, fails):
+    def model(x):
+        pyro.module("flow", flow)
+        scale = pyro.param("mine", torch.ones((), dtype=F64))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)))
+            pyro.sample("x", flow.condition(y), obs=scale * x)
+        if fails:
+            raise KeyError("no")
+
+    mine = pyro.param("mine", torch.full((), 2.0, dtype=F64))
+    if fails:
+        with pytest.raises(KeyError):
+            scnf.enumerate_labels(model, (x,))
+    else:
+        expected = flow.class_log_prob(2 * x) - math.log(3)
+        torch.testing.assert_close(scnf.enumerate_labels(model, (x,))[0], expected)
+    assert list(pyro.get_param_store()) == ["mine"]
+    assert pyro.param("mine") is mine
+
+
 def values(data, group, name):
     return torch.as_tensor(data[group][name].values)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._numbers import check_number
+from pyro_scnf._param_store import param_store_kept
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import at_least_single, check_tensor
 from pyro_scnf.posterior.chains import as_tensors
@@ -84,7 +85,7 @@ def enumerate_labels(
     """
     check_call(args, max_plate_nesting, parallel)
     draws = {} if posterior is None else as_tensors(posterior, "posterior")
-    with evaluation():
+    with evaluation(), param_store_kept():
         tables = Runs(model, args, max_plate_nesting, parallel).tables(draws, site)
     return torch.cat([table.without_masked_rows() for table in tables])
 

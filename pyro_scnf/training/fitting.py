@@ -82,7 +82,8 @@ def fit(
     validation data it ends with the last weights. Either way they are averaged weights, unless
     ``optimisation.ema_decay`` is ``None``. Checkpoints are written every ``validate_every`` steps. If a run
     is killed at any moment and then resumed, its result is exactly that of an uninterrupted run. The global
-    random generators, and other state of the process, are afterwards as they were before.
+    random generators, Pyro's parameter store and other state of the process are afterwards as they were
+    before.
 
     Training takes place in training mode, and the model ends in evaluation mode, in which dropout does
     nothing. For a training loop of your own, call ``model.train()`` first. If the model is in training mode

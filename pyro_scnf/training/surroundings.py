@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from pyro_scnf._checks import validation_kept
+from pyro_scnf._param_store import param_store_kept
 from pyro_scnf._random import seeded
 
 __all__ = ["noise", "process_kept"]
@@ -49,7 +50,7 @@ def process_kept(device: torch.device) -> Iterator[None]:
 
     Lightning changes the current GPU, the number of threads and the handlers of signals, and switches
     gradients on. ``torch.compile`` switches the validation of distributions off. Loaders draw from the global
-    generators.
+    generators. A loss puts the parameters of model and guide into Pyro's store.
     """
     threads = torch.get_num_threads()
     in_main = threading.current_thread() is threading.main_thread()  # others cannot set handlers
@@ -59,6 +60,7 @@ def process_kept(device: torch.device) -> Iterator[None]:
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
         stack.enter_context(generators_kept(device))
         stack.enter_context(validation_kept())
+        stack.enter_context(param_store_kept())
         stack.enter_context(torch.enable_grad())
         try:
             yield

@@ -138,7 +138,7 @@ class SemiSupervisedTask(lightning.LightningModule):
         """The batch number ``number`` of a run over ``StepBatches``, and of any other loader ``batch``."""
         trainer = self.trainer
         right = going_on(batch, trainer.train_dataloader, number)
-        if right is batch or getattr(trainer, "overfit_batches", 0):
+        if right is batch or getattr(trainer, "overfit_batches", False):
             return batch
         right = trainer.precision_plugin.convert_input(right)  # as Lightning does with those of a loader
         return trainer.strategy.batch_to_device(right, self.device)
