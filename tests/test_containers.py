@@ -94,6 +94,20 @@ def test_tensors_keep_their_dtype_and_are_no_copies(dtype):
     assert torch.equal(pickle.loads(pickle.dumps(data)).x, x)
 
 
+def test_rows_and_evidence_are_constants():
+    x = torch.randn(40, 2).requires_grad_()
+    evidence = torch.zeros(40, 2).requires_grad_()
+    y = torch.where(torch.arange(40) < 8, torch.arange(40) % 2, -1)
+    data = made(x, y, 2 * x[:4], y[:4], x_val=x[:3], label_log_prior=evidence.log_softmax(-1))
+    for part in (data.x, data.x_test, data.x_val, data.label_log_prior):
+        assert not part.requires_grad
+    assert data.x.data_ptr() == x.data_ptr()
+    flow = scnf.SemiConditionalFlow(scnf.flows.realnvp((2,), couplings=2), "gmm", 2)
+    fit(scnf.SemiSupervisedModel(flow), data, steps=2, progress=False)
+    assert x.grad is None
+    assert evidence.grad is None
+
+
 def test_arrays_of_the_right_dtype_share_their_memory():
     array = X.numpy().copy()
     assert made(array).x.data_ptr() == array.ctypes.data

@@ -32,8 +32,9 @@ class SemiSupervisedData:
 
     Give tensors, or NumPy arrays, data frames, series and lists, which are converted:
 
-    * Tensors of data keep their dtype and are not copied. Other data become the default dtype of PyTorch,
-      unless they are uint8, which are grey levels. Truth values become 0 and 1.
+    * Tensors of data keep their dtype and are not copied. Those that require a gradient are detached, since
+      data are constants. Other data become the default dtype of PyTorch, unless they are uint8, which are
+      grey levels. Truth values become 0 and 1.
     * Labels are whole numbers ``0 .. K - 1`` of any dtype; with two classes, truth values too. In ``y``, a
       row without a label holds -1 or a gap (NaN, ``None``, ``pandas.NA``).
     * Rows are matched by their place, not by an index.
@@ -102,7 +103,7 @@ class SemiSupervisedData:
         if self.neighbours is not None:
             self._set("neighbours", self._check_neighbours(self.neighbours))
         if self.label_log_prior is not None:
-            evidence = as_floats(self.label_log_prior, "label_log_prior", OWNER)
+            evidence = _constant(as_floats(self.label_log_prior, "label_log_prior", OWNER))
             check_label_log_prior(evidence, (len(self.x),), self.num_classes, evidence, "data")
             named = "label_log_prior" if isinstance(self.label_log_prior, Tensor) else None
             self._set("label_log_prior", self._beside("x", evidence, named))
@@ -114,7 +115,7 @@ class SemiSupervisedData:
         """Convert and check the field ``rows`` and the field ``labels`` of its labels."""
         given, truth = getattr(self, rows), getattr(self, labels)
         like = self.x.dtype if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
-        x = as_rows(given, rows, OWNER, like)
+        x = _constant(as_rows(given, rows, OWNER, like))
         self._set(rows, x)
         if x.shape[1:] != self.x.shape[1:]:
             raise ValueError(
@@ -228,6 +229,11 @@ class SemiSupervisedData:
         if wrong:
             raise ValueError(f"truth: contradicts y in {wrong} labelled rows; expected the labels of x")
         return labels
+
+
+def _constant(x: Tensor) -> Tensor:
+    """``x`` itself, or detached if it requires a gradient, so that training writes none into it."""
+    return x.detach() if x.requires_grad else x
 
 
 def _check_names(name: str, value: object, count: int, each: str) -> tuple[str, ...]:
