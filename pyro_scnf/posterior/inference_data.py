@@ -11,6 +11,7 @@ import torch
 from pyro.infer import MCMC
 
 from pyro_scnf._numbers import check_at_least, check_flag
+from pyro_scnf._param_store import param_store_kept
 from pyro_scnf.posterior.chains import as_tensors, diverging, read_draws
 from pyro_scnf.posterior.dimensions import Names
 from pyro_scnf.posterior.draws import (
@@ -178,7 +179,7 @@ def to_inference_data(
     runs = Runs(model, args, max_plate_nesting, parallel)
     chunks = [{k: v[i : i + size] for k, v in draws.items()} for i in range(0, shape.numel(), size)]
 
-    with evaluation():
+    with evaluation(), param_store_kept():
         # Run the model on one draw, with the shapes that it has in training, to learn its sites.
         first = {name: values[:1] for name, values in draws.items()}
         trace = trace_draws(model, args, first, max_plate_nesting, parallel=False)
