@@ -50,8 +50,8 @@ def save(model: SemiSupervisedModel, path: str | Path) -> None:
 
     :param model: a model whose flow is one of :data:`pyro_scnf.flows.FLOWS` and whose prior was named by
         a word, a dict or an import path.
-    :raises ValueError: if a part was built in another way, or replaced afterwards. Then save
-        ``model.state_dict()``, and rebuild the model in your own code.
+    :raises ValueError: if a part was built in another way, or if one of another class or shape has taken its
+        place. Then save ``model.state_dict()``, and rebuild the model in your own code.
     :raises OSError: if the file cannot be written. An older file stays.
     """
     content = {**describe_model(model), "state_dict": model.state_dict()}
@@ -81,26 +81,29 @@ def describe_model(model: SemiSupervisedModel) -> dict[str, object]:
 
 
 def _check_as_built(model: SemiSupervisedModel, description: _Description) -> None:
-    """Raise if a part of ``model`` is another one than ``description`` builds."""
+    """Raise if a part of ``model`` has another class or shape than ``description`` builds.
+
+    Changed numbers and switches of a part are not noticed, and neither is a new order of parts of one class.
+    """
     try:
         with torch.random.fork_rng(devices=[]):
             built = _build(description)
     except Exception as error:
         raise ValueError(f"model: the arguments that built it cannot build it again: {error!r}") from error
-    kinds, expected = ({name: type(m) for name, m in one.named_modules()} for one in (model, built))
-    for name in {**expected, **kinds}:
-        kind, other = (_kind(found.get(name)) for found in (kinds, expected))
-        if kind != other:
-            raise _changed(f"{name} is {kind}, expected {other}")
+    parts, expected = (dict(one.named_modules()) for one in (model, built))
+    for name in {**expected, **parts}:
+        part, other = parts.get(name), expected.get(name)
+        if other is None or not isinstance(part, type(other)):  # Pyro makes subclasses of its own
+            found = "missing" if part is None else f"a {type(part).__name__}"
+            wanted = "no such part" if other is None else f"a {type(other).__name__}"
+            raise _changed(f"{name} is {found}, expected {wanted}")
     state, own = model.state_dict(), built.state_dict()
     for name in {**own, **state}:
-        shape, other_shape = (tuple(one[name].shape) if name in one else None for one in (state, own))
-        if shape != other_shape:
-            raise _changed(f"{name} has shape {shape}, expected {other_shape}")
-
-
-def _kind(found: type | None) -> str:
-    return "missing" if found is None else f"a {found.__name__}"
+        shape, wanted_shape = (tuple(one[name].shape) if name in one else None for one in (state, own))
+        if shape != wanted_shape:
+            found = "is missing" if shape is None else f"has shape {shape}"
+            wanted = "no such tensor" if wanted_shape is None else f"shape {wanted_shape}"
+            raise _changed(f"{name} {found}, expected {wanted}")
 
 
 def _changed(what: str) -> ValueError:

@@ -344,6 +344,13 @@ def test_a_part_that_was_changed_after_the_model_was_built_is_refused(change, tm
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_a_model_whose_parts_pyro_has_made_its_own_is_saved(tmp_path):
+    model, x = small_model(), torch.randn(4, 2)
+    to_pyro_module_(model)
+    scnf.save(model.eval(), tmp_path / "model.pt")
+    assert torch.equal(scnf.load(tmp_path / "model.pt").log_prob(x), model.log_prob(x))
+
+
 def test_a_file_behind_a_link_is_replaced_and_the_link_stays(tmp_path):
     (tmp_path / "link.pt").symlink_to(tmp_path / "model.pt")
     scnf.save(small_model(), tmp_path / "link.pt")

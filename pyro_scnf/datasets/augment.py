@@ -83,7 +83,7 @@ def changed_rows(change: Callable[[Tensor], object], rows: Tensor) -> Tensor:
     if not isinstance(changed, Tensor):
         raise ValueError(f"augment: it returns a {type(changed).__name__}, expected a tensor of rows")
     if changed.shape[:1] != rows.shape[:1]:
-        number = f"{len(changed)} rows" if changed.dim() else "a single number"
+        number = f"{len(changed)} rows" if changed.dim() else "a tensor without rows"
         raise ValueError(
             f"augment: it returns {number}, expected {len(rows)}, one for each row of x that it is given; "
             "return the rows in their order, and neither add nor drop any"

@@ -56,6 +56,8 @@ def enumerate_labels(
     (``poutine.scale``, weights of rows, sizes of data sets) say how much a site counts in training. They are
     no part of the number of a row.
 
+    Pyro's parameter store is afterwards as before. A parameter that is not in it begins anew at each call.
+
     :param model: any Pyro model with a discrete site in a plate. The site may be latent, observed, or partly
         observed through Pyro's ``obs_mask``.
     :param args: positional arguments of the model, as a tuple.
