@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from helpers import perturb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.nn import PyroModule
 from pyro.optim import Adam
@@ -31,8 +32,10 @@ from pyro_scnf.training import Optimisation, SemiSupervisedTask, StepBatches, fi
 
 
 def trainer(**options: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet, **options)
+    quiet = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    return lightning.Trainer(accelerator="cpu", **{**quiet, **options})
 
 
 def rows(data):
@@ -199,6 +202,24 @@ def test_a_resumed_trainer_of_ones_own_ends_as_an_uninterrupted_one(stop, tmp_pa
     run(models[0], 8)
     run(models[1], stop)
     run(models[1], 8, tmp_path / "some.ckpt")
+    assert all(map(torch.equal, *(model.parameters() for model in models)))
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])  # two steps in each epoch, of two batches and of one
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_a_checkpoint_of_a_step_resumes_where_gradients_accumulate(step, tmp_path):
+    data, models = some_data(), []
+
+    def run(start=None, **options):
+        models.append(make_model(data))
+        here = trainer(max_steps=4, accumulate_grad_batches=2, **options)
+        task = SemiSupervisedTask(models[-1], steps=4, augment=jitter)
+        here.fit(task, DataLoader(StepBatches(data, 20), batch_size=None), ckpt_path=start, weights_only=True)
+
+    each_step = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    run(callbacks=[each_step], enable_checkpointing=True)
+    run(tmp_path / f"step={step}.ckpt")
     assert all(map(torch.equal, *(model.parameters() for model in models)))
 
 

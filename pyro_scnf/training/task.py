@@ -50,8 +50,8 @@ class SemiSupervisedTask(lightning.LightningModule):
     the parts of the loss if there are training terms, and ``grad_norm``.
 
     With ``DataLoader(StepBatches(...), batch_size=None)`` each epoch goes on with the steps after the last
-    one. So does a resumed run, which gives the result of an uninterrupted one unless gradients accumulate.
-    The order in other loaders is their own: resume such a run at the end of an epoch, and without shuffling.
+    one. So does a resumed run, which gives the result of an uninterrupted one (if gradients accumulate, from
+    the checkpoint of a step only). Other loaders keep their order: resume at an epoch's end, unshuffled.
 
     ``Trainer.validate`` and ``Trainer.test`` take loaders of x, ``(x,)`` or ``(x, y)``. They log ``val_nll``,
     ``val_error`` (per cent of the labelled rows) if there are any, and ``val_bits_per_dim`` if ``augment``
