@@ -75,8 +75,7 @@ class Benchmark:
 
 PEERS = ("zuko", "nflows", "normflows")
 GMM = ("toy --data moons --prior gmm", "toy --data circles --prior gmm")
-MNIST_CPU = ("--seeds", "3", "--runs-of", "mnist --preset cpu --precision bf16-mixed")
-MNIST_CUDA = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
+FAST = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
 SMALL = ("--only", "wine", "digits 8x8")
 FLOWGMM = {  # the tables of FlowGMM: seeds, minutes worth a start, and whether they need MNIST
     "7": (5, 3, False),
@@ -111,7 +110,7 @@ BENCHMARKS = (
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
     Benchmark("coverage", "cpu", "accuracy.coverage", 5, resumes=True),
     Benchmark("sbc", "cpu", "accuracy.sbc", 5, resumes=True),
-    Benchmark("accuracy_mnist", "cpu", "papers.accuracy", 4, MNIST_CPU, resumes=True, mnist=True),
+    Benchmark("mnist", "cpu", "accuracy.mnist", 4, ("--seeds", "3"), resumes=True, mnist=True),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),
     Benchmark(
@@ -169,7 +168,7 @@ BENCHMARKS = (
     Benchmark("terms", "cuda", "speed.terms", 1),
     Benchmark("overhead", "cuda", "speed.overhead", 1),
     Benchmark("peers", "cuda", "speed.peers", 1, packages=PEERS),
-    Benchmark("accuracy_mnist", "cuda", "papers.accuracy", 4, MNIST_CUDA, resumes=True, mnist=True),
+    Benchmark("mnist", "cuda", "accuracy.mnist", 4, FAST, resumes=True, mnist=True),
     Benchmark(
         "atanov2019_table2",
         "cuda",

@@ -1,0 +1,154 @@
+"""MNIST with few labels, over several choices of labels: errors, density, and what the model draws.
+
+    python -m benchmarks.accuracy.mnist --data-root data --seeds 3 --json mnist.json
+    python -m benchmarks.accuracy.mnist --data-root data --runs-of "mnist --preset cpu-hour --graph none"
+
+Each run is ``examples/mnist.py`` in a process of its own, as a user starts it. Finished runs are found in
+``--runs`` and not repeated. Beside the metrics of the run, the record says how many images of the model show
+the class that was asked for: images drawn for each class, and test images put under each other label. A
+support vector machine on histograms of gradients judges them. It has learned from all labels of the training
+images. Its own test error is in the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.decomposition import PCA
+from sklearn.pipeline import make_pipeline
+from sklearn.svm import SVC
+from torch import Tensor
+
+import pyro_scnf as scnf
+from benchmarks.papers.accuracy import folder_of, run, show, summarise
+from benchmarks.tools.deadline import Deadline
+from benchmarks.tools.machine import environment
+from benchmarks.tools.options import add_run_options, make_parser, seed, whole
+from benchmarks.tools.records import write_json
+from pyro_scnf import analysis
+from pyro_scnf.datasets import FEATURES, ImageAugment, SemiSupervisedData, enlarged_digits, images
+
+COMMANDS = (
+    "mnist --preset cpu --precision bf16-mixed",
+    "mnist --preset cpu --precision bf16-mixed --graph none",
+)
+PACKAGES = ("lightning", "scikit-learn", "scikit-image")
+
+
+class Judge:
+    """A classifier of images that has learned from all training labels.
+
+    :ivar float error_pct: its test error.
+    """
+
+    def __init__(self, data: SemiSupervisedData) -> None:
+        self.classifier = make_pipeline(PCA(80, random_state=0), SVC(C=10))
+        self.classifier.fit(FEATURES["hog"](data.x).numpy(), data.y.numpy())
+        self.error_pct = 100 * (self(data.x_test) != data.y_test).double().mean().item()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.classifier.predict(FEATURES["hog"](x.clamp(min=0)).numpy()))
+
+
+def all_labels(name: str, root: Path | None) -> SemiSupervisedData:
+    """The data of a run, with the labels of all training images."""
+    if name == "digits":
+        return enlarged_digits(labels=1437, split="stratified")
+    return images(name, root or "data", labels=60_000, split="stratified")
+
+
+def judged(
+    model: scnf.SemiSupervisedModel, data: SemiSupervisedData, judge: Judge, each: int
+) -> dict[str, float]:
+    """Shares of images that show the class asked for, in per cent.
+
+    ``samples_pct`` and ``worst_class_pct`` are of draws at temperature 0.7, ``samples_at_1_pct`` of draws
+    from the model itself. ``swaps_pct`` is of test images under other labels with z_aux = 0, and
+    ``swaps_with_aux_pct`` with the z_aux of the image.
+
+    :param int each: images of each class, and test images to put under the other labels.
+    """
+    torch.manual_seed(0)
+    flow, classes = model.flow, torch.arange(data.num_classes)
+    y = classes.repeat_interleave(each)
+    cool, exact = ((judge(flow.sample(y, t)) == y).view(-1, each).double().mean(1) for t in (0.7, 1.0))
+    found = {"samples_pct": cool.mean(), "worst_class_pct": cool.min(), "samples_at_1_pct": exact.mean()}
+    if isinstance(flow.prior, analysis.SwapsLabels):
+        x, own = ImageAugment().prepare(data.x_test[:each]), data.y_test[:each]
+        other = (own[:, None] != classes).flatten()
+        for name, keep_aux in (("swaps_pct", False), ("swaps_with_aux_pct", True)):
+            swapped = analysis.swap_labels(flow, x, own, keep_aux=keep_aux)[:, 1:].flatten(0, 1)
+            found[name] = (judge(swapped) == classes.repeat(len(x)))[other].double().mean()
+    return {name: 100 * share.item() for name, share in found.items()}
+
+
+def parse() -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--runs-of", nargs="+", metavar="COMMAND", default=COMMANDS, help="default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=whole, default=1)
+    parser.add_argument("--first-seed", type=seed, default=10, help="default: %(default)s")
+    parser.add_argument("--each", type=whole, default=100, help="images of each class (default: %(default)s)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data-root", type=Path)
+    add_run_options(parser, "mnist")
+    args = parser.parse_args()
+    if args.smoke_test:
+        args.seeds, args.each = 1, 5
+    return args
+
+
+def main() -> int:
+    args = parse()
+    deadline, failed = Deadline(args.minutes), False
+    judges: dict[str, tuple[SemiSupervisedData, Judge]] = {}
+    done: dict[str, list[dict[str, Any]]] = {}
+    for command in args.runs_of:
+        for number in range(args.first_seed, args.first_seed + args.seeds):
+            outcome = run(command, number, args, deadline)
+            failed |= outcome.failed
+            if not outcome.finished or outcome.metrics is None:
+                continue
+            name = outcome.metrics["settings"]["data"]
+            if name not in judges:
+                data = all_labels(name, args.data_root)
+                judges[name] = data, Judge(data)
+                print(f"the classifier of {name} has {judges[name][1].error_pct:.2f} % test errors")
+            model = scnf.load(folder_of(command, number, args) / "model.pt")
+            images_right = judged(model, *judges[name], args.each)
+            done.setdefault(command, []).append({**outcome.metrics, **images_right})
+        if command in done:
+            print(f"{command}: {len(done[command])} of {args.seeds} seeds", flush=True)
+            show(summarise(done[command]))
+        write_json(
+            args.json, record(done, {name: judge.error_pct for name, (_, judge) in judges.items()}, args)
+        )
+    return int(failed)
+
+
+def record(
+    done: dict[str, list[dict[str, Any]]], errors: dict[str, float], args: argparse.Namespace
+) -> dict[str, object]:
+    """What the result file holds."""
+    return {
+        "benchmark": "mnist",
+        "environment": environment(args.device, PACKAGES),
+        "settings": {
+            "seeds": args.seeds,
+            "first_seed": args.first_seed,
+            "images_per_class": args.each,
+            "smoke_test": args.smoke_test,
+        },
+        "classifier_error_pct": errors,
+        "results": {command: summarise(found) for command, found in done.items()},
+        "complete": sum(map(len, done.values())) == len(args.runs_of) * args.seeds,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
