@@ -105,7 +105,7 @@ DIGITS = Preset(
     labelled_batch_size=16,
     validate_every=100,
     model=ModelOptions(labelled_weight=0.1),
-    terms=(Classification(200.0, end=0.2, targets="evidence"),),
+    terms=(Classification(20.0, targets="evidence"),),
     draws=8,
     graph=GraphOptions("hog", neighbours=7),
     without_graph={"terms": (Classification(10.0),)},
