@@ -598,6 +598,14 @@ def test_data_of_another_number_of_classes_are_refused():
         fit(model, replace(data, num_classes=3), progress=False)
 
 
+def test_labels_whose_class_has_probability_0_are_refused():
+    data = make_data()
+    model = scnf.SemiSupervisedModel(make_model(data).flow, torch.tensor([1.0, 0.0]))
+    first = (data.y == 1).nonzero()[0, 0].item()
+    with pytest.raises(ValueError, match=rf"data\.y: row {first} has the label 1, whose class probability"):
+        fit(model, data, steps=1, progress=False)
+
+
 def test_objects_of_another_kind_are_named():
     data = make_data()
     model = make_model(data)

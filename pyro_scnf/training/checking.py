@@ -136,6 +136,7 @@ def check_rows(
         )
     y = check_labels(data.y, model.flow.num_classes, "data.y", "fit", unlabelled=True)
     known, change = y != UNLABELLED, as_augment(augment)
+    _check_possible(model, y)
     kinds: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
         ("data.x", data.x[known], change.labelled),
         ("data.x", data.x[~known], change),
@@ -151,6 +152,18 @@ def check_rows(
             f"fit: data has no labelled row of {classes} {', '.join(map(str, missing))}, only of others; "
             "nothing tells which rows belong there, so posteriors of this label mean little. A mixture with "
             "means='clusters' starts such a class amid unlabelled rows"
+        )
+
+
+def _check_possible(model: SemiSupervisedModel, y: Tensor) -> None:
+    """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0."""
+    impossible = model.class_probs.log_probs.isneginf().to(y.device)
+    rows = ((y != UNLABELLED) & impossible[y.clamp(min=0)]).nonzero()[:, 0]
+    if len(rows):
+        raise ValueError(
+            f"data.y: row {rows[0].item()} has the label {y[rows[0]].item()}, whose class probability in "
+            "the model is 0; expected one above 0 for every class with labelled rows. Change class_probs, or "
+            "hide these labels with -1"
         )
 
 
