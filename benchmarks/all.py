@@ -74,6 +74,7 @@ class Benchmark:
 
 
 PEERS = ("zuko", "nflows", "normflows")
+TOY = ("--runs-of", "toy --data moons")
 GMM = ("toy --data moons --prior gmm", "toy --data circles --prior gmm")
 FAST = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
 SMALL = ("--only", "wine", "digits 8x8")
@@ -105,7 +106,7 @@ BENCHMARKS = (
     Benchmark("terms", "cpu", "speed.terms", 2),
     Benchmark("peers", "cpu", "speed.peers", 1, packages=PEERS),
     Benchmark("continuous", "cpu", "speed.continuous", 3, packages=("zuko",)),
-    Benchmark("accuracy", "cpu", "papers.accuracy", 4, resumes=True, smoke=("--runs-of", "toy --data moons")),
+    Benchmark("accuracy", "cpu", "papers.accuracy", 4, ("--seeds", "10"), resumes=True, smoke=TOY),
     Benchmark("recommended", "cpu", "accuracy.recommended", 4, resumes=True, smoke=SMALL, mnist=True),
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
     Benchmark("coverage", "cpu", "accuracy.coverage", 5, resumes=True),
