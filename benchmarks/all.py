@@ -111,7 +111,9 @@ BENCHMARKS = (
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
     Benchmark("coverage", "cpu", "accuracy.coverage", 5, resumes=True),
     Benchmark("sbc", "cpu", "accuracy.sbc", 5, resumes=True),
-    Benchmark("mnist", "cpu", "accuracy.mnist", 4, ("--seeds", "3"), resumes=True, mnist=True),
+    Benchmark(
+        "mnist", "cpu", "accuracy.mnist", 4, ("--seeds", "3"), resumes=True, packages=("kornia",), mnist=True
+    ),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),
     Benchmark(
@@ -169,7 +171,7 @@ BENCHMARKS = (
     Benchmark("terms", "cuda", "speed.terms", 1),
     Benchmark("overhead", "cuda", "speed.overhead", 1),
     Benchmark("peers", "cuda", "speed.peers", 1, packages=PEERS),
-    Benchmark("mnist", "cuda", "accuracy.mnist", 4, FAST, resumes=True, mnist=True),
+    Benchmark("mnist", "cuda", "accuracy.mnist", 4, FAST, resumes=True, packages=("kornia",), mnist=True),
     Benchmark(
         "atanov2019_table2",
         "cuda",

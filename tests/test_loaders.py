@@ -600,10 +600,14 @@ def test_data_of_another_number_of_classes_are_refused():
 
 def test_labels_whose_class_has_probability_0_are_refused():
     data = make_data()
-    model = scnf.SemiSupervisedModel(make_model(data).flow, torch.tensor([1.0, 0.0]))
+    flow, probs = make_model(data).flow, torch.tensor([1.0, 0.0])
+    model = scnf.SemiSupervisedModel(flow, probs)
     first = (data.y == 1).nonzero()[0, 0].item()
     with pytest.raises(ValueError, match=rf"data\.y: row {first} has the label 1, whose class probability"):
         fit(model, data, steps=1, progress=False)
+    assert fit(
+        scnf.SemiSupervisedModel(flow, probs, balanced_labels=True), data, steps=1, progress=False
+    ).finished
 
 
 def test_objects_of_another_kind_are_named():

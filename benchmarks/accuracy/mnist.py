@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from benchmarks.papers.accuracy import folder_of, run, show, summarise
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_run_options, make_parser, seed, whole
-from benchmarks.tools.records import write_json
+from benchmarks.tools.records import found_or_made, write_json
 from pyro_scnf import analysis
 from pyro_scnf.datasets import FEATURES, ImageAugment, SemiSupervisedData, enlarged_digits, images
 
@@ -36,7 +38,8 @@ COMMANDS = (
     "mnist --preset cpu --precision bf16-mixed",
     "mnist --preset cpu --precision bf16-mixed --graph none",
 )
-PACKAGES = ("lightning", "scikit-learn", "scikit-image")
+PACKAGES = ("lightning", "scikit-learn", "kornia")
+MINUTES = 3.0  # to train the classifier and to judge the images of a run
 
 
 class Judge:
@@ -51,14 +54,26 @@ class Judge:
         self.error_pct = 100 * (self(data.x_test) != data.y_test).double().mean().item()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.classifier.predict(FEATURES["hog"](x.clamp(min=0)).numpy()))
+        """The class of each image, and -1 for an image that is not finite."""
+        finite = x.isfinite().flatten(1).all(1)
+        y = torch.full((len(x),), -1)
+        if finite.any():
+            features = FEATURES["hog"](x[finite].clamp(min=0))
+            y[finite] = torch.as_tensor(self.classifier.predict(features.numpy()))
+        return y
 
 
-def all_labels(name: str, root: Path | None) -> SemiSupervisedData:
-    """The data of a run, with the labels of all training images."""
+@lru_cache
+def all_labels(name: str, root: str, seed: int) -> tuple[SemiSupervisedData, Judge]:
+    """The data of a run, with the labels of all training images, and a classifier that knows them.
+
+    :param int seed: seed of the split of ``digits``; 0 for other data, whose test images are given.
+    """
     if name == "digits":
-        return enlarged_digits(labels=1437, split="stratified")
-    return images(name, root or "data", labels=60_000, split="stratified")
+        data = enlarged_digits(labels=1437, split="stratified", seed=seed)
+    else:
+        data = images(name, root, labels=60_000, split="stratified")
+    return data, Judge(data)
 
 
 def judged(
@@ -86,18 +101,39 @@ def judged(
     return {name: 100 * share.item() for name, share in found.items()}
 
 
+def judge_run(folder: Path, settings: Mapping[str, Any], each: int) -> dict[str, float]:
+    """What :func:`judged` says of the model of a run, and the test error of the classifier."""
+    name, root = settings["data"], str(settings["data_root"])
+    data, judge = all_labels(name, root, settings["seed"] if name == "digits" else 0)
+    model = scnf.load(folder / "model.pt")
+    return {**judged(model, data, judge, each), "classifier_error_pct": judge.error_pct}
+
+
 def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument(
-        "--runs-of", nargs="+", metavar="COMMAND", default=COMMANDS, help="default: %(default)s"
+        "--runs-of",
+        nargs="+",
+        metavar="COMMAND",
+        default=COMMANDS,
+        help="the example mnist with its options, each in quotes (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=whole, default=1)
     parser.add_argument("--first-seed", type=seed, default=10, help="default: %(default)s")
-    parser.add_argument("--each", type=whole, default=100, help="images of each class (default: %(default)s)")
+    parser.add_argument(
+        "--each",
+        type=whole,
+        default=100,
+        help="images of each class, and test images to put under the other labels (default: %(default)s)",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data-root", type=Path)
-    add_run_options(parser, "mnist")
+    add_run_options(parser, "mnist_runs")
     args = parser.parse_args()
+    others = [command for command in args.runs_of if command.split()[:1] != ["mnist"]]
+    if others:
+        parser.error(f"--runs-of {others[0]!r}: expected the example mnist with its options")
+    args.runs_of = list(dict.fromkeys(args.runs_of))
     if args.smoke_test:
         args.seeds, args.each = 1, 5
     return args
@@ -106,34 +142,29 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args = parse()
     deadline, failed = Deadline(args.minutes), False
-    judges: dict[str, tuple[SemiSupervisedData, Judge]] = {}
     done: dict[str, list[dict[str, Any]]] = {}
     for command in args.runs_of:
         for number in range(args.first_seed, args.first_seed + args.seeds):
-            outcome = run(command, number, args, deadline)
+            outcome, folder = run(command, number, args, deadline), folder_of(command, number, args)
             failed |= outcome.failed
             if not outcome.finished or outcome.metrics is None:
                 continue
-            name = outcome.metrics["settings"]["data"]
-            if name not in judges:
-                data = all_labels(name, args.data_root)
-                judges[name] = data, Judge(data)
-                print(f"the classifier of {name} has {judges[name][1].error_pct:.2f} % test errors")
-            model = scnf.load(folder_of(command, number, args) / "model.pt")
-            images_right = judged(model, *judges[name], args.each)
-            done.setdefault(command, []).append({**outcome.metrics, **images_right})
+            found = found_or_made(
+                folder / f"judged_{args.each}.json",
+                partial(judge_run, folder, outcome.metrics["settings"], args.each),
+                partial(deadline.allows, MINUTES),
+            )
+            if found is not None:
+                done.setdefault(command, []).append({**outcome.metrics, **found})
+                write_json(args.json, record(done, args))
         if command in done:
             print(f"{command}: {len(done[command])} of {args.seeds} seeds", flush=True)
             show(summarise(done[command]))
-        write_json(
-            args.json, record(done, {name: judge.error_pct for name, (_, judge) in judges.items()}, args)
-        )
+    write_json(args.json, record(done, args))
     return int(failed)
 
 
-def record(
-    done: dict[str, list[dict[str, Any]]], errors: dict[str, float], args: argparse.Namespace
-) -> dict[str, object]:
+def record(done: Mapping[str, Sequence[Mapping[str, Any]]], args: argparse.Namespace) -> dict[str, object]:
     """What the result file holds."""
     return {
         "benchmark": "mnist",
@@ -144,7 +175,6 @@ def record(
             "images_per_class": args.each,
             "smoke_test": args.smoke_test,
         },
-        "classifier_error_pct": errors,
         "results": {command: summarise(found) for command, found in done.items()},
         "complete": sum(map(len, done.values())) == len(args.runs_of) * args.seeds,
     }

@@ -156,7 +156,12 @@ def check_rows(
 
 
 def _check_possible(model: SemiSupervisedModel, y: Tensor) -> None:
-    """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0."""
+    """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0.
+
+    With ``balanced_labels``, labelled rows do not depend on p(y).
+    """
+    if model.balanced_labels:
+        return
     impossible = model.class_probs.log_probs.isneginf().to(y.device)
     rows = ((y != UNLABELLED) & impossible[y.clamp(min=0)]).nonzero()[:, 0]
     if len(rows):

@@ -51,7 +51,7 @@ class SemiSupervisedTask(lightning.LightningModule):
 
     With ``DataLoader(StepBatches(...), batch_size=None)`` each epoch goes on with the steps after the last
     one. So does a resumed run, which gives the result of an uninterrupted one (if gradients accumulate, from
-    the checkpoint of a step only). Other loaders keep their order: resume at an epoch's end, unshuffled.
+    the checkpoint of a step only). Other loaders start anew: resume at an epoch's end, and do not shuffle.
 
     ``Trainer.validate`` and ``Trainer.test`` take loaders of x, ``(x,)`` or ``(x, y)``. They log ``val_nll``,
     ``val_error`` (per cent of the labelled rows) if there are any, and ``val_bits_per_dim`` if ``augment``
