@@ -165,6 +165,7 @@ def page(tmp_path: Path, records: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setattr(importlib.import_module("results"), "RESULTS", records)
 
     def build(directives: str) -> str:
+        (tmp_path / "images").symlink_to(DOCS / "images")
         (tmp_path / "index.rst").write_text(f"Page\n====\n\n{directives}\n", encoding="utf-8")
         warnings = io.StringIO()
         out, options = tmp_path / "out", {"extensions": ["results"], "exclude_patterns": ["records"]}

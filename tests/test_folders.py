@@ -415,6 +415,15 @@ class InterruptAt:
         return jitter(x)
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A process that was started in the background may ignore SIGINT."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_what_an_interrupted_run_says_of_every_state_of_the_folder(tmp_path):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     data = make_data()
