@@ -21,12 +21,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.papers.accuracy import summarise
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_run_options, make_parser, whole
 from benchmarks.tools.records import read_json, write_json
 from benchmarks.tools.runs import ROOT, run_example
+from benchmarks.tools.summaries import summarise
 
 FOLDER = "composing"
 PACKAGES = ("arviz", "lightning", "scikit-learn")

@@ -26,11 +26,12 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import pyro_scnf as scnf
-from benchmarks.papers.accuracy import folder_of, run, show, summarise
+from benchmarks.tools.commands import add_command_options, folder_of, run
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
-from benchmarks.tools.options import add_run_options, make_parser, seed, whole
+from benchmarks.tools.options import make_parser, seed, whole
 from benchmarks.tools.records import found_or_made, write_json
+from benchmarks.tools.summaries import show, summarise
 from pyro_scnf import analysis
 from pyro_scnf.datasets import FEATURES, ImageAugment, SemiSupervisedData, enlarged_digits, images
 
@@ -111,14 +112,7 @@ def judge_run(folder: Path, settings: Mapping[str, Any], each: int) -> dict[str,
 
 def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    parser.add_argument(
-        "--runs-of",
-        nargs="+",
-        metavar="COMMAND",
-        default=COMMANDS,
-        help="the example mnist with its options, each in quotes (default: %(default)s)",
-    )
-    parser.add_argument("--seeds", type=whole, default=1)
+    add_command_options(parser, COMMANDS, seeds=1, runs="mnist_runs")
     parser.add_argument("--first-seed", type=seed, default=10, help="default: %(default)s")
     parser.add_argument(
         "--each",
@@ -126,9 +120,6 @@ def parse() -> argparse.Namespace:
         default=100,
         help="images of each class, and test images to put under the other labels (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data-root", type=Path)
-    add_run_options(parser, "mnist_runs")
     args = parser.parse_args()
     others = [command for command in args.runs_of if command.split()[:1] != ["mnist"]]
     if others:

@@ -29,11 +29,11 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 import pyro_scnf as scnf
-from benchmarks.papers.accuracy import show, summarise
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import add_run_options, make_parser
 from benchmarks.tools.records import found_or_made, write_json
+from benchmarks.tools.summaries import show, summarise
 from pyro_scnf import analysis
 from pyro_scnf.datasets import SemiSupervisedData, digits, enlarged_digits, images, keep_labels
 

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.papers.accuracy import summarise
 from benchmarks.papers.flowgmm_comparisons import RATES, Comparison, Flow
 from benchmarks.papers.flowgmm_runs import Baseline, Coverage, Distances, Mnist, Run, Toy
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import make_parser, positive, seed, whole
 from benchmarks.tools.records import write_json
+from benchmarks.tools.summaries import summarise
 from pyro_scnf.baselines import COMPARATORS
 from pyro_scnf.datasets import ImageAugment
 
