@@ -565,6 +565,19 @@ class TestFlowSitesReparam:
         assert (z_f.flatten(1).std(0) > 0.1).all()
         assert (z_aux.flatten(1).std(0) > 0.1).all()
 
+    @pytest.mark.parametrize("rows", [(40, 2), (2, 40)])
+    def test_rows_beside_a_plate_have_noise_of_their_own(self, make, rows):
+        """The plate has two members, along the other dimension."""
+        model, _, _ = self.build(make)
+
+        def program():
+            with pyro.plate("views", 2, dim=-1 if rows[1] == 2 else -2):
+                return pyro.sample("x", model.flow.condition(torch.zeros(rows, dtype=torch.long)))
+
+        z_aux, z_f, _ = model.flow.encode(poutine.reparam(program, config={"x": scnf.FlowSitesReparam()})())
+        for z in (z_aux, z_f):
+            assert (z.amax(rows.index(40)) > z.amin(rows.index(40))).all()
+
     def test_infer_discrete(self, make):
         model, rewritten, x = self.build(make)
         found = poutine.trace(infer_discrete(rewritten, first_available_dim=-2, temperature=0)).get_trace(x)

@@ -28,12 +28,17 @@ from torch import Tensor, nn
 from pyro_scnf._during import during
 from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 
-__all__ = ["guard_data_site", "guard_label_site", "guard_store", "guarded"]
+__all__ = ["enumerates", "guard_data_site", "guard_label_site", "guard_store", "guarded"]
 
 HIDDEN = (
     "{} is hidden from the loss by poutine.block: it would be drawn once from its prior instead of summed "
     "out. Give the loss the model without that block; a block is for guides"
 )
+
+
+def enumerates() -> bool:
+    """Whether a program runs with discrete sites enumerated, each along a dimension of its own."""
+    return any(isinstance(m, EnumMessenger) for m in _PYRO_STACK)
 
 
 # -- the ready model, under any loss of Pyro ------------------------------------------------------

@@ -6,10 +6,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
-from pyro.poutine.runtime import InferDict, get_plates
+from pyro.poutine.runtime import InferDict
 from torch.distributions import TransformedDistribution
 
 from pyro_scnf.distributions import ConcatDistribution
+from pyro_scnf.models.guard import enumerates
 from pyro_scnf.transforms.one_shot import _OneShotLadj
 
 __all__ = ["FlowSitesReparam"]
@@ -58,8 +59,9 @@ class FlowSitesReparam(Reparam):
             z, ladj = transform.inverse_and_ladj(value)
             given = base.split(z)
         parts = base.parts
-        if value is None and all(plate.dim is None for plate in get_plates()):
-            # Without a plate of rows, all rows would share their noise.
+        if value is None and not enumerates():
+            # Rows that no plate declares would share their noise. Enumerated labels have dimensions, too, but
+            # z_aux does not depend on them.
             parts = [part.expand(fn.batch_shape) for part in parts]
         # An autoguide or a sampler may give an initial value, which is not observed.
         infer: InferDict = {"is_observed": bool(msg["is_observed"])}
