@@ -77,6 +77,8 @@ PEERS = ("zuko", "nflows", "normflows")
 TOY = ("--runs-of", "toy --data moons")
 GMM = ("toy --data moons --prior gmm", "toy --data circles --prior gmm")
 FAST = ("--seeds", "3", "--runs-of", "mnist --preset fast --precision bf16-mixed")
+QUICK = ("bags", "covariates", "outcome", "prevalence", "sequence")  # examples of larger models
+SLOW = ("class_means", "crowd_labels", "hierarchy")
 SMALL = ("--only", "wine", "digits 8x8")
 FLOWGMM = {  # the tables of FlowGMM: seeds, minutes worth a start, and whether they need MNIST
     "7": (5, 3, False),
@@ -109,10 +111,18 @@ BENCHMARKS = (
     Benchmark("accuracy", "cpu", "papers.accuracy", 4, ("--seeds", "10"), resumes=True, smoke=TOY),
     Benchmark("recommended", "cpu", "accuracy.recommended", 4, resumes=True, smoke=SMALL, mnist=True),
     Benchmark("clusters", "cpu", "accuracy.clusters", 2, resumes=True),
-    Benchmark("coverage", "cpu", "accuracy.coverage", 5, resumes=True),
+    Benchmark("coverage", "cpu", "accuracy.coverage", 5, ("--only", *QUICK), resumes=True),
+    Benchmark("coverage_slow", "cpu", "accuracy.coverage", 5, ("--only", *SLOW), resumes=True),
     Benchmark("sbc", "cpu", "accuracy.sbc", 5, resumes=True),
     Benchmark(
-        "mnist", "cpu", "accuracy.mnist", 4, ("--seeds", "3"), resumes=True, packages=("kornia",), mnist=True
+        "images",
+        "cpu",
+        "accuracy.images",
+        4,
+        ("--seeds", "3"),
+        resumes=True,
+        packages=("kornia",),
+        mnist=True,
     ),
     Benchmark("threads", "cpu", "speed.threads", 2, resumes=True),
     Benchmark("accuracy_gmm", "cpu", "papers.accuracy", 4, ("--runs-of", *GMM), resumes=True),
@@ -171,7 +181,7 @@ BENCHMARKS = (
     Benchmark("terms", "cuda", "speed.terms", 1),
     Benchmark("overhead", "cuda", "speed.overhead", 1),
     Benchmark("peers", "cuda", "speed.peers", 1, packages=PEERS),
-    Benchmark("mnist", "cuda", "accuracy.mnist", 4, FAST, resumes=True, packages=("kornia",), mnist=True),
+    Benchmark("images", "cuda", "accuracy.images", 4, FAST, resumes=True, packages=("kornia",), mnist=True),
     Benchmark(
         "atanov2019_table2",
         "cuda",

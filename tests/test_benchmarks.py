@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import toy_flow
+from helpers import image_flow, toy_flow
 
 import pyro_scnf as scnf
 from benchmarks import all as runner
-from benchmarks.accuracy import coverage, recommended
+from benchmarks.accuracy import coverage, images, recommended
 from benchmarks.papers import flowgmm
 from benchmarks.speed import terms
 from benchmarks.tools import timing
@@ -25,6 +25,7 @@ from benchmarks.tools.neighbours import neighbours
 from benchmarks.tools.options import add_run_options, add_timing_options, make_parser
 from benchmarks.tools.passes import count_passes
 from benchmarks.tools.records import write_json
+from pyro_scnf.datasets import SemiSupervisedData, digits
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +93,49 @@ def test_the_other_methods_see_labelled_rows_alone():
     assert recommended.baselines(hidden) == recommended.baselines(data)
 
 
+# -- what images show --------------------------------------------------------------
+def few_images():
+    x, y = torch.randint(256, (6, 1, 4, 4)).float(), torch.tensor([0, 0, 1, 2, 2, 2])
+    return SemiSupervisedData(x, y, x, y, 3)
+
+
+def test_images_of_classes_far_apart_show_the_class_asked_for():
+    flow = image_flow("gmm").eval()
+    with torch.no_grad():
+        flow.prior.loc.copy_(20 * torch.eye(3, 8)[..., None, None])
+        flow.prior.log_scale.zero_()
+    found = images.judged(
+        scnf.SemiSupervisedModel(flow), few_images(), lambda x: flow.posterior(x).probs.argmax(-1), 6, 256
+    )
+    assert found == {"samples_pct": 100, "worst_class_pct": 100, "samples_at_1_pct": 100}
+
+
+@pytest.mark.parametrize("seen", range(3))
+def test_images_that_always_show_the_same_class(seen):
+    """Draws are right by chance. A swap is right if the image is of another class, for one of two labels."""
+    model, data = scnf.SemiSupervisedModel(image_flow("flow").eval()), few_images()
+    found = images.judged(model, data, lambda x: torch.full((len(x),), seen), 6, 256)
+    swaps = 100 * (data.y_test != seen).sum().item() / 12
+    assert found == pytest.approx(
+        {
+            "samples_pct": 100 / 3,
+            "worst_class_pct": 0,
+            "samples_at_1_pct": 100 / 3,
+            "swaps_pct": swaps,
+            "swaps_with_aux_pct": swaps,
+        }
+    )
+
+
+def test_all_labels_are_those_of_the_same_digits():
+    data, judge = images.all_labels("digits", "digits", "", 3)
+    few = digits(seed=3)
+    known = few.y >= 0
+    assert torch.equal(data.y[known], few.y[known])
+    assert (data.y >= 0).all()
+    assert judge.error_pct < 3
+
+
 # -- intervals that hold the truth -------------------------------------------------
 def interval(truth: list[float], low: list[float], high: list[float]) -> dict[str, list[float]]:
     return {"truth": truth, "mean": truth, "low": low, "high": high}
@@ -136,13 +180,13 @@ def test_intervals_that_hold_the_truth_are_counted_and_runs_are_not_repeated(cov
     assert record["coverage"]["one"]["estimates"] == {"share": [1, 0]}
     results["composing/one 1"] = {"estimates": second, "wrong_model": first, "error_pct": 3.0, "seed": 1}
     status, started, record = call("--only", "one")
-    assert (status, started, record["complete"]) == (0, ["composing/one 1"], False)  # "two" is missing
+    assert (status, started, record["complete"]) == (0, ["composing/one 1"], True)
     found = record["coverage"]["one"]
     assert (found["estimates"], found["wrong_model"]) == ({"share": [1, 1]}, {"share": [1, 0]})
     assert found["figures"]["error_pct"]["runs"] == [2.0, 3.0]
     assert found["figures"].keys() == {"error_pct", "cpu_minutes"}
     results |= {f"composing/two {seed}": results["composing/one 0"] for seed in range(2)}
-    status, started, record = call("--only", "two")
+    status, started, record = call()
     assert (status, started, record["complete"]) == (0, ["composing/two 0", "composing/two 1"], True)
     assert record["coverage"].keys() == {"one", "two"}
 
@@ -162,6 +206,7 @@ def test_the_examples_of_larger_models_are_found_by_their_main():
     found = coverage.find_examples()
     assert {"prevalence", "sequence", "class_means"} <= set(found)
     assert not {"composed", "estimates"} & set(found)
+    assert sorted((*runner.QUICK, *runner.SLOW)) == found
 
 
 # -- what the gradients for NUTS compute -------------------------------------------

@@ -1,13 +1,13 @@
-"""MNIST with few labels, over several choices of labels: errors, density, and what the model draws.
+"""Images with few labels, over several choices of labels: errors, density, and what the model draws.
 
-    python -m benchmarks.accuracy.mnist --data-root data --seeds 3 --json mnist.json
-    python -m benchmarks.accuracy.mnist --data-root data --runs-of "mnist --preset cpu-hour --graph none"
+    python -m benchmarks.accuracy.images --data-root data --seeds 3 --json images.json
+    python -m benchmarks.accuracy.images --data-root data --runs-of "mnist --preset cpu-hour --graph none"
 
-Each run is ``examples/mnist.py`` in a process of its own, as a user starts it. Finished runs are found in
-``--runs`` and not repeated. Beside the metrics of the run, the record says how many images of the model show
-the class that was asked for: images drawn for each class, and test images put under each other label. A
-support vector machine on histograms of gradients judges them. It has learned from all labels of the training
-images. Its own test error is in the record.
+Each run is ``examples/mnist.py`` or ``examples/digits.py`` in a process of its own, as a user starts it.
+Finished runs are found in ``--runs`` and not repeated. Beside the metrics of the run, the record says how many
+images of the model show the class that was asked for: images drawn for each class, and test images put under
+each other label. A support vector machine on histograms of gradients judges them. It has learned from all
+labels of the training images. Its own test error is in the record.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
@@ -33,12 +35,14 @@ from benchmarks.tools.options import make_parser, seed, whole
 from benchmarks.tools.records import found_or_made, write_json
 from benchmarks.tools.summaries import show, summarise
 from pyro_scnf import analysis
-from pyro_scnf.datasets import FEATURES, ImageAugment, SemiSupervisedData, enlarged_digits, images
+from pyro_scnf.datasets import FEATURES, ImageAugment, SemiSupervisedData, digits, enlarged_digits, images
 
 COMMANDS = (
+    "digits",
     "mnist --preset cpu --precision bf16-mixed",
     "mnist --preset cpu --precision bf16-mixed --graph none",
 )
+EXAMPLES = ("digits", "mnist")
 PACKAGES = ("lightning", "scikit-learn", "kornia")
 MINUTES = 3.0  # to train the classifier and to judge the images of a run
 
@@ -65,12 +69,18 @@ class Judge:
 
 
 @lru_cache
-def all_labels(name: str, root: str, seed: int) -> tuple[SemiSupervisedData, Judge]:
+def all_labels(example: str, name: str, root: str, seed: int) -> tuple[SemiSupervisedData, Judge]:
     """The data of a run, with the labels of all training images, and a classifier that knows them.
 
-    :param int seed: seed of the split of ``digits``; 0 for other data, whose test images are given.
+    :param example: ``"digits"`` or ``"mnist"``, which also has the digits in the size of MNIST.
+    :param int seed: seed of the split of the digits; 0 for other data, whose test images are given.
     """
-    if name == "digits":
+    if example == "digits":
+        data = digits(seed=seed)
+        known = load_digits()
+        label = {image.tobytes(): y for image, y in zip(known.images, known.target, strict=True)}
+        data = replace(data, y=torch.tensor([label[x.tobytes()] for x in data.x.double().numpy()]))
+    elif name == "digits":
         data = enlarged_digits(labels=1437, split="stratified", seed=seed)
     else:
         data = images(name, root, labels=60_000, split="stratified")
@@ -78,7 +88,7 @@ def all_labels(name: str, root: str, seed: int) -> tuple[SemiSupervisedData, Jud
 
 
 def judged(
-    model: scnf.SemiSupervisedModel, data: SemiSupervisedData, judge: Judge, each: int
+    model: scnf.SemiSupervisedModel, data: SemiSupervisedData, judge: Judge, each: int, bins: int
 ) -> dict[str, float]:
     """Shares of images that show the class asked for, in per cent.
 
@@ -87,6 +97,7 @@ def judged(
     ``swaps_with_aux_pct`` with the z_aux of the image.
 
     :param int each: images of each class, and test images to put under the other labels.
+    :param int bins: grey levels of the data.
     """
     torch.manual_seed(0)
     flow, classes = model.flow, torch.arange(data.num_classes)
@@ -94,7 +105,7 @@ def judged(
     cool, exact = ((judge(flow.sample(y, t)) == y).view(-1, each).double().mean(1) for t in (0.7, 1.0))
     found = {"samples_pct": cool.mean(), "worst_class_pct": cool.min(), "samples_at_1_pct": exact.mean()}
     if isinstance(flow.prior, analysis.SwapsLabels):
-        x, own = ImageAugment().prepare(data.x_test[:each]), data.y_test[:each]
+        x, own = ImageAugment(bins=bins).prepare(data.x_test[:each]), data.y_test[:each]
         other = (own[:, None] != classes).flatten()
         for name, keep_aux in (("swaps_pct", False), ("swaps_with_aux_pct", True)):
             swapped = analysis.swap_labels(flow, x, own, keep_aux=keep_aux)[:, 1:].flatten(0, 1)
@@ -102,17 +113,22 @@ def judged(
     return {name: 100 * share.item() for name, share in found.items()}
 
 
-def judge_run(folder: Path, settings: Mapping[str, Any], each: int) -> dict[str, float]:
+def judge_run(folder: Path, example: str, settings: Mapping[str, Any], each: int) -> dict[str, float]:
     """What :func:`judged` says of the model of a run, and the test error of the classifier."""
-    name, root = settings["data"], str(settings["data_root"])
-    data, judge = all_labels(name, root, settings["seed"] if name == "digits" else 0)
-    model = scnf.load(folder / "model.pt")
-    return {**judged(model, data, judge, each), "classifier_error_pct": judge.error_pct}
+    name, root = (example, "") if example == "digits" else (settings["data"], str(settings["data_root"]))
+    data, judge = all_labels(example, name, root, settings["seed"] if name == "digits" else 0)
+    model, bins = scnf.load(folder / "model.pt"), 17 if example == "digits" else 256
+    return {**judged(model, data, judge, each, bins), "classifier_error_pct": judge.error_pct}
+
+
+def example_of(command: str) -> str:
+    """The name of the example that a command runs."""
+    return command.partition(" ")[0]
 
 
 def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
-    add_command_options(parser, COMMANDS, seeds=1, runs="mnist_runs")
+    add_command_options(parser, COMMANDS, seeds=1, runs="image_runs")
     parser.add_argument("--first-seed", type=seed, default=10, help="default: %(default)s")
     parser.add_argument(
         "--each",
@@ -121,9 +137,9 @@ def parse() -> argparse.Namespace:
         help="images of each class, and test images to put under the other labels (default: %(default)s)",
     )
     args = parser.parse_args()
-    others = [command for command in args.runs_of if command.split()[:1] != ["mnist"]]
+    others = [command for command in args.runs_of if example_of(command) not in EXAMPLES]
     if others:
-        parser.error(f"--runs-of {others[0]!r}: expected the example mnist with its options")
+        parser.error(f"--runs-of {others[0]!r}: expected {' or '.join(EXAMPLES)}, with options")
     args.runs_of = list(dict.fromkeys(args.runs_of))
     if args.smoke_test:
         args.seeds, args.each = 1, 5
@@ -142,7 +158,7 @@ def main() -> int:
                 continue
             found = found_or_made(
                 folder / f"judged_{args.each}.json",
-                partial(judge_run, folder, outcome.metrics["settings"], args.each),
+                partial(judge_run, folder, example_of(command), outcome.metrics["settings"], args.each),
                 partial(deadline.allows, MINUTES),
             )
             if found is not None:
@@ -158,7 +174,7 @@ def main() -> int:
 def record(done: Mapping[str, Sequence[Mapping[str, Any]]], args: argparse.Namespace) -> dict[str, object]:
     """What the result file holds."""
     return {
-        "benchmark": "mnist",
+        "benchmark": "images",
         "environment": environment(args.device, PACKAGES),
         "settings": {
             "seeds": args.seeds,
