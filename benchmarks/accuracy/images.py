@@ -4,9 +4,9 @@
     python -m benchmarks.accuracy.images --data-root data --runs-of "mnist --preset cpu-hour --graph none"
 
 Each run is ``examples/mnist.py`` or ``examples/digits.py`` in a process of its own, as a user starts it.
-Finished runs are found in ``--runs`` and not repeated. Beside the metrics of the run, the record says how many
-images of the model show the class that was asked for: images drawn for each class, and test images put under
-each other label. A support vector machine on histograms of gradients judges them. It has learned from all
+Finished runs are found in ``--runs`` and not repeated. Beside the metrics of the run, the record says how
+many images of the model show the class that was asked for: images drawn for each class, and test images put
+under each other label. A support vector machine on histograms of gradients judges them. It has learned from all
 labels of the training images. Its own test error is in the record.
 """
 
