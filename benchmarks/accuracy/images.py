@@ -6,8 +6,8 @@
 Each run is ``examples/mnist.py`` or ``examples/digits.py`` in a process of its own, as a user starts it.
 Finished runs are found in ``--runs`` and not repeated. Beside the metrics of the run, the record says how
 many images of the model show the class that was asked for: images drawn for each class, and test images put
-under each other label. A support vector machine on histograms of gradients judges them. It has learned from all
-labels of the training images. Its own test error is in the record.
+under each other label. A support vector machine on histograms of gradients judges them. It has learned from
+all labels of the training images. Its own test error is in the record.
 """
 
 from __future__ import annotations
