@@ -1,7 +1,7 @@
 """Choose the number of CPU threads of an example. Import this module before torch.
 
-torch loads OpenMP, which then reads its settings. By default, threads that wait spin for long, which slows a
-run down badly beside other processes. Here they soon sleep; ``benchmarks/speed/threads.py`` compares both.
+torch loads OpenMP, which then reads its settings. By default, threads that wait spin for long and keep cores
+from other processes. Here they soon sleep; ``benchmarks/speed/threads.py`` says what that costs.
 """
 
 from __future__ import annotations

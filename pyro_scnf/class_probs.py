@@ -124,8 +124,8 @@ class ClassProbs(SumsOverSteps, PortableModule):
     def update(self) -> None:
         """A step of stepwise EM: :meth:`maximise`, and then forget a share ``1 - em_decay`` of the counts.
 
-        In the first step, the probabilities as they are count as much as the earlier steps would that the
-        counts would hold. Without ``"em"``, and without counts, nothing changes.
+        In the first step, the present probabilities count as much as endless earlier steps would have
+        counted, had these agreed with them. Without ``"em"``, and without counts, nothing changes.
         """
         if not self.fitted_by_em or not bool(self.counts.sum() > 0):
             return

@@ -128,11 +128,12 @@ def label_evidence(
     """What the labelled rows of a graph say about the labels of all rows (extra ``datasets``).
 
     Labels travel along the links, and the share of each class is brought near to the expected one. How far
-    the graph can be trusted is chosen on labelled rows: ``sharpness`` and ``mix`` have the least label NLL of
-    rows whose labels were hidden, a part of each class at a time (cross-validation in five parts, or in fewer
-    if a class has fewer labels), and of one more row, on which the graph is wrong, most likely one in doubt.
-    No other label takes part. A row that no label reaches gets the expected shares; so does one so far from
-    labels that its F is below the precision of the solver, about 1e-30.
+    the graph can be trusted is chosen on labelled rows: labels are hidden, a part of each class at a time
+    (cross-validation in five parts, or in fewer if a class has fewer labels), and the ``sharpness`` and
+    ``mix`` are taken that give these labels the least NLL. One imagined row counts besides: the graph is
+    wrong on it, and it is most likely a row in doubt. No other label takes part. A row that no label reaches
+    gets the expected shares; so does one so far from labels that its F is below the precision of the solver,
+    about 1e-30.
 
     :param y: labels ``(N,)``, -1 where unknown.
     :param int num_classes: number of labels K.

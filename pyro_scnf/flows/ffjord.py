@@ -75,8 +75,8 @@ def ffjord(
     :param int latent_dim: how many components, the deepest ones, form :math:`z_f`. By default all components
         of the deepest level do.
     :param int context_dim: length of the context. 0 gives an unconditional flow.
-    :raises ValueError: for options out of range, ``logit`` beside ``gaussianize``, or an image that cannot be
-        halved ``levels`` times.
+    :raises ValueError: for options out of range, two of ``logit``, ``gaussianize`` and ``quantiles``, or an
+        image that cannot be halved ``levels`` times.
     :raises ImportError: without torchdiffeq.
 
     Grathwohl et al. use one block for points in the plane, and for MNIST two blocks of convolutions of width

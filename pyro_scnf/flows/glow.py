@@ -86,8 +86,8 @@ def glow(
         (``"conv:width=96"``), a dict, or a function ``net(in_channels, out_channels, context_dim=...)``, see
         :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each level, the level nearest the data
         first.
-    :raises ValueError: for options out of range, ``width`` or ``blocks`` beside ``net``, ``logit`` beside
-        ``gaussianize``, or an image that cannot be halved ``levels`` times.
+    :raises ValueError: for options out of range, ``width`` or ``blocks`` beside ``net``, two of ``logit``,
+        ``gaussianize`` and ``quantiles``, or an image that cannot be halved ``levels`` times.
 
     >>> flow = glow((3, 16, 16), levels=2, steps=1, width=8)
     >>> flow.latent_shape, flow.aux_dim

@@ -62,8 +62,8 @@ def realnvp(
         or a function, see :func:`~pyro_scnf.nn.make_net`. A list gives one of these for each of the
         ``levels`` sizes of the image, the full size first. The couplings of channels see half-size images.
     :raises ValueError: for options out of range, ``levels`` with vectors, ``couplings`` with images,
-        ``width`` or ``blocks`` beside ``net``, ``logit`` beside ``gaussianize``, or an image that cannot be
-        halved ``levels - 1`` times.
+        ``width`` or ``blocks`` beside ``net``, two of ``logit``, ``gaussianize`` and ``quantiles``,
+        or an image that cannot be halved ``levels - 1`` times.
 
     This is the flow of FlowGMM. Its code keeps the leading channels at a factor-out, and this one the
     trailing ones. The two are the same flow, of square images turned by half a turn with channels reversed.

@@ -52,8 +52,9 @@ class EMGuide(PortableModule):
     the gradient **equals** that of :math:`-\log p(x)` (Fisher's identity). In this case the empty guide is
     simpler. The other cases are
 
-    * ``estep="sample"``: one label drawn from q per row. Memory and the cost of the backward pass do not
-      grow with the number of classes. The gradient is unbiased if :math:`\theta_{old}` is current.
+    * ``estep="sample"``: one label drawn from q per row. Cost and memory of the backward pass do not grow
+      with the number of classes; the E-step still scores all of them, without gradient. The gradient is
+      unbiased if :math:`\theta_{old}` is current.
     * ``decay``: :math:`\theta_{old}` lags behind, which stabilises the labels.
     * ``weights`` of single rows. Pyro cannot weigh the rows of a label that the model enumerates.
     * ``temperature`` and ``estep="hard"``: annealed and hard assignment.

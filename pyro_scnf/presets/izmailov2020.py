@@ -222,7 +222,7 @@ FLOWGMM_MNIST_PAPER = Preset(
         weight_decay=0.0,
         schedule="constant",
         ema_decay=None,
-        gradient_clip=6400.0,  # 100 for the mean of the 64 rows
+        gradient_clip=100.0,
     ),
     steps=93_750,  # 3,000 passes through 1,000 labelled rows
     batch_size=32,

@@ -23,8 +23,9 @@ class Scored:
 
     .. math:: \log p(x_n, y_n = k) = \text{common}_n + \text{given}_{nk} + \text{log\_prior}_{nk}
 
-    :ivar Tensor common: log-determinant of the flow plus :math:`\log p(z_{aux})`, ``(B,)``, in nats.
-    :ivar Tensor given: :math:`\log p(z_f \mid y = k)`, ``(B, K)``, in nats.
+    :ivar Tensor common: what all labels share: log-determinant of the flow, :math:`\log p(z_{aux})` and the
+        largest :math:`\log p(z_f \mid y = k)` over k, ``(B,)``, in nats.
+    :ivar Tensor given: :math:`\log p(z_f \mid y = k)` less its largest value over k, ``(B, K)``, in nats.
     :ivar Tensor log_prior: :math:`\log p(y = k)`, ``(K,)``; with evidence about the labels of the rows,
         that evidence, ``(B, K)``.
     :ivar float scale: how many rows of the data set each of the rows stands for.

@@ -23,7 +23,8 @@ class Optimisation:
     :ivar betas: decay rates of the optimiser's first and second moments. The schedule ``one-cycle`` moves
         the first one by up to 0.05 around its value: down while the learning rate rises, then up.
     :ivar str schedule: one of :data:`~pyro_scnf.training.SCHEDULES`.
-    :ivar float warmup: share of the run during which the learning rate rises, in [0, 1).
+    :ivar float warmup: share of the run during which the learning rate rises, in [0, 1). The schedule
+        ``one-cycle`` always rises: 0 means a tenth of the run.
     :ivar ema_decay: decay of the averaged weights, in [0, 1); ``None`` for no average. In a run of S steps it
         is ``1 - 3 / S`` at most, so that the first weights do not count in the last average.
     :ivar gradient_clip: largest norm of the gradient; ``None`` for no limit.
