@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch._C import _functorch as functorch  # PyTorch has no public way to tell that a transform is running
 
-__all__ = ["Contents", "Parts", "State", "contents_of", "state_of", "state_with_data", "stray_sample"]
+__all__ = ["Contents", "Parts", "State", "contents_of", "refuse_stray", "state_of", "state_with_data"]
 
 
 class Parts(NamedTuple):
@@ -64,7 +64,7 @@ class Parts(NamedTuple):
     def are_stray(self) -> bool:
         """Whether a ``PyroSample`` is read outside of a call of its ``PyroModule``.
 
-        Each reading is then another draw from its prior, and no site. :func:`stray_sample` gives its name.
+        Each reading is then another draw from its prior, and no site.
         """
         return any(map(_is_stray, self.foreign))
 
@@ -73,15 +73,27 @@ def _is_stray(module: nn.Module) -> bool:
     return bool(module.__dict__.get("_pyro_samples")) and not module.__dict__["_pyro_context"].active
 
 
-def stray_sample(module: nn.Module) -> str:
-    """The name of the first ``PyroSample`` in ``module`` that is read outside of a call."""
+def refuse_stray(module: nn.Module, *parts: nn.Module) -> None:
+    """Raise for a ``PyroSample`` that is read outside of a call of its ``PyroModule``.
+
+    :param module: the message names the ``PyroSample`` as this module does.
+    :param parts: the parts of ``module`` that are read, by default all.
+    """
+    if not Parts.of(parts or (module,)).are_stray:
+        return
     stray = (
         f"{name}.{sample}".lstrip(".")
         for name, part in module.named_modules()
         if _is_stray(part)
         for sample in part.__dict__["_pyro_samples"]
     )
-    return next(stray)
+    raise ValueError(
+        f"{next(stray)} is a PyroSample, and is read outside of a call of its PyroModule, where each use "
+        "draws it anew from its prior, and it becomes no site. In a Pyro program, write the model as the "
+        "forward of a PyroModule, all of whose members are PyroModules (to_pyro_module_(flow)), and read the "
+        "parameter there, before the plate of the data. For labels and likelihoods given posterior draws, "
+        "call pyro_scnf.enumerate_labels(model, args, draws)"
+    )
 
 
 _FOREIGN: dict[type[nn.Module], bool] = {}

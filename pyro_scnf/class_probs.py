@@ -14,6 +14,7 @@ from pyro_scnf._copies import Portable, PortableModule
 from pyro_scnf._numbers import check_number, check_whole, refuse_unused
 from pyro_scnf._processes import SumsOverSteps, averaged_over_processes
 from pyro_scnf._shapes import in_double
+from pyro_scnf._state import refuse_stray
 from pyro_scnf._warn import warn
 
 __all__ = [
@@ -153,7 +154,11 @@ class ClassProbs(SumsOverSteps, PortableModule):
 
     @property
     def log_probs(self) -> Tensor:
-        r""":math:`\log p(y)`, normalised, ``(K,)``, in nats."""
+        r""":math:`\log p(y)`, normalised, ``(K,)``, in nats.
+
+        :raises ValueError: if the logits are a ``PyroSample`` that is read outside of a call.
+        """
+        refuse_stray(self)
         return self.logits.log_softmax(-1)
 
     def forward(self) -> Categorical:

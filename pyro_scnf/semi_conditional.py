@@ -18,7 +18,7 @@ from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, common_batch, reference_tensor
-from pyro_scnf._state import Parts, State, state_of, state_with_data, stray_sample
+from pyro_scnf._state import Parts, State, refuse_stray, state_of, state_with_data
 from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
 from pyro_scnf.given_label import GivenLabel
@@ -125,18 +125,9 @@ class SemiConditionalFlow(LatentFlow):
             # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
-        self._refuse_stray_samples()
+        if am_i_wrapped():
+            refuse_stray(self, *self._scored_by)
         return GivenLabel(self, y, temperature, covariates)
-
-    def _refuse_stray_samples(self) -> None:
-        """Raise if a Pyro program reads a ``PyroSample`` where it becomes no site."""
-        if am_i_wrapped() and Parts.of(self._scored_by).are_stray:
-            raise ValueError(
-                f"{stray_sample(self)} is a PyroSample, and is read outside of a call of its PyroModule, "
-                "where each use draws it anew and it becomes no site. Write the model as the forward of a "
-                "PyroModule, all of whose members are PyroModules (to_pyro_module_(flow)), and read the "
-                "parameter there, before the plate of the data"
-            )
 
     def sample(
         self,
@@ -207,7 +198,7 @@ class SemiConditionalFlow(LatentFlow):
         owner = type(self).__name__
         batches = [check_event(x, self.event_shape, "x", owner) for x in xs]
         # By the shape alone. The rest is checked only if x is scored anew.
-        self._refuse_stray_samples()
+        refuse_stray(self, *self._scored_by)
         given = tuple(self.prior.check_covariates(covariates).values())
         for c in given:
             if len(xs) > 1:

@@ -211,6 +211,7 @@ TRANSFORMS: dict[str, Case] = {
     "quantile-spline": Case(lambda: fitted(T.QuantileSpline(VECTOR, bins=6)), VECTOR),
     "quantile-spline-identity": Case(lambda: T.QuantileSpline((1,), bins=4), (1,)),
     "principal-components": Case(lambda: fitted(T.PrincipalComponents(ODD)), ODD),
+    "leading_components": Case(lambda: fitted(flows.leading_components(ODD, latent_dim=2, width=WIDTH)), ODD),
     "glow-quantiles": Case(
         lambda: fitted(flows.glow(VECTOR, steps=1, width=WIDTH, blocks=1, quantiles=5)), VECTOR
     ),

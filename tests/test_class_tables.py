@@ -310,11 +310,12 @@ def random_prior():
 
 
 def test_a_random_prior_is_never_served_from_a_table():
-    flow = random_prior()
+    flow, y = random_prior(), torch.arange(3)[:, None]
     with scnf.share_encoding():
-        first, second = flow.class_table(X), flow.class_table(X)
+        first, second = (flow.condition(y).log_prob(X) for _ in range(2))
         assert not torch.equal(first, second)
-        assert not torch.equal(flow.log_prob(X), flow.log_prob(X))
+        with pytest.raises(ValueError, match=r"^prior\.loc is a PyroSample"):
+            flow.class_table(X)
         kinds = {key[0] for key in sharing.current().entries}
     assert kinds == {"encoding"}
 

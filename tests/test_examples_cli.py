@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -229,6 +230,19 @@ def data_of(run, monkeypatch):
         return found.pop()
 
     return data_of
+
+
+def test_a_table_of_many_rows_end_to_end(run):
+    """From 5,000 training rows on, the preset has another flow."""
+    rng, rows = np.random.default_rng(0), 7000
+    kind = rng.choice(["p", "q"], rows)
+    columns = {name: rng.normal(size=rows) + 2 * (kind == "q") for name in "abc"}
+    shown = np.where(np.arange(rows) < 100, kind, "")
+    pd.DataFrame({**columns, "kind": shown}).to_csv("big.csv", index=False)
+    options = ("--data", "big.csv", "--label", "kind", "--steps", "3", "--threads", "1")
+    assert run("tabular", *options, "--comparators", "none", "--out", "out")[0] == 0
+    assert json.loads(Path("out/metrics.json").read_text())["test_error_pct"] < 60
+    assert scnf.load("out/model.pt").flow.event_shape == (3,)
 
 
 @pytest.mark.parametrize("example", ["tabular", "text", "transfer"])

@@ -25,6 +25,7 @@ from pyro_scnf.datasets import (
 from pyro_scnf.presets import ComponentsFlow, GraphOptions, LeadingComponents, recommended
 from pyro_scnf.presets.base import FitOptions
 from pyro_scnf.presets.choice import column_spreads, standardise_columns
+from pyro_scnf.saving import describe_model
 
 
 def size(module) -> int:
@@ -209,6 +210,7 @@ def test_the_options_of_a_preset_reach_its_model(name):
     assert found["num_labelled"] == (len(data.labelled[0]) if preset.model.scaled else None)
     assert found["num_unlabelled"] == (len(data.unlabelled) if preset.model.scaled else None)
     assert model.class_probs.learnable == (preset.model.class_probs == "learnable")
+    assert describe_model(model)["model"]["transform"]["name"] in scnf.flows.FLOWS  # it can be saved
 
 
 @pytest.mark.parametrize("size", [0, 10, 25])
@@ -408,7 +410,7 @@ def clouds(rows=6000, seed=0):
     return SemiSupervisedData(x, shown, x[-1000:], y[-1000:], 2)
 
 
-def test_what_is_recommended_for_many_rows():
+def test_what_is_recommended_for_many_rows(tmp_path):
     """Classes are clouds of principal components, whose shape all rows tell. A few labels name them."""
     data = clouds()
     state = torch.get_rng_state()
@@ -427,6 +429,10 @@ def test_what_is_recommended_for_many_rows():
     assert error.mean() < 0.05
     few = recommended(replace(data, x=data.x[:4999], y=data.y[:4999]))
     assert not isinstance(few.flow, ComponentsFlow)
+    rows = preset.augment.prepare(data.x_test)
+    for each, made in ((preset, model), (few, few.make_model(data))):
+        scnf.save(made, tmp_path / "model.pt")
+        assert torch.equal(scnf.load(tmp_path / "model.pt").log_prob(rows), made.eval().log_prob(rows)), each
 
 
 @pytest.mark.parametrize("columns", [2, 5])

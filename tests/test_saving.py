@@ -74,6 +74,7 @@ def test_every_prior_and_kind_of_class_probabilities(prior, probs, tmp_path):
         lambda: scnf.flows.realnvp((5,), couplings=2, net="mlp:hidden=(4, 4)"),
         lambda: scnf.flows.glow((1, 4, 4), levels=2, steps=(1, 2), net=["conv:width=4", "residual-conv"]),
         lambda: scnf.flows.glow(event_shape=torch.Size((2, 4, 4)), logit=0.05, latent_dim=5, width=4),
+        lambda: scnf.flows.leading_components(5, latent_dim=2, couplings=1, width=4),
     ],
 )
 def test_every_flow(transform, tmp_path):

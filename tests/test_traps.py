@@ -110,6 +110,54 @@ def test_a_guide_that_samples_a_label_conditioned_upon(model, x):
         scnf.elbo(conditioned, labelling_guide("data"))(x)
 
 
+@pytest.mark.parametrize("elbo", DRAWING)
+def test_a_latent_label_beside_data_conditioned_upon(model, x, elbo):
+    """Data that a handler gives are scored like data given as an argument."""
+    conditioned = poutine.condition(model, {"x": x})
+    for guide in (scnf.exact_guide, scnf.EMGuide(model)):  # without x, EMGuide samples no label
+        with pytest.raises(RuntimeError, match="neither enumerated nor in the guide"):
+            SVI(conditioned, guide, Adam({"lr": 1e-3}), DRAWING[elbo]()).step(n=4)
+    exact = -model.log_prob(x).sum().item()
+    loss = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
+    assert loss.loss(conditioned, scnf.exact_guide, n=4) == pytest.approx(exact, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_labelled": 40}, {"num_unlabelled": 40}, {"labelled_weight": 2.0}, {"balanced_labels": True}],
+)
+def test_options_of_labels_and_labels_conditioned_upon(x, options):
+    """The model cannot see how many of its rows a handler labels."""
+    model = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64), **options)
+    (name,) = options
+    for given, kwargs in (({"y": Y}, {"x": x}), ({"x": x, "y": Y}, {"n": 4})):
+        with pytest.raises(
+            ValueError, match=rf"^{name}=.*labels come from poutine\.condition.*model\(x, y\)"
+        ):
+            scnf.elbo(poutine.condition(model, given))(**kwargs)
+    assert poutine.condition(model, {"y": Y})(n=4).shape == (4, 2)  # it draws
+
+
+def test_labels_conditioned_upon(model, x):
+    conditioned = poutine.condition(model, {"y": Y})
+    assert scnf.elbo(conditioned)(x).item() == pytest.approx(scnf.elbo(model)(x, Y).item(), rel=1e-12)
+
+
+def test_draws_in_the_place_of_all_values(x):
+    """With ``num_samples``, Pyro's enumeration is an estimate."""
+    flow, few = toy_flow("flow", dtype=F64), {"enumerate": "parallel", "num_samples": 7}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3, dtype=F64)), infer=few)
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    with pytest.raises(RuntimeError, match="the site 'y' has num_samples in its infer"):
+        scnf.elbo(model)(x)
+    with pytest.raises(ValueError, match="the site 'y' has num_samples in its infer"):
+        scnf.enumerate_labels(model, (x,))
+
+
 def test_weights_of_rows_that_the_model_enumerates(model, x):
     w = torch.rand(4, dtype=F64) + 0.1
     for loss in (scnf.elbo(model), TraceEnum_ELBO(max_plate_nesting=1).loss):
@@ -310,3 +358,42 @@ def test_a_random_parameter_of_the_flow_is_refused():
     last.bias = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pytest.raises(ValueError, match="cannot be PyroSample"):
         flow.condition(torch.tensor([0]))
+
+
+def random_means():
+    flow = toy_flow("gmm")
+    to_pyro_module_(flow)
+    del flow.prior.loc
+    flow.prior.loc = PyroSample(dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+    return flow, scnf.ClassProbs(3)
+
+
+def random_shares():
+    probs = scnf.ClassProbs(3)
+    to_pyro_module_(probs)
+    del probs.logits
+    probs.logits = PyroSample(dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    return toy_flow("gmm"), probs
+
+
+READ = {
+    "posterior": lambda model, x: model.posterior(x),
+    "log_prob": lambda model, x: model.log_prob(x),
+    "score": lambda model, x: model.score(x),
+    "LabelMarginal": lambda model, x: scnf.LabelMarginal(model.flow, model.class_probs).log_prob(x),
+    "EMGuide": lambda model, x: poutine.trace(scnf.EMGuide(model)).get_trace(x),
+    "LabelMarginal in a program": lambda model, x: scnf.elbo(
+        lambda: pyro.sample("x", scnf.LabelMarginal(model.flow, model.class_probs), obs=x)
+    )(),
+}
+
+
+@pytest.mark.parametrize("make", [random_means, random_shares])
+@pytest.mark.parametrize("reading", READ)
+def test_a_random_parameter_outside_of_a_call(make, reading):
+    """It would be a draw from its prior, another one each time."""
+    model, x = scnf.SemiSupervisedModel(*make()), torch.randn(4, 2)
+    with pytest.raises(ValueError, match="is a PyroSample"):
+        READ[reading](model, x)
+    assert poutine.trace(model).get_trace(x).nodes["x"]["value"] is x
+    assert model(n=3).shape == (3, 2)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pyro_scnf._during import during
 from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 
-__all__ = ["enumerates", "guard_data_site", "guard_label_site", "guard_store", "guarded"]
+__all__ = ["conditioned", "enumerates", "guard_data_site", "guard_label_site", "guard_store", "guarded"]
 
 HIDDEN = (
     "{} is hidden from the loss by poutine.block: it would be drawn once from its prior instead of summed "
@@ -39,6 +39,11 @@ HIDDEN = (
 def enumerates() -> bool:
     """Whether a program runs with discrete sites enumerated, each along a dimension of its own."""
     return any(isinstance(m, EnumMessenger) for m in _PYRO_STACK)
+
+
+def conditioned(site: str) -> bool:
+    """Whether a ``poutine.condition`` around the program gives the value of a site."""
+    return any(_conditions(m, site) for m in _PYRO_STACK)
 
 
 # -- the ready model, under any loss of Pyro ------------------------------------------------------
@@ -61,7 +66,7 @@ def guard_label_site(site: str, *, observed: bool, scored: bool, weighted: bool)
     replay = None if start is None else stack[start].trace  # type: ignore[attr-defined]
     node = replay.nodes.get(site) if replay is not None else None
     in_guide = node is not None and not node["is_observed"]
-    observed = observed or any(_conditions(m, site) for m in stack)
+    observed = observed or conditioned(site)
     # TraceEnum_ELBO.sample_posterior has summed labels out before, and now draws them given x.
     enumerated = any(isinstance(m, EnumMessenger | BackwardSampleMessenger) for m in stack)
     if observed and in_guide:
@@ -95,7 +100,7 @@ def guard_data_site(site: str, fn: object, *, observed: bool) -> None:
     :param bool observed: whether the data are given.
     :raises RuntimeError: if so.
     """
-    if not observed and not any(_conditions(m, site) for m in _PYRO_STACK):
+    if not observed and not conditioned(site):
         return
     msg = cast(Message[..., Tensor], {"name": site, "fn": fn, "is_observed": True, "value": None})
     for handler in _PYRO_STACK:

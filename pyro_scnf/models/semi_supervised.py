@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pyro_scnf._checks import LOG_ZERO, UNLABELLED, check_labels
 from pyro_scnf._labels import check_label_log_prior
-from pyro_scnf._numbers import check_at_least, check_flag, check_number
+from pyro_scnf._numbers import check_at_least, check_flag, check_number, refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
-from pyro_scnf.models.guard import guard_data_site, guard_label_site, guard_store
+from pyro_scnf.models.guard import conditioned, guard_data_site, guard_label_site, guard_store
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -158,7 +158,16 @@ class SemiSupervisedModel(PyroModule):
                     f"{type(self).__name__}: nothing observed; give n, the number of rows to draw"
                 )
             evidence = None if label_log_prior is None else self.check_evidence(label_log_prior, rows)
-            size = self.sizes.of_batch(rows, y, drawn=x is None)
+            scored = x is not None or conditioned("x")
+            if scored and y is None and conditioned("y"):
+                refuse_unused(
+                    "labels come from poutine.condition; give them as an argument, model(x, y)",
+                    num_labelled=self.num_labelled,
+                    num_unlabelled=self.num_unlabelled,
+                    labelled_weight=None if self.labelled_weight == 1 else self.labelled_weight,
+                    balanced_labels=self.balanced_labels or None,
+                )
+            size = self.sizes.of_batch(rows, y, drawn=not scored)
             with drawing_from(generator, self.class_probs.logits.device):
                 return self._rows("", "data", size, rows, x, y, weights, evidence)
         assert x is not None  # check_batch raises otherwise
@@ -187,8 +196,8 @@ class SemiSupervisedModel(PyroModule):
         """The sites of one plate."""
         known = None if y is None else y != UNLABELLED
         labelled = known is not None and bool(known.all())
-        site = f"y{suffix}"
-        guard_label_site(site, observed=labelled, scored=x is not None, weighted=weights is not None)
+        site, scored = f"y{suffix}", x is not None or conditioned(f"x{suffix}")
+        guard_label_site(site, observed=labelled, scored=scored, weighted=weights is not None)
         prior = self.class_probs() if evidence is None else Categorical(logits=evidence)
         if self.balanced_labels and known is not None and evidence is None:
             prior = Categorical(logits=torch.where(known[:, None], self.uniform_log_probs, prior.logits))

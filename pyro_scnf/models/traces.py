@@ -20,6 +20,7 @@ from pyro_scnf._checks import validating
 from pyro_scnf.distributions import ConcatDistribution
 
 __all__ = [
+    "NOT_SUMMED",
     "NO_JACOBIAN",
     "check_sites",
     "is_delta",
@@ -32,6 +33,11 @@ __all__ = [
 NO_JACOBIAN = (
     "TransformReparam leaves out the log-determinant of the observed site {!r}, so the loss would be wrong: "
     "use pyro_scnf.FlowSitesReparam for this site"
+)
+
+NOT_SUMMED = (
+    "the site {!r} has num_samples in its infer, so a few draws would stand for all its values, and the "
+    "result would not be exact: leave num_samples out"
 )
 
 
@@ -67,6 +73,8 @@ def check_sites(model_trace: Trace, guide_trace: Trace) -> None:
                 _check_alike(name, site, each)
         elif "_enumerate_dim" not in (site["infer"] or {}) and not _is_masked(site):
             _refuse_latent(name, site["fn"])
+        elif (site["infer"] or {}).get("num_samples"):
+            raise RuntimeError(NOT_SUMMED.format(name))
     for name, site in left.items():
         if not (_is_masked(site) or _is_point(site["fn"])):
             raise RuntimeError(

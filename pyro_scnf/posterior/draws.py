@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyro_scnf._numbers import check_at_least, check_flag
 from pyro_scnf.models.sizes import without_sizes
-from pyro_scnf.models.traces import is_delta
+from pyro_scnf.models.traces import NOT_SUMMED, is_delta
 
 __all__ = [
     "DRAWS",
@@ -270,6 +270,9 @@ def trace_draws(
     unknown = sorted(posterior.keys() - sites.keys())
     if unknown:
         raise ValueError(f"posterior: no such sites {unknown}; the model has {list(sites)}")
+    for name, site in sites.items():
+        if "_enumerate_dim" in site["infer"] and site["infer"].get("num_samples"):
+            raise ValueError(NOT_SUMMED.format(name))
     missing = [
         name
         for name, site in sites.items()

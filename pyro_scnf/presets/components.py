@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_whole
@@ -13,20 +13,12 @@ from pyro_scnf._random import seeded
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets import SemiSupervisedData, TableNoise, repeated_widths
 from pyro_scnf.datasets.convert import as_rows
-from pyro_scnf.nn import MLP
+from pyro_scnf.flows import leading_components
 from pyro_scnf.presets.base import ModelOptions, Preset
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.training.options import Optimisation
-from pyro_scnf.transforms import (
-    AffineCoupling,
-    Permute,
-    PrincipalComponents,
-    QuantileSpline,
-    compose,
-    multi_scale,
-)
-from pyro_scnf.transforms.compose import Layer
+from pyro_scnf.transforms import PrincipalComponents, QuantileSpline
 
 __all__ = ["ComponentsFlow", "LeadingComponents", "components_preset"]
 
@@ -47,12 +39,7 @@ LOOKED_AT = 20_000
 
 @dataclass(frozen=True)
 class ComponentsFlow:
-    """A flow whose :math:`z_f` are the leading principal components of columns with normal marginals.
-
-    From data to latent: a :class:`~pyro_scnf.transforms.QuantileSpline`,
-    :class:`~pyro_scnf.transforms.PrincipalComponents`, and couplings that change the other components given
-    the leading ones. No coupling changes the leading ones. So classes keep the shape that they have in these,
-    and the couplings, which are the same for all labels, improve the density alone.
+    """:func:`~pyro_scnf.flows.leading_components` for the rows of a table.
 
     :ivar int columns: number of columns D.
     :ivar int leading: number of components of :math:`z_f`.
@@ -75,17 +62,11 @@ class ComponentsFlow:
     def __call__(
         self, prior: PriorSpec, num_classes: int, latent_dim: int | None = None
     ) -> SemiConditionalFlow:
-        columns, leading = self.columns, self.leading if latent_dim is None else latent_dim
-        check_whole("latent_dim", leading, 1, columns)
-        layers: list[Layer] = [QuantileSpline((columns,)), PrincipalComponents((columns,))]
-        others = columns - leading
-        changed = (others + 1) // 2  # in one coupling, given all the rest
-        for _ in range(self.couplings if others else 0):
-            net: nn.Module = MLP(columns - changed, 2 * changed, (self.width, self.width))
-            layers.append(AffineCoupling((columns,), net, scale="clamp", flip=True, split=columns - changed))
-            order = [*range(changed, others), *range(changed), *range(others, columns)]
-            layers.append(Permute((columns,), torch.tensor(order)))
-        return SemiConditionalFlow(multi_scale([compose(layers[::-1])], leading), prior, num_classes)
+        leading = self.leading if latent_dim is None else latent_dim
+        flow = leading_components(
+            self.columns, latent_dim=leading, couplings=self.couplings, width=self.width
+        )
+        return SemiConditionalFlow(flow, prior, num_classes)
 
 
 class LeadingComponents:
