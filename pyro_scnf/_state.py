@@ -60,6 +60,18 @@ class Parts(NamedTuple):
             for name in module.__dict__.get("_pyro_samples", ()):
                 getattr(module, name)
 
+    def read_parameters(self) -> None:
+        """Read each trainable parameter of a ``PyroModule`` that is in a call, which then registers it.
+
+        A frozen one is left alone, because Pyro would make it trainable.
+        """
+        for module in self.foreign:
+            if isinstance(module, PyroModule) and module._pyro_context.active:
+                for name, parameter in list(module._parameters.items()):
+                    if parameter is not None and parameter.requires_grad:
+                        constrained = name.removesuffix("_unconstrained")
+                        getattr(module, constrained if constrained in module._pyro_params else name)
+
     @property
     def are_stray(self) -> bool:
         """Whether a ``PyroSample`` is read outside of a call of its ``PyroModule``.
@@ -73,14 +85,16 @@ def _is_stray(module: nn.Module) -> bool:
     return bool(module.__dict__.get("_pyro_samples")) and not module.__dict__["_pyro_context"].active
 
 
-def refuse_stray(module: nn.Module, *parts: nn.Module) -> None:
+def refuse_stray(module: nn.Module, *modules: nn.Module) -> Parts:
     """Raise for a ``PyroSample`` that is read outside of a call of its ``PyroModule``.
 
     :param module: the message names the ``PyroSample`` as this module does.
-    :param parts: the parts of ``module`` that are read, by default all.
+    :param modules: those within ``module`` that are read, by default all of it.
+    :return: their parts.
     """
-    if not Parts.of(parts or (module,)).are_stray:
-        return
+    parts = Parts.of(modules or (module,))
+    if not parts.are_stray:
+        return parts
     stray = (
         f"{name}.{sample}".lstrip(".")
         for name, part in module.named_modules()

@@ -126,8 +126,18 @@ class SemiConditionalFlow(LatentFlow):
             # again, and the trace does not record that draw.
             raise ValueError("transform: its parameters cannot be PyroSample; those of a mixture prior can")
         if am_i_wrapped():
-            refuse_stray(self, *self._scored_by)
+            self._register()
         return GivenLabel(self, y, temperature, covariates)
+
+    def _register(self) -> None:
+        """Raise for a ``PyroSample`` that becomes no site. In a Pyro program, register other parameters.
+
+        These are the parameters of each ``PyroModule`` that is in a call. Scoring reads them too late, when
+        the model has returned.
+        """
+        parts = refuse_stray(self, *self._scored_by)
+        if am_i_wrapped():
+            parts.read_parameters()
 
     def sample(
         self,
@@ -198,7 +208,7 @@ class SemiConditionalFlow(LatentFlow):
         owner = type(self).__name__
         batches = [check_event(x, self.event_shape, "x", owner) for x in xs]
         # By the shape alone. The rest is checked only if x is scored anew.
-        refuse_stray(self, *self._scored_by)
+        self._register()
         given = tuple(self.prior.check_covariates(covariates).values())
         for c in given:
             if len(xs) > 1:

@@ -26,8 +26,10 @@ from pyro.infer import (
     infer_discrete,
 )
 from pyro.infer.autoguide import AutoNormal
-from pyro.nn import PyroModule, PyroSample
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
+from torch.distributions import constraints
 
 import pyro_scnf as scnf
 
@@ -663,7 +665,7 @@ def test_ready_model_as_a_member():
         def __init__(self):
             super().__init__()
             self.inner = scnf.SemiSupervisedModel(toy_flow("flow"), "learnable")
-            self.offset = pyro.nn.PyroParam(torch.zeros(2))
+            self.offset = PyroParam(torch.zeros(2))
 
         def forward(self, x):
             return self.inner(x - self.offset)
@@ -673,6 +675,146 @@ def test_ready_model_as_a_member():
     loss.backward()
     assert model.offset_unconstrained.grad.abs().sum() > 0
     assert loss.item() == pytest.approx(-model.inner.log_prob(x).sum().item(), rel=1e-5)
+
+
+# -- flows made of PyroModules -----------------------------------------------------------------
+class Around(PyroModule):
+    """A program of a user's own around a flow."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+
+class WithLabelSite(Around):
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", self.flow.condition(y), obs=x)
+
+
+class WithRandomMeans(Around):
+    def __init__(self, flow):
+        super().__init__(flow)
+        del flow.prior.loc
+        flow.prior.loc = PyroSample(dist.Normal(torch.zeros(3, 2), 3.0).to_event(2))
+
+    def forward(self, x):
+        self.flow.prior.loc  # noqa: B018  # read before the plate
+        return WithLabelSite.forward(self, x)
+
+
+class WithoutLabelSite(Around):
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", scnf.LabelMarginal(self.flow), obs=x)
+
+
+def learnable(flow):
+    return scnf.SemiSupervisedModel(flow, "learnable")
+
+
+def with_empty_guide(model):
+    return scnf.exact_guide
+
+
+def with_autoguide(model):
+    return AutoNormal(poutine.block(model, hide=["y"]))
+
+
+AROUND = {
+    "one plate": (learnable, with_empty_guide),
+    "one plate, EMGuide": (learnable, scnf.EMGuide),
+    "label site": (WithLabelSite, with_empty_guide),
+    "random means": (WithRandomMeans, with_autoguide),
+    "no label site": (WithoutLabelSite, with_empty_guide),
+}
+
+
+def moved_by_svi(model, guide, *args, steps=2):
+    """The parameters of a model that steps of SVI change, and those that they leave."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    svi = SVI(model, guide, Adam({"lr": 0.05}), TraceEnum_ELBO(**OPTIONS))
+    for _ in range(steps):
+        svi.step(*args)
+    now = dict(model.named_parameters())
+    moved = {name for name in before if not torch.equal(now[name], before[name])}
+    return moved, set(before) - moved
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_svi_trains_every_parameter_of_a_flow_of_pyro_modules(around):
+    """Scoring reads parameters when the call is over, where a ``PyroModule`` registers none."""
+    build, guide = AROUND[around]
+    flow, x = image_flow(), torch.randn(8, 1, 4, 4)
+    if build is WithRandomMeans:
+        flow = toy_flow()
+        x = torch.randn(8, 2)
+    to_pyro_module_(flow)
+    model = build(flow)
+    moved, left = moved_by_svi(model, guide(model), x)
+    assert not left
+    assert any("transform" in name for name in moved)
+
+
+def test_svi_has_the_losses_of_the_same_model_without_pyro_modules():
+    x, losses = torch.randn(8, 2, dtype=F64), []
+    flow = toy_flow(dtype=F64)
+    for converted in (False, True):
+        pyro.clear_param_store()
+        twin = copy.deepcopy(flow)
+        if converted:
+            to_pyro_module_(twin)
+        svi = SVI(learnable(twin), scnf.exact_guide, Adam({"lr": 0.05}), TraceEnum_ELBO(**OPTIONS))
+        losses.append([svi.step(x) for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+class Scale(scnf.transforms.FlowTransform):
+    """A layer of a user's own."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.scale = torch.nn.Parameter(torch.ones(size))
+        self.register_parameter("none", None)
+
+    def _forward_ladj(self, z):
+        return z * self.scale, self.scale.log().sum().expand(z.shape[:-1])
+
+    def _inverse_ladj(self, x):
+        return x / self.scale, -self.scale.log().sum().expand(x.shape[:-1])
+
+
+def scaled_flow():
+    flow = scnf.SemiConditionalFlow(Scale(2), "gmm", 3)
+    to_pyro_module_(flow)
+    flow.transform.scale = PyroParam(torch.ones(2), constraint=constraints.positive)
+    return flow
+
+
+BUILDS = pytest.mark.parametrize("build", [scnf.SemiSupervisedModel, WithLabelSite, WithoutLabelSite])
+
+
+@BUILDS
+def test_svi_trains_a_constrained_parameter_of_a_layer(build):
+    model = build(scaled_flow())
+    _, left = moved_by_svi(model, scnf.exact_guide, torch.randn(8, 2))
+    assert not left
+    assert (model.flow.transform.scale > 0).all()
+    assert dict(pyro.get_param_store())["flow.transform.scale"].equal(model.flow.transform.scale)
+
+
+@BUILDS
+@pytest.mark.parametrize("constrained", [False, True])
+def test_svi_leaves_a_frozen_parameter_of_a_layer(build, constrained):
+    """Pyro would make trainable what it registers."""
+    model = build(scaled_flow())
+    if not constrained:
+        model.flow.transform.scale = torch.nn.Parameter(torch.ones(2))
+    model.flow.transform.requires_grad_(False)
+    _, left = moved_by_svi(model, scnf.exact_guide, torch.randn(8, 2))
+    assert left == {"flow.transform.scale" + "_unconstrained" * constrained}
+    assert not any(p.requires_grad for p in model.flow.transform.parameters())
 
 
 # -- MCMC --------------------------------------------------------------------------------------

@@ -52,12 +52,16 @@ class LabelMarginal(Portable, dist.TorchDistribution):
         covariates: Tensor | None = None,
     ) -> None:
         check_flow(flow, type(self).__name__)
-        if am_i_wrapped() and Parts.of((flow,)).are_random:
-            # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn again.
-            raise ValueError(
-                "flow: a parameter is a PyroSample, which a LabelMarginal cannot score in a Pyro program; "
-                "give the model a label site and flow.condition(y)"
-            )
+        if am_i_wrapped():
+            # Pyro scores a site after the model has returned. A PyroSample read at that time is drawn again,
+            # and a parameter is not registered.
+            parts = Parts.of((flow,))
+            if parts.are_random:
+                raise ValueError(
+                    "flow: a parameter is a PyroSample, which a LabelMarginal cannot score in a Pyro "
+                    "program; give the model a label site and flow.condition(y)"
+                )
+            parts.read_parameters()
         like, given = reference_tensor(flow), log_class_probs(class_probs, flow.num_classes)
         log_probs = torch.as_tensor(given, dtype=like.dtype, device=like.device)
         if not log_probs.dim():  # uniform
