@@ -27,7 +27,7 @@ from pyro.infer import (
     config_enumerate,
 )
 from pyro.infer.reparam import TransformReparam
-from pyro.nn import PyroSample
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from pyro.nn.module import to_pyro_module_
 from pyro.optim import Adam
 
@@ -194,6 +194,34 @@ def test_svi_of_a_model_whose_names_the_store_has_already(model, x):
     assert not all(torch.equal(p, q) for p, q in zip(again.parameters(), before, strict=True))
 
 
+def test_svi_of_pyro_modules_whose_names_the_store_has_already(model, x):
+    """A ``PyroModule`` has other names in the store than a plain one."""
+    again = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64), "learnable")
+    for each in (model, again):
+        to_pyro_module_(each)
+    stepping(model).step(x)
+    stepping(model).step(x)  # its own parameters are in the store
+    message = r"store holds another tensor for flow\.transform\..*pyro\.clear_param_store"
+    for args in ((x,), (x, Y, x + 1)):
+        with pytest.raises(RuntimeError, match=message):
+            stepping(again).step(*args)
+    assert scnf.elbo(again)(x).item() == pytest.approx(-again.log_prob(x).sum().item(), rel=1e-12)
+    pyro.clear_param_store()
+    before = [p.detach().clone() for p in again.parameters()]
+    stepping(again).step(x)
+    assert not any(torch.equal(p, q) for p, q in zip(again.parameters(), before, strict=True))
+
+
+def test_svi_of_a_pyro_module_of_plain_ones_whose_names_the_store_has_already(x):
+    def build():
+        transform = toy_flow().double().transform
+        return scnf.SemiSupervisedModel(PyroModule[scnf.SemiConditionalFlow](transform, "gmm", 3).double())
+
+    stepping(build()).step(x)
+    with pytest.raises(RuntimeError, match=r"store holds another tensor for flow\.transform\."):
+        stepping(build()).step(x)
+
+
 def test_two_models_in_one_program_are_trained_if_they_are_named(x):
     models = {"a": scnf.SemiSupervisedModel(toy_flow("gmm")), "b": scnf.SemiSupervisedModel(toy_flow("gmm"))}
 
@@ -220,6 +248,85 @@ def test_svi_of_parameters_that_the_store_copies():
     model = scnf.SemiSupervisedModel(image_flow("gmm")).to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="store holds another tensor for flow"):
         stepping(model).step(torch.randn(4, 1, 4, 4))
+
+
+unnoticed = pytest.mark.filterwarnings("ignore:pyro.module (prior|data) did not find params:UserWarning")
+FAR = torch.full((3, 2), 9.0, dtype=F64)
+STANDARD = dist.Normal(torch.zeros(3, 2, dtype=F64), 1.0).to_event(2)
+REPLACED = {
+    "lift": lambda m, name: poutine.lift(m, prior={name: STANDARD}),
+    "lift, one prior for all": lambda m, name: poutine.lift(m, prior=dist.Normal(0.0, 1.0)),
+    "lift, a function for all": lambda m, name: poutine.lift(m, prior=lambda *_, **__: FAR),
+    "substitute": lambda m, name: poutine.substitute(m, {name: FAR}),
+}
+
+
+@unnoticed
+@pytest.mark.parametrize("replace", REPLACED)
+@pytest.mark.parametrize("converted", [False, True])
+def test_parameters_of_modules_that_handlers_replace(replace, converted, x):
+    """Modules compute with their own tensors. The site of ``lift`` would have its prior for a posterior."""
+    model = scnf.SemiSupervisedModel(toy_flow("gmm", dtype=F64), "learnable")
+    if converted:
+        to_pyro_module_(model)
+    names = ["flow.prior.loc", "class_probs.logits"] if converted else ["prior.loc", "logits"]
+    for name in names:
+        replaced, verb = REPLACED[replace](model, name), replace.partition(",")[0]
+        message = rf"poutine\.{verb} would replace the parameter (flow|class_probs)\..* in vain: .*PyroSample"
+        for args in ((x,), (x, Y), (x, Y, x + 1)):
+            with pytest.raises(RuntimeError, match=message):
+                replaced(*args)
+            with pytest.raises(RuntimeError, match=message):
+                scnf.elbo(replaced)(*args)
+        with pytest.raises(RuntimeError, match=message):
+            replaced(n=3)
+        replaced = REPLACED[replace](poutine.block(model, hide_types=["param"]), name)
+        assert scnf.elbo(replaced)(x) == scnf.elbo(model)(x)  # the handler sees no parameter
+
+    def users(x):
+        pyro.module("flow", model.flow)
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", model.class_probs(), infer={"enumerate": "parallel"})
+            pyro.sample("x", model.flow.condition(y), obs=x)
+
+    if replace == "substitute" and not converted:
+        changed = poutine.substitute(users, {"prior.loc": FAR})
+        assert scnf.elbo(changed)(x) == scnf.elbo(users)(x)
+
+
+@unnoticed
+def test_handlers_replace_parameters_of_other_names(model, x):
+    def around(x):
+        model(x - pyro.param("shift", torch.zeros(2, dtype=F64)))
+
+    shift = torch.ones(2, dtype=F64)
+    expected = -model.log_prob(x - shift).sum().item()
+    assert scnf.elbo(poutine.substitute(around, {"shift": shift}))(x).item() == pytest.approx(expected)
+    prior = dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1)
+    lifted = poutine.condition(poutine.lift(around, prior={"shift": prior}), {"shift": shift})
+    expected -= prior.log_prob(shift).item()
+    assert scnf.elbo(lifted)(x).item() == pytest.approx(expected)
+    with poutine.lift(prior={"flow.prior.loc": STANDARD, "prior.loc": STANDARD}):
+        flow = toy_flow("gmm", dtype=F64).requires_grad_(False).eval()
+        assert scnf.SemiSupervisedModel(flow)(x) is x  # Pyro sees no frozen parameters
+
+
+@unnoticed
+def test_handlers_replace_a_pyro_param_of_the_prior_and_not_of_the_transform(x):
+    flow = toy_flow("gmm", dtype=F64)
+    to_pyro_module_(flow)
+    flow.prior.loc = PyroParam(flow.prior.loc.detach().clone())
+    last = flow.transform.stages[0].layers[0].net.last
+    last.bias = PyroParam(last.bias.detach().clone())
+    model = scnf.SemiSupervisedModel(flow)
+    changed = poutine.substitute(model, {"flow.prior.loc": FAR})
+    found = [scnf.elbo(changed)(*args).item() for args in ((x,), (x, Y, x + 1))]
+    flow.prior.loc = FAR
+    expected = [scnf.elbo(model)(*args).item() for args in ((x,), (x, Y, x + 1))]
+    assert found == pytest.approx(expected, rel=1e-10)
+    name = "flow.transform.stages.0.layers.0.net.last.bias"
+    with pytest.raises(RuntimeError, match=f"would replace the parameter {name} in vain"):
+        scnf.elbo(poutine.substitute(model, {name: last.bias.detach() + 1}))(x)
 
 
 # -- what must not raise ------------------------------------------------------------------------------

@@ -6,21 +6,24 @@ Only this module reads Pyro's private handler stack.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import cast
 
 import pyro
 from pyro.infer.reparam import TransformReparam
 from pyro.infer.traceenum_elbo import BackwardSampleMessenger
-from pyro.params.param_store import param_with_module_name
+from pyro.nn import PyroModule
+from pyro.params.param_store import param_with_module_name, user_param_name
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.lift_messenger import LiftMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
+from pyro.poutine.substitute_messenger import SubstituteMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -28,7 +31,15 @@ from torch import Tensor, nn
 from pyro_scnf._during import during
 from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 
-__all__ = ["conditioned", "enumerates", "guard_data_site", "guard_label_site", "guard_store", "guarded"]
+__all__ = [
+    "conditioned",
+    "enumerates",
+    "guard_data_site",
+    "guard_label_site",
+    "guard_parameters",
+    "guard_store",
+    "guarded",
+]
 
 HIDDEN = (
     "{} is hidden from the loss by poutine.block: it would be drawn once from its prior instead of summed "
@@ -124,15 +135,73 @@ def guard_store(name: str, module: nn.Module) -> None:
     if not tracers:
         return
     store = dict(pyro.get_param_store().named_parameters())
-    for inner, parameter in module.named_parameters():
-        stored = store.get(param_with_module_name(name, inner), parameter)
+    for site, parameter, constrained in _named(name, module):
+        stored = parameter if constrained else store.get(site, parameter)  # a PyroParam takes the stored one
         if stored is not parameter and parameter.requires_grad and not _trained(parameter, tracers):
             raise RuntimeError(
-                f"Pyro's store holds another tensor for {name}.{inner} than the model, and SVI would train "
-                "that one, not the model: call pyro.clear_param_store() before a new model is trained. If a "
-                "program runs two models, call pyro.module('name', model) for each of them first. (The store "
-                "also copies parameters in other memory formats than the contiguous one.)"
+                f"Pyro's store holds another tensor for {_readable(site)} than the model, and SVI would "
+                "train that one, not the model: call pyro.clear_param_store() before a new model is trained. "
+                "If a program runs two models, call pyro.module('name', model) for each of them first. (The "
+                "store also copies parameters in other memory formats than the contiguous one.)"
             )
+
+
+def guard_parameters(name: str, module: nn.Module) -> None:
+    """Raise an error if ``poutine.lift`` or ``poutine.substitute`` would replace a parameter in vain.
+
+    A module computes with the tensor that it holds, whatever a handler gives Pyro in its place. A
+    ``PyroParam`` is replaced, but not in the transform of a flow, which Pyro scores without the handlers.
+
+    :param str name: the name of the module in the store.
+    :raises RuntimeError: if so.
+    """
+    stack = list(_PYRO_STACK)
+    for i, handler in enumerate(stack):
+        if not isinstance(handler, LiftMessenger | SubstituteMessenger):
+            continue
+        for site, _, constrained in _named(name, module):
+            msg = cast(Message[..., Tensor], {"type": "param", "name": site, "is_observed": False})
+            in_vain = not constrained or site.startswith(f"{name}.transform.")
+            if in_vain and _replaces(handler, site) and not _hides(stack[i + 1 :], msg):
+                verb = "lift" if isinstance(handler, LiftMessenger) else "substitute"
+                raise RuntimeError(
+                    f"poutine.{verb} would replace the parameter {_readable(site)} in vain: the model "
+                    "computes with the tensor that it holds. To make a parameter of the prior or of p(y) "
+                    "random, use a PyroSample, see 'Bayesian class means' in the documentation (composing). "
+                    "To change a value, write it into the parameter"
+                )
+
+
+def _named(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """The parameters of ``module`` that Pyro sees, by Pyro's names, and whether each is a ``PyroParam``.
+
+    ``pyro.module`` leaves out those that are frozen.
+    """
+    if not isinstance(module, PyroModule):
+        for inner, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                yield param_with_module_name(name, inner), parameter, False
+        return
+    for inner, own in module._parameters.items():
+        public = inner.removesuffix("_unconstrained")
+        constrained = public in module._pyro_params
+        if own is not None:
+            yield f"{name}.{public if constrained else inner}", own, constrained
+    for inner, child in module._modules.items():
+        if child is not None:
+            yield from _named(f"{name}.{inner}", child)
+
+
+def _readable(site: str) -> str:
+    """The name of a parameter, without Pyro's mark between a module and what is inside it."""
+    return site.replace("$$$", ".")
+
+
+def _replaces(handler: LiftMessenger | SubstituteMessenger, site: str) -> bool:
+    """Whether a handler gives a parameter another value. A single prior of ``poutine.lift`` is for all."""
+    if isinstance(handler, SubstituteMessenger):
+        return user_param_name(site) in handler.data
+    return not isinstance(handler.prior, dict) or user_param_name(site) in handler.prior
 
 
 def _trained(parameter: Tensor, tracers: list[TraceMessenger]) -> bool:

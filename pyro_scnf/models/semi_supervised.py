@@ -21,7 +21,13 @@ from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
-from pyro_scnf.models.guard import conditioned, guard_data_site, guard_label_site, guard_store
+from pyro_scnf.models.guard import (
+    conditioned,
+    guard_data_site,
+    guard_label_site,
+    guard_parameters,
+    guard_store,
+)
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -71,7 +77,8 @@ class SemiSupervisedModel(PyroModule):
     out an unobserved label (``Trace_ELBO`` and others would draw it from :math:`p(y)`); a guide samples an
     observed label (the loss would be off by the guide's entropy); ``TransformReparam`` is applied to an
     observed x (it leaves out the log-determinant); Pyro's store holds parameters of an earlier model under
-    the same names (``SVI`` would train those).
+    the same names (``SVI`` would train those); ``poutine.lift`` or ``poutine.substitute`` names a parameter
+    of the flow or of p(y) (it would have no effect).
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class SemiSupervisedModel(PyroModule):
         fullname = self._pyro_get_fullname(name)
         if self._pyro_context.get(fullname) is not child:
             self._pyro_context.set(fullname, super().__getattr__(name))
+            guard_parameters(fullname, child)
             guard_store(fullname, child)
         return child
 
