@@ -388,11 +388,11 @@ def hidden_markov(flow, copied, x):
 CHANGED = {
     "do": intervened,
     "condition": conditioned,
-    "substitute": substituted,
+    "substitute, a parameter of the program": substituted,
     "trace and replay": replayed,
     "seed": seeded,
     "uncondition": uncondition,
-    "lift": lifted,
+    "lift, a parameter of the program": lifted,
     "mask, some rows": half_masked,
     "plate, minibatches": subsampled,
     "param store, save and load": stored,
