@@ -172,7 +172,7 @@ def test_objects_that_are_numbers(case):
     assert column(data, "v") == numbers
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "NA", "nan", None, pd.NA, np.nan, pd.NaT])
+@pytest.mark.parametrize("blank", ["", "  ", "NA", "nan", "None", None, pd.NA, np.nan, pd.NaT])
 def test_blanks(blank):
     data = of_words(["1", blank, "5", "3"])
     assert (column(data, "v"), column(data, "v is blank")) == ([1, 3, 5, 3], [0, 1, 0, 0])
@@ -495,7 +495,7 @@ def test_files_that_are_no_tables(tmp_path):
     for arrays, message in zip(bad, ("expected X and y", r"shape \(3,\)", r"shape \(2,\)"), strict=True):
         with pytest.raises(ValueError, match=message):
             tabular(npz_of(tmp_path, **arrays))
-    with pytest.raises(ValueError, match=r"holds an array of Python objects.*astype"):
+    with pytest.raises(ValueError, match=r"holds an array of Python objects.*astype.*'None'.* read as gaps"):
         tabular(npz_of(tmp_path, X=np.array([[1, None]]), y=np.zeros(1)))
     twice = {"x": np.zeros((2, 1)), "X": np.ones((2, 1))}
     with pytest.raises(ValueError, match=r"npz' holds x and X, and both names mean X; keep one of them"):

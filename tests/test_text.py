@@ -65,6 +65,7 @@ LABELS = {
     "an array": (np.array([True, False]), [1, 0], ("False", "True")),
     "signs": ([-1, 1, 1], [0, 1, 1], ("-1", "1")),
     "gaps as pandas writes them": (["nan", "x", "<NA>", "y", "NaT"], [-1, 0, -1, 1, -1], ("x", "y")),
+    "gaps as Python writes them": ([str(None), "x", "none"], [-1, 1, 0], ("none", "x")),
     "numbers and words": ([1, "b", 2.0], [0, 2, 1], ("1", "2.0", "b")),
 }
 

@@ -29,7 +29,8 @@ def read_arrays(path: Path, given: str, name_of: Callable[[str], str]) -> dict[s
                 raise ValueError(
                     f"{given} holds an array of Python objects, such as words beside numbers, expected "
                     "arrays of numbers, and labels of numbers or words; convert arrays by .astype(float) or "
-                    ".astype(str) before they are saved"
+                    ".astype(str) before they are saved. Among labels, the words 'None' and 'nan' that "
+                    "this makes of gaps are read as gaps"
                 ) from error
             reason = "it is no zip file" if "pickle" in str(error) else error
             raise ValueError(f"{given} is damaged, or no file that numpy.savez wrote: {reason}") from error

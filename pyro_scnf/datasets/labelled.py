@@ -46,8 +46,8 @@ TEST_SHARE = 0.2
 SHARE = ", a share such as 0.2,"
 """What test data may be besides data, for messages about missing files."""
 
-GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "NULL", "null"})
-"""Words that mean a gap: nothing, and what pandas, R, databases and spreadsheets write for it."""
+GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None"})
+"""Words that mean a gap: nothing, and what Python, pandas, R, databases and spreadsheets write for it."""
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A word that is a number."""
@@ -74,10 +74,10 @@ def as_classes_with_names(
     """The labels of a column as numbers, and the names of the classes.
 
     Words, whole numbers and truth values are labels. Gaps are ``None``, NaN, ``pandas.NA``, words of blanks
-    alone, and the words that programs write for a gap, such as ``NA`` and ``NULL``. The classes are in the
-    order of their names, and in the order of numbers if all of them are numbers, whether they are written as
-    words (``"10"``), as integers or as floating numbers without a fraction (``10.0``, which a gap in a column
-    of integers leads to).
+    alone, and the words that programs write for a gap, such as ``NA``, ``NULL`` and ``None``. The classes are
+    in the order of their names, and in the order of numbers if all of them are numbers, whether they are
+    written as words (``"10"``), as integers or as floating numbers without a fraction (``10.0``, which a gap
+    in a column of integers leads to).
 
     :param column: the labels ``(N,)``: a list, an array or a series.
     :param given: what the user calls the column, for messages, such as ``"label='genre'"``.

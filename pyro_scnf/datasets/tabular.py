@@ -50,9 +50,9 @@ def tabular(
       than 20 levels, the 20 most frequent have columns, and the rest share ``"column=other"``. A level that
       only test rows have is ``"column=other"`` if there is such a column, and 0 in all columns if not. A
       warning tells such levels.
-    * Blanks are ``None``, NaN, ``pandas.NA``, and in words nothing but spaces, ``NA``, ``N/A``, ``NaN`` or
-      ``NULL``. In a category they are the level ``"column=blank"``, if a training row has one. In a column of
-      numbers a blank becomes the lower median, and if a training row has one, a further column
+    * Blanks are ``None``, NaN, ``pandas.NA``, and in words nothing but spaces, ``NA``, ``N/A``, ``NaN``,
+      ``NULL`` or ``None``. In a category they are the level ``"column=blank"``, if a training row has one. In
+      a column of numbers a blank becomes the lower median, and if a training row has one, a further column
       ``"column is blank"`` of 0 and 1 tells them.
     * Columns of numbers that are constant in the training rows are left out. They carry no information.
 
