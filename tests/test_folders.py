@@ -103,15 +103,17 @@ def test_the_first_step_removes_all_that_an_earlier_run_wrote_and_nothing_else(t
     train(tmp_path, validated=True, steps=2, log="csv", resume=True)
     train(tmp_path, validated=True, steps=2, log="tensorboard", resume=True)
     own = ["log/notes.txt", "log/version_1/notes.txt", "log/plots/metrics.csv", "tensorboard/mine/events.txt"]
+    own += ["log/version_7/metrics.csv", "tensorboard/version_3/events.out.tfevents.1"]  # of another program
     own += ["notes.ckpt", "tensorboard/events.out.tfevents.own", "log/version_x/metrics.csv.bak", ".last.txt"]
     for name in own:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / ".last.ckpt.partial").write_bytes(b"half")
     assert {"best.ckpt", "log/version_0/metrics.csv"} <= contents(tmp_path).keys()
     train(tmp_path, steps=10, log="csv")  # without validation: there is no best.ckpt
-    # A folder of an old log in which the user keeps something stays, so the new log gets the next number.
-    assert contents(tmp_path).keys() == {"last.ckpt", "log/version_2/metrics.csv", *own}
+    # A folder of logs in which the user keeps something stays, so the new log gets the next number.
+    ours = {"last.ckpt", "log/version_8/metrics.csv", "log/version_8/.by_fit"}
+    assert contents(tmp_path).keys() == {*ours, *own}
     assert all((tmp_path / name).read_text() == name for name in own)
 
 
@@ -190,7 +192,8 @@ def test_a_folder_below_the_home_folder_is_found_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     train("~/run", steps=1, log="csv")
-    assert contents(tmp_path).keys() == {"home/run/last.ckpt", "home/run/log/version_0/metrics.csv"}
+    log = "home/run/log/version_0"
+    assert contents(tmp_path).keys() == {"home/run/last.ckpt", f"{log}/metrics.csv", f"{log}/.by_fit"}
 
 
 def test_resume_in_a_new_folder_begins_there(tmp_path):

@@ -18,7 +18,17 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BEST", "LAST", "LOGS", "check_folder", "check_replaceable", "clear", "held", "is_checkpoint"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "LOGS",
+    "MARK",
+    "check_folder",
+    "check_replaceable",
+    "clear",
+    "held",
+    "is_checkpoint",
+]
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 LOCK = ".run.lock"
@@ -26,7 +36,10 @@ LOCK = ".run.lock"
 LOGS = {"csv": "log", "tensorboard": "tensorboard"}
 """Where each kind of log goes."""
 
-_WRITTEN = re.compile(r"metrics\.csv|hparams\.yaml|events\.out\.tfevents\..*")
+MARK = ".by_fit"
+"""The empty file that tells a log of a run from one of the user's."""
+
+_WRITTEN = re.compile(rf"metrics\.csv|hparams\.yaml|events\.out\.tfevents\..*|{re.escape(MARK)}")
 """The files in a version of a log."""
 
 _held: set[Path] = set()
@@ -169,7 +182,7 @@ def clear(folder: Path) -> None:
 
 
 def _clear_version(version: Path) -> None:
-    if version.is_symlink() or not version.is_dir():
+    if version.is_symlink() or not (version / MARK).is_file():  # it is the user's
         return
     for path in version.iterdir():
         if path.is_file() and _WRITTEN.fullmatch(path.name):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pyro_scnf._extras import require
 from pyro_scnf.training.batches import Batch
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
-from pyro_scnf.training.folder import LOGS
+from pyro_scnf.training.folder import LOGS, MARK
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
@@ -143,10 +143,10 @@ class _Late(loggers.Logger):
     By then a new run has removed the logs of an earlier one.
     """
 
-    def __init__(self, make: Callable[[], loggers.Logger]) -> None:
+    def __init__(self, make: Callable[[], loggers.CSVLogger | loggers.TensorBoardLogger]) -> None:
         super().__init__()
         self.make = make
-        self.made: loggers.Logger | None = None
+        self.made: loggers.CSVLogger | loggers.TensorBoardLogger | None = None
 
     name = version = None
 
@@ -154,7 +154,10 @@ class _Late(loggers.Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self.made is None:
             self.made = self.make()
-        self.made.log_metrics(metrics, step)
+            self.made.log_metrics(metrics, step)  # makes the folder
+            (Path(self.made.log_dir) / MARK).touch()  # a later run may remove it
+        else:
+            self.made.log_metrics(metrics, step)
 
     def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """There are none. The checkpoints hold the settings of a run."""
