@@ -458,12 +458,15 @@ def test_a_penalty_is_chosen_and_the_labelled_rows_decide_alone():
 
 def test_boosting_splits_with_few_labels_and_stops_early_with_many():
     settings = supervised.Boosts(1.0, 20, 4)
-    few, many = supervised.boosting(settings, 15, 3), supervised.boosting(settings, 2000, 3)
+    single = torch.cat([torch.arange(2000) % 2, torch.tensor([2])])
+    few, many, lone = (supervised.boosting(settings, y, 3) for y in (single[:15], single[:2000], single))
     assert few.get_params()["min_samples_leaf"] == 2
     assert (few.get_params()["max_iter"], few.get_params()["early_stopping"]) == (20, False)
     assert many.get_params()["min_samples_leaf"] == 20
     assert (many.get_params()["max_iter"], many.get_params()["early_stopping"]) == (1000, True)
     assert few.get_params()["random_state"] == 3
+    assert (lone.get_params()["max_iter"], lone.get_params()["early_stopping"]) == (20, False)
+    lone.fit(torch.randn(2001, 2).numpy(), single.numpy())  # a validation set would need two rows of class 2
 
 
 # -- networks --------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def _with_boosting(task: Task) -> Tensor:
     settings = chosen(task, BOOSTS, boost).setting
 
     def fit(task: Task, threshold: float) -> Tensor:
-        return _trained(task, boosting(settings, int(task.known.sum()), task.seed), threshold)
+        return _trained(task, boosting(settings, task.labelled[1], task.seed), threshold)
 
     return tuned(task, THRESHOLDS, fit, limits=SEARCHED)
 

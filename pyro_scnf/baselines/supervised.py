@@ -208,8 +208,9 @@ def gradient_boosting(
 
     Cross-validation chooses the size of the trees, their number, and how many columns a split looks at. A
     leaf has at least a twentieth of the labelled rows, or two of them, and 20 are enough. scikit-learn's
-    default of 20 allows no split at all with 20 labels. With 2,000 labels and more, boosting stops when a
-    validation set of labelled rows shows no more progress. The arguments are those of a :class:`Comparator`.
+    default of 20 allows no split at all with 20 labels. With 2,000 labels and more, and two of each class,
+    boosting stops when a validation set of labelled rows shows no more progress. The arguments are those of a
+    :class:`Comparator`.
 
     With a few hundred labels of 50 columns it takes seconds, and of 400 columns two minutes. With 70,000
     labelled rows of 50 columns it takes two minutes.
@@ -225,17 +226,20 @@ def gradient_boosting(
 
 def boost(task: Task, settings: Boosts) -> Tensor:
     """Log-probabilities by gradient boosting."""
-    return classified(boosting(settings, int(task.known.sum()), task.seed), task)
+    return classified(boosting(settings, task.labelled[1], task.seed), task)
 
 
-def boosting(settings: Boosts, rows: int, seed: int) -> Classifier:
-    """A boosting classifier for so many labelled rows."""
+def boosting(settings: Boosts, y: Tensor, seed: int) -> Classifier:
+    """A boosting classifier for rows with these labels, 0 and above."""
+    rows, counts = len(y), y.unique(return_counts=True)[1]
+    # A tenth of the rows is a validation set with rows of each class.
+    early = rows >= max(MANY, 10 * len(counts)) and int(counts.min()) > 1
     booster = require("sklearn.ensemble", "datasets").HistGradientBoostingClassifier
     return booster(
         max_features=settings.share,
         max_leaf_nodes=settings.leaves,
         min_samples_leaf=min(20, max(2, rows // 20)),
-        max_iter=settings.rounds if rows < MANY else MOST_ROUNDS,
-        early_stopping=rows >= MANY,
+        max_iter=MOST_ROUNDS if early else settings.rounds,
+        early_stopping=early,
         random_state=seed,
     )
