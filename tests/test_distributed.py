@@ -104,6 +104,18 @@ def test_a_launch_of_other_size_is_refused(monkeypatch, tmp_path):
         several.train(tmp_path, seed=0, devices=1)
 
 
+def test_each_process_needs_a_gpu(monkeypatch, tmp_path):
+    data, options = make_data(), {"out": tmp_path / "run", "progress": False}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"machine\.device is 'cuda', but .* no GPU here.*device='cpu'"):
+        fit(make_model(data), data, machine=Machine(device="cuda"), **options)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"machine\.devices is 2, .* finds only 1 on this node.*devices=1"):
+        fit(make_model(data), data, machine=Machine(device="cuda", devices=2), **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_each_process_needs_rows_to_validate_on():
     data = replace(make_data(validated=True), x_val=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="x_val: 1 rows for 2 processes"):

@@ -110,8 +110,10 @@ def _check_comparable(name: str, term: TrainingTerm) -> None:
 
 
 def check_launch(data: SemiSupervisedData, machine: Machine, out: str | Path | None) -> None:
-    """Raise if the processes that were started, or the data, do not fit ``machine``."""
+    """Raise if the devices, the processes that were started, or the data do not fit ``machine``."""
     processes = machine.processes
+    if machine.device == "cuda":
+        _check_gpus(machine.devices)
     if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != processes:
         raise ValueError(
             f"devices * num_nodes is {processes}, but torchrun started {os.environ['WORLD_SIZE']} processes"
@@ -120,6 +122,21 @@ def check_launch(data: SemiSupervisedData, machine: Machine, out: str | Path | N
         raise ValueError(f"num_nodes={machine.num_nodes}: give `out`, a folder that all nodes see")
     if data.x_val is not None and len(data.x_val) < processes:
         raise ValueError(f"x_val: {len(data.x_val)} rows for {processes} processes; hold out more")
+
+
+def _check_gpus(wanted: int) -> None:
+    """Raise unless PyTorch finds as many GPUs on this node."""
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not found:
+        raise ValueError(
+            "machine.device is 'cuda', but PyTorch finds no GPU here; give Machine(device='cpu'), or see to "
+            "it that torch.cuda.is_available() is true"
+        )
+    if found < wanted:
+        raise ValueError(
+            f"machine.devices is {wanted}, but PyTorch finds only {found} on this node, and each process "
+            f"needs a GPU of its own; give devices={found}"
+        )
 
 
 def check_rows(

@@ -118,12 +118,13 @@ def fit(
     :param log: log the loss every 10 steps, and every validation: ``"csv"`` to ``out/log``, or
         ``"tensorboard"`` (extra ``tensorboard``) to ``out/tensorboard``.
     :param bool progress: show a progress bar.
-    :raises ValueError: for options out of range; for ``patience`` without validation data; for ``log``
-        without ``out``; for a term that needs what the data lack (labels, neighbours, evidence, ``augment``
-        for a view), or neighbours that no term uses; for data of another shape or dtype than the model's,
-        unless ``augment`` changes that; for labels whose class has probability 0; if ``out`` is no folder,
-        cannot be written or is in use; if the checkpoint to resume from is damaged, is of another model or
-        was made with other settings. All this is checked before the first step.
+    :raises ValueError: for options out of range; for more GPUs than there are; for ``patience`` without
+        validation data; for ``log`` without ``out``; for a term that needs what the data lack (labels,
+        neighbours, evidence, ``augment`` for a view), or neighbours that no term uses; for data of another
+        shape or dtype than the model's, unless ``augment`` changes that; for labels whose class has
+        probability 0; if ``out`` is no folder, cannot be written or is in use; if the checkpoint to resume
+        from is damaged, is of another model or was made with other settings. All this is checked before the
+        first step.
     :raises OSError: if a checkpoint cannot be written. The older one stays.
     :raises KeyboardInterrupt: for Ctrl-C. The message says which step is kept. After SIGTERM it is
         ``SystemExit(143)``, and the message goes to stderr.
