@@ -718,6 +718,17 @@ def test_words_for_gaps_are_no_class(tmp_path):
     assert (data.class_names, data.y.tolist()) == (("p", "q"), [0, 1, -1, 0, -1])
 
 
+def test_row_numbers_that_were_saved_are_refused(tmp_path):
+    """In a table sorted by its labels, they would tell the labels."""
+    pd.DataFrame({"a": [1, 2, 5], "y": ["p", "q", "q"]}).to_csv(tmp_path / "saved.csv")
+    table = pd.read_csv(tmp_path / "saved.csv")
+    for name in ("Unnamed: 0", "Unnamed: 0.1", "__index_level_0__"):
+        with pytest.raises(
+            ValueError, match=f"source: column '{name}' has no name.*row numbers.*index=False"
+        ):
+            tabular(table.rename(columns={"Unnamed: 0": name}), label="y", test=0)
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     file = tmp_path / "twice.csv"
     file.write_text("a,y,y\n1,p,p\n2,q,q\n")

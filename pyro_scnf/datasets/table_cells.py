@@ -14,9 +14,22 @@ import numpy as np
 
 from pyro_scnf.datasets.labelled import GAPS, NUMBER
 
-__all__ = ["DATE_REMEDY", "Cells", "TableCells", "are_blank", "as_level", "as_number", "read_cells"]
+__all__ = [
+    "DATE_REMEDY",
+    "NAMELESS_REMEDY",
+    "Cells",
+    "TableCells",
+    "are_blank",
+    "as_level",
+    "as_number",
+    "read_cells",
+]
 
 INFINITE = re.compile(r"([+-]?)inf(inity)?", re.IGNORECASE)
+NAMELESS = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__")
+"""What pandas calls a column without a name, such as the row numbers of a table that was saved."""
+
+NAMELESS_REMEDY = "If it holds row numbers, leave it out (table.to_csv(..., index=False)); otherwise name it"
 DATE_REMEDY = (
     "turn dates into numbers first, such as days since the first one, (dates - dates.min()).dt.days, or into "
     "a month or weekday for categories=; or leave the column out"
@@ -73,14 +86,17 @@ def read_cells(table: Any, given: str, categories: Sequence[object] = ()) -> Tab
 
     :param given: the argument that holds the table, for messages.
     :param categories: the columns that the user says are categories.
-    :raises ValueError: for two columns of one name, for dates, for whole numbers that double precision cannot
-        tell apart, and for cells that are neither numbers, truth values nor words. The message names the
-        column and the row.
+    :raises ValueError: for two columns of one name or a column without one, for dates, for whole numbers that
+        double precision cannot tell apart, and for cells that are neither numbers, truth values nor words.
+        The message names the column and the row.
     """
     names = [str(name) for name in table.columns]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{given}: two columns have the name {twice[0]!r}; rename one")
+    nameless = [name for name in names if NAMELESS.fullmatch(name)]
+    if nameless:
+        raise ValueError(f"{given}: column {nameless[0]!r} has no name of its own. {NAMELESS_REMEDY}")
     columns, found = {}, set()
     for place, name in enumerate(names):
         column = table.iloc[:, place]

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels
 from pyro_scnf.datasets.labelled import SHARE, as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.table_cells import NAMELESS_REMEDY
 from pyro_scnf.datasets.text_files import DAMAGED, read_csv
 
 __all__ = ["TABLES", "Table", "TableSet", "read_own_table", "read_table_set"]
@@ -245,10 +246,7 @@ def _read_named_csv(path: Path, given: str) -> Any:
     table = read_csv(path, header=0)
     unnamed = [place for place, name in enumerate(table.columns) if not str(name).strip()]
     if unnamed:
-        raise ValueError(
-            f"{given}: column {unnamed[0]} has no name in the first line. If it holds row numbers, leave it "
-            "out (table.to_csv(..., index=False)); otherwise name it"
-        )
+        raise ValueError(f"{given}: column {unnamed[0]} has no name in the first line. {NAMELESS_REMEDY}")
     return table
 
 
