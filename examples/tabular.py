@@ -51,6 +51,7 @@ def main() -> dict[str, object]:
     parser.add_argument("--data", help=f"{', '.join(TABLES)}, {own}")
     parser.add_argument("--data-root", type=Path, help="folder below which the files of a named table are")
     parser.add_argument("--label", help="of a file of your own: the column of labels")
+    parser.add_argument("--unknown", help="of a file of your own: a label that means none, such as -1")
     categories = "of a file of your own: further columns that are categories, such as codes"
     parser.add_argument("--categories", nargs="*", default=[], help=categories)
     args = parse(parser, "tabular")
@@ -58,7 +59,8 @@ def main() -> dict[str, object]:
     made = fill_in_data(args, "miniboone", TABLES)
     if made and args.label is None:
         args.label = "outcome"
-    options = {"root": args.data_root, "label": args.label, "categories": args.categories, "test": args.test}
+    columns = {"label": args.label, "categories": args.categories, "unknown": args.unknown}
+    options = {"root": args.data_root, "test": args.test, **columns}
     choice = {"labels": args.labels, "split": args.split, "seed": args.seed}
     with refusing(args, "data", "data_root"):
         data = tabular(made_table(args.seed) if made else args.data, **options, **choice)

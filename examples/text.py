@@ -53,10 +53,11 @@ def main() -> dict[str, object]:
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings; default: in ~/.cache")
     parser.add_argument("--text-column", default="text", help="of a CSV file: the column of texts")
     parser.add_argument("--label", default="label", help="of a CSV file: the column of labels")
+    parser.add_argument("--unknown", help="of a CSV file: a label that means none, such as -1")
     args = parse(parser, "text")
     torch.manual_seed(args.seed)
     made = fill_in_data(args, "ag_news", TEXTS)
-    columns = {"text_column": args.text_column, "label": args.label}
+    columns = {"text_column": args.text_column, "label": args.label, "unknown": args.unknown}
     files = {"root": args.data_root, "test": args.test, "embeddings": args.embeddings, "cache": args.cache}
     encoder = {"encoder": mean_of_words} if made else {}
     choice = {"labels": args.labels, "split": args.split, "seed": args.seed}

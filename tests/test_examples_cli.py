@@ -278,6 +278,18 @@ def test_a_smoke_test_reads_what_it_is_given(data_of, tmp_path):
     assert (args.data, len(data.labelled[0]), len(data.x_test)) == ("miniboone", 200, 30)
 
 
+@pytest.mark.parametrize("example", ["tabular", "text"])
+def test_a_label_may_mean_unknown(example, data_of, run, tmp_path):
+    (tmp_path / "t.csv").write_text("text,size,y\n" + "a,1,0\nab,2,1\nb,3,-1\n" * 10)
+    np.savez(tmp_path / "ready.npz", x=np.random.default_rng(0).normal(size=(30, 3)))
+    command = f"{example} --smoke-test --data t.csv --label y"
+    command += " --embeddings ready.npz" if example == "text" else ""
+    code, said = run(*command.split())
+    assert (code, "--label: label='y' holds -1" in said[-1], "unknown=-1" in said[-1]) == (2, True, True)
+    data, _ = data_of(f"{command} --unknown -1")
+    assert (data.class_names, int((data.y < 0).sum())) == (("0", "1"), 10)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("command", ["toy --device cuda", "mnist --device cuda --devices 2"])
 def test_a_missing_device_is_told(command, run, tmp_path):
