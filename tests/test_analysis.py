@@ -266,8 +266,10 @@ def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
         "val_nll": {19: 0.0, 29: 1.0, 39: 10.0},
     }
     assert list(curves["loss"]) == [9, 19, 29, 39]
-    with (tmp_path / "log/version_10/metrics.csv").open("a") as log:
-        log.write("0,49,4.9")  # a run that was killed while it wrote
+    whole = (tmp_path / "log/version_10/metrics.csv").read_text()
+    for unfinished in ("0,49,4.9", "0,49,4.9,1"):  # of 4.9,12.5: the run was killed while it wrote
+        (tmp_path / "log/version_10/metrics.csv").write_text(whole + unfinished)
+        assert analysis.read_log(tmp_path) == curves
     (tmp_path / "log/version_old").mkdir()
     (tmp_path / "log/version_old/metrics.csv").write_text("of somebody else\n")
     assert analysis.read_log(tmp_path) == curves

@@ -41,7 +41,8 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
 def _read_part(part: Path, curves: dict[str, dict[int, float]]) -> None:
     """Add the quantities in one file to ``curves``."""
     with part.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+        lines = [line for line in file if line.endswith("\n")]  # an unfinished number may lack digits
+        for row in csv.DictReader(lines):
             if None in row.values() or not row.get("step"):  # fewer columns than the header has
                 continue
             for name, value in row.items():
