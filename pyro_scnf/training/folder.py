@@ -21,6 +21,7 @@ except ImportError:  # Windows has no such locks
 __all__ = [
     "BEST",
     "LAST",
+    "LOCK",
     "LOGS",
     "MARK",
     "check_folder",
@@ -32,6 +33,7 @@ __all__ = [
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 LOCK = ".run.lock"
+"""The file that is locked during a run."""
 
 LOGS = {"csv": "log", "tensorboard": "tensorboard"}
 """Where each kind of log goes."""

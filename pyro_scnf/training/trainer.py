@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pyro_scnf._extras import require
 from pyro_scnf.training.batches import Batch
 from pyro_scnf.training.checkpoint import AtomicCheckpointIO, Checkpoints
-from pyro_scnf.training.folder import LOGS, MARK
+from pyro_scnf.training.folder import LOCK, LOGS, MARK
 from pyro_scnf.training.options import Machine, Optimisation
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def make_trainer(
         precision="32-true" if machine.precision == "32" else machine.precision,
         callbacks=made,
         plugins=[AtomicCheckpointIO(), *_cluster()],
-        default_root_dir=kept.folder,  # Lightning goes on from any hpc_ckpt_1.ckpt there, by itself
+        # On SLURM, Lightning goes on from any hpc_ckpt_1.ckpt in this folder by itself. A file is no folder.
+        default_root_dir=kept.folder / LOCK,
         logger=_logger(log, kept.folder),
         log_every_n_steps=LOG_EVERY,
         gradient_clip_val=optimisation.gradient_clip,
