@@ -563,6 +563,16 @@ def test_data_for_which_nothing_is_recommended(shape, remedy):
         recommended(table(labelled=0))
 
 
+@pytest.mark.parametrize("rows", [60, 5000])
+def test_a_column_of_too_large_numbers_is_named(rows):
+    data = table(rows)
+    data = replace(data, x=torch.stack([data.x[:, 0], (torch.arange(rows) % 3) * 1e17], -1))
+    with pytest.raises(ValueError, match=r"^data: column 1 of x would get noise .* use a larger unit"):
+        recommended(data)
+    with pytest.raises(ValueError, match=r"^data: 'b' of x would get noise .*, and 1e\+15 is the most"):
+        recommended(replace(data, column_names=("a", "b")))
+
+
 def test_integer_images_that_are_no_grey_levels_are_refused_by_name():
     x, y = torch.randint(0, 4000, (9, 1, 8, 8)), torch.arange(9) % 3
     with pytest.raises(ValueError, match=r"^data: x has dtype torch.int64 and values from .* x.float\(\)"):

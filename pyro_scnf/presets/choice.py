@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_kinds
-from pyro_scnf.datasets import Jitter, SemiSupervisedData, TableNoise, pixel_features, repeated_widths
+from pyro_scnf.datasets import Jitter, SemiSupervisedData, pixel_features
 from pyro_scnf.datasets.image_features import Features
 from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
-from pyro_scnf.presets.components import MANY_ROWS, components_preset
+from pyro_scnf.presets.components import MANY_ROWS, components_preset, table_noise
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.terms import Agreement, Classification, make_terms
@@ -45,7 +45,7 @@ def recommended(data: SemiSupervisedData) -> Preset:
 
     :param data: rows ``(N, D)`` of two or more columns in any units, or images ``(N, C, H, W)`` of even
         height and width: grey levels as integers or whole floating numbers, or other floating numbers.
-    :raises ValueError: for rows of another shape, or without a labelled row.
+    :raises ValueError: for rows of another shape, without a labelled row, or of numbers beyond 1e15 or so.
 
     Use it like this::
 
@@ -134,7 +134,7 @@ def _for_table(data: SemiSupervisedData) -> Preset:
     }
     preset = Preset(
         flow=TableFlow(columns, steps),
-        augment=TableNoise(repeated_widths(data.x), 0.3 * column_spreads(data.x)),
+        augment=table_noise(data, (0.3 * column_spreads(data.x)).tolist()),
         optimisation=Optimisation(ema_decay=0.98),
         steps=300,
         batch_size=256,

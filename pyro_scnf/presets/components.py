@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf._numbers import check_whole
+from pyro_scnf._numbers import LARGEST, check_whole
 from pyro_scnf._random import seeded
 from pyro_scnf._shapes import in_double
 from pyro_scnf.datasets import SemiSupervisedData, TableNoise, repeated_widths
@@ -20,7 +21,7 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.training.options import Optimisation
 from pyro_scnf.transforms import PrincipalComponents, QuantileSpline
 
-__all__ = ["ComponentsFlow", "LeadingComponents", "components_preset"]
+__all__ = ["ComponentsFlow", "LeadingComponents", "components_preset", "table_noise"]
 
 MANY_ROWS = 5000
 """From so many rows on, a table gets this preset."""
@@ -116,6 +117,22 @@ class LeadingComponents:
         return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
+def table_noise(data: SemiSupervisedData, scales: Sequence[float] = ()) -> TableNoise:
+    """Noise that gives a density to values of a table that repeat, and Gaussian noise of these scales.
+
+    :raises ValueError: for a column whose noise would be too large. The message names the column.
+    """
+    widths = repeated_widths(data.x)
+    for place, needed in enumerate(map(max, widths, scales or widths)):
+        if needed > LARGEST:
+            name = f"column {place}" if data.column_names is None else repr(data.column_names[place])
+            raise ValueError(
+                f"data: {name} of x would get noise of the size {needed:.2g}, and {LARGEST:.0e} is the most; "
+                "use a larger unit for it, so that its numbers become small"
+            )
+    return TableNoise(widths, tuple(scales))
+
+
 def components_preset(data: SemiSupervisedData) -> Preset:
     """A preset for a table of many rows. It looks at no label.
 
@@ -123,12 +140,11 @@ def components_preset(data: SemiSupervisedData) -> Preset:
     to all rows. Its tails are heavy, so a row far from all classes decides little about them.
     """
     rows, columns = data.x.shape
-    widths = repeated_widths(data.x)
-    noise = TableNoise(widths)
+    noise = table_noise(data)
     with seeded(0, data.x.device):
         leading = LeadingComponents(noise.prepare(data.x)).leading
     leading = min(leading, max(1, rows // (ROWS_PER_COMPONENT * data.num_classes)))
-    spread = sum(width > 0 for width in widths)
+    spread = sum(width > 0 for width in noise.widths)
     known = int((data.y != UNLABELLED).sum())
     return Preset(
         flow=ComponentsFlow(columns, leading),
