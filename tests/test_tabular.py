@@ -480,6 +480,7 @@ def test_files_that_are_no_tables(tmp_path):
             "a,b,y\n1,2,u\n3,4\n5,6,v\n",
             r"t\.csv: line 3 has 2 columns, and the first line has 3; expected as",
         ),
+        ("\n \na,b,y\n1,2,u\n3,4\n", r"t\.csv: line 5 has 2 columns, and the first line has 3"),
         ("a;y\n1;u\n2;v\n", r"the first line holds ';' and no comma.*pandas\.read_csv\(path, sep=';'\)"),
         ("a\ty\n1,5\tu\n", r"the first line holds '\\t' and no comma"),
         ("y\nu\nv\n", r"source='.*t\.csv' holds no column besides the labels, 'y'"),

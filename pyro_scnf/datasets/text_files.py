@@ -251,14 +251,15 @@ def read_csv(path: Path, header: int | None) -> Any:
 def _check_lines(path: Path) -> None:
     """Raise if the columns are not separated by commas, or if a line has less columns than the first one.
 
-    pandas fills such a line, as if its last columns were blank. It refuses lines with more columns itself.
+    pandas fills such a line, as if its last columns were blank. It refuses lines with more columns itself,
+    and skips blank lines before the first one.
     """
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     limit = csv.field_size_limit(sys.maxsize)  # texts may be long
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
-            first = next(lines, [])
+            first = next((line for line in lines if len(line) > 1 or "".join(line).strip()), [])
             signs = [sign for sign in (";", "\t", "|") if len(first) == 1 and sign in first[0]]
             if signs:
                 raise ValueError(
