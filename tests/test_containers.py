@@ -254,6 +254,14 @@ REFUSED_LABELS = {
     "half in a list": ({"y": [0, 1.5, 1, 1]}, "y holds 1.5 in row 1, expected whole numbers"),
     "infinite": ({"y": torch.tensor([0, 1, torch.inf, 1])}, "y holds inf in row 2, expected whole numbers"),
     "from 1": ({"y": Y.abs() + 1}, "y holds labels 1..2, expected -1..1; labels count from 0: give y - 1"),
+    "from 1 with gaps": (
+        {"y": torch.tensor([1, 2, -1, 2])},
+        r"y holds labels -1..2, .* count from 0: give torch.where\(y > 0, y - 1, -1\)",
+    ),
+    "array from 1 with gaps": (
+        {"y": np.array([1, 2, np.nan, 2])},
+        r"y .* give numpy.where\(y > 0, y - 1, -1\)",
+    ),
     "out of range": ({"y": Y * 3}, "y holds labels -3..3, expected -1..1"),
     "words": ({"y": ["cat", "dog", "cat", "dog"]}, r"y holds 'cat' .*return_inverse"),
     "series of words": ({"y": pd.Series(["cat", "dog", None, "dog"])}, r"y holds 'cat' .*return_inverse"),

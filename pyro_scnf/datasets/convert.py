@@ -273,7 +273,11 @@ def as_labels(
         return check_labels(labels, num_classes or LARGEST, name, owner, unlabelled)
     except ValueError as error:
         if num_classes is not None and int(labels.max()) == num_classes and not bool((labels == 0).any()):
-            raise ValueError(f"{error}; labels count from 0: give {name} - 1") from error
+            remedy = f"{name} - 1"
+            if bool((labels == UNLABELLED).any()):  # they have to stay -1
+                library = "torch" if isinstance(value, Tensor) else "numpy"
+                remedy = f"{library}.where({name} > 0, {name} - 1, {UNLABELLED})"
+            raise ValueError(f"{error}; labels count from 0: give {remedy}") from error
         raise
 
 
