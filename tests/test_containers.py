@@ -354,6 +354,10 @@ LENGTHS = {
     "floating neighbours": ({"neighbours": torch.zeros(4, 1)}, "neighbours .* dtype torch.float32"),
     "ragged neighbours": ({"neighbours": [[1], [0, 1], [1], [1]]}, "neighbours is no table"),
     "words": ({"neighbours": [["a"]] * 4}, "neighbours holds 'a' .*expected row numbers"),
+    "neighbours of their own": (
+        {"neighbours": np.array([[0, 1], [1, 0], [2, 3], [3, 2]])},
+        "neighbours: each row names itself, expected other rows",
+    ),
     "neighbours outside": ({"neighbours": np.full((4, 1), 4)}, r"neighbours: expected rows 0\.\.3"),
     "evidence": ({"label_log_prior": np.log(np.full((3, 2), 0.5))}, r"label_log_prior has shape \(3, 2\)"),
     "sums": ({"label_log_prior": np.zeros((4, 2))}, "label_log_prior is not normalised"),

@@ -167,6 +167,12 @@ class SemiSupervisedData:
             )
         if neighbours.numel() and (neighbours.min() < 0 or neighbours.max() >= rows):
             raise ValueError(f"{OWNER}: neighbours: expected rows 0..{rows - 1}; hold out first, then link")
+        own = torch.arange(rows, device=neighbours.device)[:, None]
+        if rows and bool((neighbours == own).any(1).all()):
+            raise ValueError(
+                f"{OWNER}: neighbours: each row names itself, expected other rows; leave itself out, which is "
+                "the first column of scikit-learn's kneighbors(x)"
+            )
         return neighbours.long()
 
     @property
