@@ -34,10 +34,9 @@ from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 __all__ = [
     "conditioned",
     "enumerates",
+    "guard_child",
     "guard_data_site",
     "guard_label_site",
-    "guard_parameters",
-    "guard_store",
     "guarded",
 ]
 
@@ -122,14 +121,21 @@ def guard_data_site(site: str, fn: object, *, observed: bool) -> None:
                 raise RuntimeError(NO_JACOBIAN.format(site))
 
 
-def guard_store(name: str, module: nn.Module) -> None:
+def guard_child(name: str, module: nn.Module) -> None:
+    """Raise an error if a module of the ready model computes with other parameters than Pyro thinks.
+
+    :param str name: the name of the module in Pyro's store.
+    :raises RuntimeError: if so.
+    """
+    _guard_parameters(name, module)
+    _guard_store(name, module)
+
+
+def _guard_store(name: str, module: nn.Module) -> None:
     """Raise an error if ``SVI`` would train other tensors than those with which ``module`` computes.
 
     ``SVI`` trains what Pyro's store holds. That is another tensor if an earlier module had this name, if the
     store was loaded from a file, or if a parameter is not contiguous, which the store copies.
-
-    :param str name: the name of the module in the store.
-    :raises RuntimeError: if so.
     """
     tracers = [m for m in _PYRO_STACK if isinstance(m, TraceMessenger) and m.param_only]
     if not tracers:
@@ -146,14 +152,11 @@ def guard_store(name: str, module: nn.Module) -> None:
             )
 
 
-def guard_parameters(name: str, module: nn.Module) -> None:
+def _guard_parameters(name: str, module: nn.Module) -> None:
     """Raise an error if ``poutine.lift`` or ``poutine.substitute`` would replace a parameter in vain.
 
     A module computes with the tensor that it holds, whatever a handler gives Pyro in its place. A
     ``PyroParam`` is replaced, but not in the transform of a flow, which Pyro scores without the handlers.
-
-    :param str name: the name of the module in the store.
-    :raises RuntimeError: if so.
     """
     stack = list(_PYRO_STACK)
     for i, handler in enumerate(stack):

@@ -21,13 +21,7 @@ from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
-from pyro_scnf.models.guard import (
-    conditioned,
-    guard_data_site,
-    guard_label_site,
-    guard_parameters,
-    guard_store,
-)
+from pyro_scnf.models.guard import conditioned, guard_child, guard_data_site, guard_label_site
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -121,8 +115,7 @@ class SemiSupervisedModel(PyroModule):
         fullname = self._pyro_get_fullname(name)
         if self._pyro_context.get(fullname) is not child:
             self._pyro_context.set(fullname, super().__getattr__(name))
-            guard_parameters(fullname, child)
-            guard_store(fullname, child)
+            guard_child(fullname, child)
         return child
 
     # -- the generative process ----------------------------------------------------------------
