@@ -51,7 +51,9 @@ class Block:
         """A value that is still valid, or ``None``."""
         key = _key(kind, parts, data)
         entry = self.entries.get(key)
-        if entry is None or not entry.is_of(data) or entry.state != state_with_data(parts, *data):
+        if entry is None or not entry.is_of(data) or entry.versions != _versions(entry.value):
+            return None
+        if entry.state != state_with_data(parts, *data):
             return None
         if entry.watched is not None and not entry.watched.unchanged(parts, data):
             return None
@@ -79,7 +81,8 @@ class Block:
         drop = partial(_drop, weakref.ref(self), key)
         gone = tuple(weakref.ref(x, drop) for x in data)
         watched = _Watched.of(parts, data) if self.watch else None
-        entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value)
+        value = _with_versions(value)
+        entries[key] = _Entry(gone, state, watched, torch.is_grad_enabled(), value, _versions(value))
         entries.move_to_end(key)
         graph = value[0].requires_grad
         alike = [other for other, entry in entries.items() if entry.value[0].requires_grad == graph]
@@ -120,13 +123,17 @@ class _Watched(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A value, and what it was computed from."""
+    """A value, and what it was computed from.
+
+    :ivar versions: those of the value when it was new. Whoever gets it may change it in place.
+    """
 
     data: tuple[weakref.ref[Tensor], ...]
     state: State
     watched: _Watched | None
     with_grad: bool
     value: Value
+    versions: tuple[int, ...]
 
     def is_of(self, data: Sequence[Tensor]) -> bool:
         """Whether the value was computed from these very tensors."""
@@ -161,7 +168,10 @@ def share_encoding() -> Iterator[None]:
     again only for the same tensor of covariates. After an optimiser step a tensor is therefore encoded
     anew. The block notices every change, also one that PyTorch does not count: a write through ``.data``, as
     some of Pyro's optimisers do, or through a NumPy view. For that purpose it holds a copy of the parameters
-    and of the data, and compares them at each use.
+    and of the data, and compares them at each use. A value that you change in place is computed anew, unless
+    PyTorch does not count that change. Of the attributes of layers, the block notices new modules and new
+    settings: ``solver``, ``divergence``, ``activation``, ``alpha`` and ``bound``. Leave the other plain
+    attributes of layers of this package and of PyTorch as they are, or open a new block.
 
     :func:`pyro_scnf.elbo` opens a block by itself at each call, unless one is open. If model and guide are of
     this package, nothing writes to parameters within that block. It then holds no copy, and notices only the
@@ -302,6 +312,19 @@ def alias(x: Tensor) -> Tensor:
 def _is_lasting(parts: Parts, value: Value) -> bool:
     """Whether a class table may be used after the evaluation that computed it."""
     return not _has_graph(value) and not parts.foreign
+
+
+def _versions(value: Value) -> tuple[int, ...]:
+    return tuple(part._version for part in value)
+
+
+def _with_versions(value: Value) -> Value:
+    """``value``, whose changes PyTorch counts. It does not count those of inference tensors."""
+    if not any(part.is_inference() for part in value):
+        return value
+    with torch.inference_mode(False):
+        first, second = (part.clone() for part in value)
+    return first, second
 
 
 def _has_graph(value: Value) -> bool:

@@ -246,6 +246,25 @@ class TestNeverStale:
                 flow.encode(normal)
             assert flow.log_prob(normal).requires_grad
 
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    @pytest.mark.parametrize("what", ["z", "z_f", "ladj", "class_table", "common_log_prob"])
+    def test_after_a_change_of_a_shared_value_in_place(self, what, mode):
+        flow, x = toy_flow("flow").requires_grad_(False), torch.randn(4, 2)
+        expected = flow.log_prob(x), flow.class_table(x)
+        read = {
+            "z": lambda: flow.encode_flat(x)[0],
+            "z_f": lambda: flow.encode(x)[1][:2],
+            "ladj": lambda: flow.encode(x)[2],
+            "class_table": lambda: flow.class_table(x),
+            "common_log_prob": lambda: flow.common_log_prob(x),
+        }[what]
+        with mode(), scnf.share_encoding():
+            for _ in range(3):  # the value of the one who computed it, and those of others
+                read().detach().mul_(3.0)
+                assert torch.equal(flow.log_prob(x), expected[0])
+                assert torch.equal(flow.class_table(x), expected[1])
+            assert count(flow, lambda: flow.log_prob(x)).calls == 0
+
     def test_other_tensors_of_equal_value_or_reused_address(self):
         flow = toy_flow()
         with scnf.share_encoding():
