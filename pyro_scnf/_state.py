@@ -20,12 +20,14 @@ class Parts(NamedTuple):
 
     :ivar inner: all modules within them, themselves included.
     :ivar foreign: those of ``inner`` that belong neither to this package nor to PyTorch.
+    :ivar adjustable: those of ``inner`` that belong to this package and have ``settings``.
     :ivar tensors: the parameters and buffers of each of ``modules``.
     """
 
     modules: tuple[nn.Module, ...]
     inner: list[nn.Module]
     foreign: list[nn.Module]
+    adjustable: list[nn.Module]
     tensors: list[list[Tensor]]
 
     @classmethod
@@ -33,6 +35,7 @@ class Parts(NamedTuple):
         """The parts of ``modules``. ``Module.modules()`` and ``parameters()`` take several times as long."""
         inner: list[nn.Module] = []
         foreign: list[nn.Module] = []
+        adjustable: list[nn.Module] = []
         tensors: list[list[Tensor]] = []
         for module in modules:
             own: list[Tensor | None] = []
@@ -44,10 +47,13 @@ class Parts(NamedTuple):
                     own += part._parameters.values()
                     own += part._buffers.values()
                     stack += part._modules.values()
-                    if _is_foreign(type(part)):
+                    kind = _KINDS.get(type(part)) or _kind_of(type(part))
+                    if kind.foreign:
                         foreign.append(part)
+                    elif kind.settings:
+                        adjustable.append(part)
             tensors.append([t for t in own if t is not None])
-        return cls(modules, inner, foreign, tensors)
+        return cls(modules, inner, foreign, adjustable, tensors)
 
     @property
     def are_random(self) -> bool:
@@ -110,27 +116,38 @@ def refuse_stray(module: nn.Module, *modules: nn.Module) -> Parts:
     )
 
 
-_FOREIGN: dict[type[nn.Module], bool] = {}
+class _Kind(NamedTuple):
+    """What is known of a class of modules.
+
+    :ivar bool foreign: whether it belongs to others. A ``PyroModule`` does, whatever it is made from.
+    :ivar settings: names of the attributes on which values depend, which a class of this package lists.
+        Reading all attributes of each of its modules would take longer than all else.
+    """
+
+    foreign: bool
+    settings: tuple[str, ...]
 
 
-def _is_foreign(kind: type[nn.Module]) -> bool:
-    """Whether a class belongs to others. A ``PyroModule`` counts as one, whatever it is made from."""
-    known = _FOREIGN.get(kind)
-    if known is None:
-        elsewhere = kind.__module__.partition(".")[0] not in ("pyro_scnf", "torch")
-        known = _FOREIGN[kind] = elsewhere or issubclass(kind, PyroModule)
+_KINDS: dict[type[nn.Module], _Kind] = {}
+
+
+def _kind_of(kind: type[nn.Module]) -> _Kind:
+    package = kind.__module__.partition(".")[0]
+    foreign = package not in ("pyro_scnf", "torch") or issubclass(kind, PyroModule)
+    settings = getattr(kind, "settings", ()) if package == "pyro_scnf" else ()
+    known = _KINDS[kind] = _Kind(foreign, settings)
     return known
 
 
 class State:
     """All that the values of modules depend on, as far as can be seen without reading tensors.
 
-    These are the tensors, where they lie and their versions, and the attributes of foreign modules. The state
-    of the same modules at another time is equal if nothing has changed.
+    These are the modules, their tensors, where these lie and their versions, the settings of modules of this
+    package, and all attributes of foreign ones. The state at another time is equal if nothing has changed.
     """
 
     def __init__(self, parts: Parts, *more: object) -> None:
-        self.parts = parts  # kept alive, so that no other tensor gets their ids
+        self.parts = parts  # kept alive, so that nothing else gets their ids
         tensors = [t for some in parts.tensors for t in some]
         self.seen = [  # lists are quicker than one tuple for each tensor
             *more,
@@ -138,7 +155,9 @@ class State:
             [t._version for t in tensors],
             [t.data_ptr() for t in tensors],
             [t.requires_grad for t in tensors],
+            list(map(id, parts.inner)),
             [module.training for module in parts.inner],
+            [_settings_of(module) for module in parts.adjustable],
             [_attributes_of(module) for module in parts.foreign],
         ]
 
@@ -197,18 +216,20 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _attributes_of(module: nn.Module) -> dict[str, object]:
-    """What a module has besides what every module has: plain values, and all else by identity."""
-    attributes: dict[str, object] = {}
-    for name, value in vars(module).items():
-        if name in _OF_EVERY_MODULE:
-            continue
-        if value is None or isinstance(value, bool | int | float | str):
-            attributes[name] = value
-        elif isinstance(value, Tensor):
-            attributes[name] = _Is(value), value._version
-        else:
-            attributes[name] = _Is(value)
-    return attributes
+    """What a module has besides what every module has."""
+    return {name: _seen(value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _settings_of(module: nn.Module) -> list[object]:
+    own = vars(module)
+    return [_seen(own.get(name)) for name in _KINDS[type(module)].settings]
+
+
+def _seen(value: object) -> object:
+    """A plain value itself, and all else by identity."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return (_Is(value), value._version) if isinstance(value, Tensor) else _Is(value)
 
 
 # -- the values of tensors -------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class GivenLabel(Transformed):
 
     def __init__(self, owner: _Flow, y: Tensor, temperature: float, covariates: Tensor | None = None) -> None:
         base = owner.base(y, temperature, covariates)
-        self.owner, self.y, self.covariates, self.block = owner, y, covariates, sharing.current()
+        self.owner, self.covariates, self.block = owner, covariates, sharing.current()
         self.state = None if self.block is None else owner.state_of_prior(covariates)
         # A class table has no row for other temperatures, for relaxed labels (whose last dimension is none of
         # the batch), or for parameters with a batch. A temperature that is a tensor may have a gradient.
@@ -103,6 +103,8 @@ class GivenLabel(Transformed):
         if self.has_row:
             rows = y.shape if covariates is None else torch.broadcast_shapes(y.shape, covariates.shape[:-1])
             self.has_row = base.parts[-1].batch_shape == rows
+        # The base holds what y was. A caller may write other labels into y before this scores.
+        self.y = y.clone() if self.state is not None and self.has_row else y
         super().__init__(base, [_Decoder(owner)])
 
     def expand(self, batch_shape: Sequence[int], _instance: GivenLabel | None = None) -> GivenLabel:

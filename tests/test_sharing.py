@@ -661,6 +661,74 @@ def test_a_guide_of_ones_own_that_writes_to_parameters_is_noticed():
     assert relative(scnf.elbo(model, guide)(x), expected) < 1e-5
 
 
+def solvers():
+    f_w = scnf.flows.ffjord((2,), hidden=(6,), solver="euler:steps=2")
+    layer = next(m for m in f_w.modules() if isinstance(m, scnf.transforms.ContinuousFlow))
+    return f_w, layer, "solver", scnf.transforms.Solver("euler", steps=3)
+
+
+def divergences():
+    f_w, layer, _, _ = solvers()
+    return f_w, layer, "divergence", "rademacher"
+
+
+def activations():
+    f_w, layer, _, _ = solvers()
+    return f_w, layer.net, "activation", "softplus"
+
+
+def clamps():
+    f_w = scnf.flows.glow((2,), steps=1, width=6, scale="clamp")
+    return (
+        f_w,
+        next(m for m in f_w.modules() if isinstance(m, scnf.transforms.scale.ClampScale)),
+        "bound",
+        0.01,
+    )
+
+
+def logits():
+    layer = scnf.transforms.Logit((2,))
+    return layer, layer, "alpha", 0.2
+
+
+def layers_without_parameters():
+    f_w = scnf.flows.glow((2,), steps=1, width=6)
+    coupling = next(m for m in f_w.modules() if hasattr(m, "scale"))
+    return f_w, coupling, "scale", torch.nn.Identity()
+
+
+@pytest.mark.parametrize(
+    "make", [solvers, divergences, activations, clamps, logits, layers_without_parameters]
+)
+def test_other_settings_of_a_layer_are_noticed(make):
+    """A solver of small tolerance, for example, to check a result."""
+    f_w, owner, name, new = make()
+    flow, x = perturb(scnf.SemiConditionalFlow(f_w, "gmm", 3)), 0.2 + 0.6 * torch.rand(4, 2)
+    with torch.no_grad(), scnf.share_encoding():
+        torch.manual_seed(0)
+        before = flow.log_prob(x)
+        setattr(owner, name, new)
+        torch.manual_seed(0)
+        after = flow.log_prob(x)
+        torch.manual_seed(0)
+        assert torch.equal(after, flow.log_prob(x.clone()))
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_labels_that_change_after_condition(enumerated):
+    """The distribution keeps the labels with which it was made, inside a block and outside."""
+    flow, x = toy_flow("gmm"), torch.randn(3, 2)
+    y = torch.arange(3)[:, None] if enumerated else torch.arange(3)
+    with torch.no_grad(), scnf.share_encoding():
+        flow.class_table(x)
+        made = flow.condition(y)
+        expected = made.log_prob(x)
+        y.zero_()
+        assert torch.equal(made.log_prob(x), expected)
+
+
 def test_strided_data_and_parameters_are_compared():
     flow = toy_flow("gmm")
     for x in (torch.randn(2, 4).t(), torch.randn(4, 4)[:, ::2]):

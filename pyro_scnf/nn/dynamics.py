@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,8 @@ class Dynamics(PortableModule):
     References: Grathwohl et al., *FFJORD*, 2019; Atanov et al., *Semi-Conditional Normalizing Flows*, 2019,
     appendix C (context).
     """
+
+    settings: ClassVar[tuple[str, ...]] = ("activation",)
 
     def __init__(
         self,

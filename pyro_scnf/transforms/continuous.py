@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class _Continuous(Bijection):
     """What the unconditional and the conditional layer share."""
 
     net: nn.Module
+    settings: ClassVar[tuple[str, ...]] = ("solver", "divergence")
 
     def _set_up(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class Logit(FlowTransform):
 
     Reference: Dinh et al., *Real NVP*, 2017, section 4.1.
     """
+
+    settings: ClassVar[tuple[str, ...]] = ("alpha",)
 
     def __init__(self, event_shape: Sequence[int] | int, alpha: float = 0.05) -> None:
         super().__init__(event_shape)

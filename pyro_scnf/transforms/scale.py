@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class ClampScale(nn.Module):
 
     :param float bound: the bound c, above 0.
     """
+
+    settings: ClassVar[tuple[str, ...]] = ("bound",)
 
     def __init__(self, channels: int, event_dim: int, bound: float = 3.0) -> None:
         super().__init__()
