@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from cases import CONTEXT, COVARIATE_PRIORS, PRIORS, mlp, own_flow_prior
-from helpers import each, perturb, relative
+from helpers import each, perturb, relative, toy_flow
 from pyro.infer import Predictive
 from pyro.nn import PyroModule, PyroSample
 from pyro.nn.module import to_pyro_module_
@@ -49,6 +49,28 @@ def test_relaxed_labels_interpolate_the_parameters_of_a_mixture():
     d = prior.condition(torch.tensor([0.25, 0.75])).base_dist
     assert torch.allclose(d.loc, 0.25 * prior.loc[0] + 0.75 * prior.loc[1])
     assert torch.allclose(d.scale.log(), torch.full((2,), 0.75))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spec", ["gmm", "student-t", "flow"])
+def test_class_weights_of_another_precision(spec, own, dtype):
+    flow = toy_flow(spec, dtype=own)
+    x = torch.randn(4, 2, dtype=own)
+    y = torch.tensor([[0.25, 0.25, 0.5], [1.0, 0.0, 0.0]] * 2)  # without rounding in any dtype
+    found = flow.condition(y.to(dtype)).log_prob(x)
+    assert found.dtype == own
+    assert relative(found, flow.condition(y.to(own)).log_prob(x)) < 1e-6
+    assert flow.sample(y.to(dtype)).dtype == own
+
+
+def test_class_weights_keep_their_digits_under_autocast():
+    prior = toy_flow("flow").prior
+    weights = torch.rand(50, 3).softmax(-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prior.context(weights)
+    assert found.dtype == torch.float32
+    assert relative(found, prior.context(weights)) < 1e-6
 
 
 # -- draws ---------------------------------------------------------------------
@@ -401,6 +423,7 @@ RANDOM = {  # a prior, and a table of it that is drawn anew for each posterior d
     "degrees of freedom of full covariances": ("student-t:fit_df=gradient,covariance=full", "raw_df", 0),
     "embedding": ("flow", "weight", 2),
     "scale of the noise": ("flow", "raw_scale", 1),
+    "scale of the noise of images": ("flow:steps=1,width=6", "raw_scale", 1),
 }
 
 
@@ -409,13 +432,14 @@ RANDOM = {  # a prior, and a table of it that is drawn anew for each posterior d
 @pytest.mark.parametrize("draws", [3, 5, 6])  # as many as classes, other, as many as rows
 def test_draws_of_a_random_table_broadcast(name, draws, by_condition):
     spec, table, dims = RANDOM[name]
-    flow = scnf.SemiConditionalFlow(scnf.flows.glow((2,), steps=1, width=6), spec, 3).double()
+    shape = (1, 2, 2) if "images" in name else (2,)
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow(shape, levels=1, steps=1, width=6), spec, 3).double()
     owners = {"weight": "embedding", "raw_scale": "base"}
     owner = getattr(flow.prior, owners[table]) if table in owners else flow.prior
     value = getattr(owner, table).detach()
     assert value.dim() == dims
     drawn = value + torch.randn(draws, *value.shape, dtype=torch.float64)
-    x, y = torch.randn(6, 2, dtype=torch.float64), torch.arange(3)[:, None, None]
+    x, y = torch.randn(6, *shape, dtype=torch.float64), torch.arange(3)[:, None, None]
 
     def put(new):
         owner._parameters.pop(table, None)
@@ -430,4 +454,9 @@ def test_draws_of_a_random_table_broadcast(name, draws, by_condition):
     found = flow.condition(y).log_prob(x).movedim(0, -1) if by_condition else flow.class_log_prob(x)
     assert relative(found, torch.stack(expected)) < 1e-9
     assert flow.class_log_prob(x[:0]).shape == (draws, 0, 3)
-    assert flow.prior.condition(torch.arange(3)[:, None, None]).sample().shape == (3, draws, 1, 2)
+    assert flow.prior.condition(torch.arange(3)[:, None, None]).sample().shape == (
+        3,
+        draws,
+        1,
+        *flow.latent_shape,
+    )

@@ -137,15 +137,17 @@ class ConditionalFlowPrior(ClassConditionalPrior):
     def _embed(self, y: Tensor) -> Tensor:
         """The embedding of labels or class weights. A random embedding, drawn many times, has a batch."""
         table = self.embedding.weight
-        if table.dim() == 2:
-            return y @ table if y.is_floating_point() else self.embedding(y)
-        weights = y if y.is_floating_point() else one_hot(y, self.num_classes).to(table.dtype)
-        return (weights[..., None] * table).sum(-2)
+        if not y.is_floating_point():
+            if table.dim() == 2:
+                return self.embedding(y)
+            y = one_hot(y, self.num_classes)
+        # No matmul, since under autocast it would round to bfloat16.
+        return (y.to(table.dtype)[..., None] * table).sum(-2)
 
     @property
     def _batch_of_tables(self) -> torch.Size:
         scale = self.base.raw_scale
-        of_scale = torch.Size() if scale is None else scale.shape[: scale.dim() - len(self.event_shape)]
+        of_scale = torch.Size() if scale is None else scale.shape[: scale.dim() - len(self.base.event_shape)]
         return torch.broadcast_shapes(self.embedding.weight.shape[:-2], of_scale)
 
     def condition(
