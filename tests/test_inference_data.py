@@ -575,6 +575,21 @@ class TestDraws:
             scnf.to_inference_data(model, (x,), {"shares": draw_shares(4)})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_exported_in_single(dtype, x):
+    flow, x = toy_flow("gmm").to(dtype), x.to(dtype)
+
+    def model(x):
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(shares))
+            pyro.sample("x", flow.condition(y), obs=x)
+
+    data = scnf.to_inference_data(model, (x,), {"shares": draw_shares(4).float()})
+    assert data["observed_data"]["x"].dtype == "float32"
+    assert torch.equal(values(data, "observed_data", "x"), x.float())
+
+
 def test_the_package_imports_without_arviz():
     code = "import sys; sys.modules['arviz'] = sys.modules['xarray'] = None; import pyro_scnf"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

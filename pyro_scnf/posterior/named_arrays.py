@@ -10,6 +10,8 @@ import numpy as np
 import pyro
 from torch import Tensor
 
+from pyro_scnf._shapes import at_least_single
+
 if TYPE_CHECKING:
     import xarray
     from numpy.typing import ArrayLike
@@ -49,7 +51,7 @@ def name_dims(
             names = names[len(lead) - start :]
     if len(names) != rest:
         raise ValueError(f"dims: {name!r} has {rest} dimensions after {lead}, got names for them {names}")
-    return lead + names, values.detach().cpu().numpy()
+    return lead + names, at_least_single(values.detach()).cpu().numpy()  # NumPy has no bfloat16
 
 
 def make_datasets(
