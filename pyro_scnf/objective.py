@@ -64,15 +64,16 @@ class Objective(PortableModule):
         check_at_least(1, num_particles=num_particles)
         check_flag(vectorize_particles=vectorize_particles)
         _check_programs(model, guide)
-        if isinstance(model, WithTerms) and not make_terms(terms):
-            model, terms = model.model, model.terms  # the same loss, with its parts by name
+        made = make_terms(terms)  # once, since an iterator ends
+        if isinstance(model, WithTerms) and not made:
+            made, model = model.terms, model.model  # the same loss, with its parts by name
         if max_plate_nesting is not None:
             check_at_least(0, max_plate_nesting=max_plate_nesting)
         elif isinstance(model, SemiSupervisedModel):
             max_plate_nesting = 1
         self.max_plate_nesting = max_plate_nesting
         self.named_by_sites = SiteParameters(model, guide)
-        self.model, self.guide, self.terms = model, guide, make_terms(terms)
+        self.model, self.guide, self.terms = model, guide, made
         self.passed = _taken(model)
         self.elbo = TraceEnum_ELBO(
             num_particles=num_particles,
@@ -311,10 +312,11 @@ class WithTerms(PortableModule):
     ) -> object:
         extra = ForTerms(pairs, view, progress)
         check_used(self.terms, extra)
-        if not self.terms or (not args and kwargs.get("x") is None):
+        batch = Arguments.of(args, kwargs)
+        if not self.terms or batch.x is None:
             return self.model(*args, **kwargs)  # there is nothing to weigh, or it draws data
         with carried():
-            step = score_step(self.model, self.terms, Arguments.of(args, kwargs), extra)
+            step = score_step(self.model, self.terms, batch, extra)
             # Add the factors before labels are sampled. Pyro warns of a later factor that lies in no plate.
             for name, value in weighted(self.terms, step).items():
                 training_term(name, -value)

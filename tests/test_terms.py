@@ -533,7 +533,12 @@ def test_terms_need_observed_data():
     model, _, _ = problem(Balance())
     with pytest.raises(ValueError, match="terms: balance: nothing is observed, expected x"):
         scnf.elbo(model, terms="balance")(n=3)
-    assert scnf.with_terms(model, "balance")(n=3).shape == (3, 2)
+    trained = scnf.with_terms(model, "balance")
+    for args in ((), (None,), (None, torch.tensor([0, 1, 1]))):
+        given = {} if len(args) == 2 else {"n": 3}
+        assert trained(*args, **given).shape == (3, 2)
+    with pytest.raises(ValueError, match="nothing observed; give n, the number of rows to draw"):
+        trained(None)
 
 
 # -- options -------------------------------------------------------------------
@@ -800,6 +805,17 @@ def test_the_terms_of_a_loss_can_be_given_to_another():
     assert list(again.terms.items()) == list(loss.terms.items())
     assert torch.equal(again(*batch), loss(*batch))
     assert scnf.make_terms({}) == {}
+
+
+def test_terms_from_a_generator():
+    model, batch, _ = problem(Balance())
+    names = ["classification", "balance"]
+    assert list(scnf.elbo(model, terms=(name for name in names)).terms) == names
+    with pytest.raises(ValueError, match="terms: the model has terms already; give all of them in one place"):
+        scnf.elbo(scnf.with_terms(model, "balance"), terms=(name for name in names))
+    kept = scnf.elbo(scnf.with_terms(model, "balance"), terms=(name for name in ()))
+    assert list(kept.terms) == ["balance"]
+    assert torch.equal(kept(*batch), scnf.elbo(model, terms="balance")(*batch))
 
 
 def test_a_model_of_ones_own_may_have_more_arguments_and_another_score():
