@@ -21,6 +21,7 @@ __all__ = [
     "check_event",
     "check_tensor",
     "common_batch",
+    "first_tensor",
     "in_double",
     "is_wrapped",
     "no_autocast",
@@ -29,10 +30,13 @@ __all__ = [
 ]
 
 
-def as_sizes(shape: Sequence[int] | int, name: str = "event_shape", expected: str = "") -> torch.Size:
+def as_sizes(
+    shape: Sequence[int] | int, name: str = "event_shape", expected: str = "", at_least: int = 1
+) -> torch.Size:
     """``shape`` as a ``torch.Size``, checked to hold positive whole numbers. An integer D means ``(D,)``.
 
     :param expected: what the message says besides.
+    :param int at_least: the smallest size, 1 or 0.
     """
     sizes: list[object] = [shape]
     if not isinstance(shape, int | Integral):
@@ -41,9 +45,10 @@ def as_sizes(shape: Sequence[int] | int, name: str = "event_shape", expected: st
         except TypeError:
             sizes = [None]
     whole = [int(n) for n in sizes if isinstance(n, int | Integral) and not isinstance(n, bool)]
-    if len(whole) != len(sizes) or min(whole, default=1) < 1 or math.prod(whole) > LARGEST_WHOLE:
+    if len(whole) != len(sizes) or min(whole, default=1) < at_least or math.prod(whole) > LARGEST_WHOLE:
         shown = tuple(sizes) if isinstance(shape, torch.Size) else shape
-        raise ValueError(f"{name}={shown!r}: expected {expected or 'sizes'}, all positive whole numbers")
+        numbers = "positive whole numbers" if at_least else "whole numbers of at least 0"
+        raise ValueError(f"{name}={shown!r}: expected {expected or 'sizes'}, all {numbers}")
     return torch.Size(whole)
 
 
@@ -122,7 +127,13 @@ def reference_tensor(module: nn.Module) -> Tensor:
 
     A module without any counts as one of the default dtype on the CPU.
     """
-    return next(chain(module.parameters(), module.buffers()), torch.zeros(()))
+    first = first_tensor(module)
+    return torch.zeros(()) if first is None else first
+
+
+def first_tensor(module: nn.Module) -> Tensor | None:
+    """A parameter or buffer of ``module``, if it has any."""
+    return next(chain(module.parameters(), module.buffers()), None)
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_scnf import sharing
 from pyro_scnf._checks import check_alike, checked
 from pyro_scnf._copies import PortableModule
+from pyro_scnf._numbers import check_temperature, refuse_unused
 from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf.distributions import BaseNormal
@@ -106,9 +107,14 @@ class LatentFlow(PortableModule):
         :param float temperature: factor on the scale of a sampled ``z_aux``.
         :param generator: source of a sampled ``z_aux``; PyTorch's global one by default.
         :return: x ``(*batch, *event_shape)``.
-        :raises ValueError: for a wrong shape, or another word.
+        :raises ValueError: for a wrong shape, another word or a temperature that is not positive; for a
+            temperature or generator if ``z_aux`` is not sampled.
         """
         owner, like = f"{type(self).__name__}.decode", reference_tensor(self)
+        temperature = check_temperature(temperature)
+        if not isinstance(z_aux, str) or z_aux == "zero":
+            factor = temperature if isinstance(temperature, Tensor) or temperature != 1 else None
+            refuse_unused("z_aux is not 'sample'", temperature=factor, generator=generator)
         batch = check_event(z_f, self.latent_shape, "z_f", owner)
         z_f = check_alike(z_f, like, owner, "z_f")
         if isinstance(z_aux, str):

@@ -17,7 +17,7 @@ from pyro_scnf import sharing
 from pyro_scnf._checks import UNLABELLED, check_row_labels
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._random import drawing_from
-from pyro_scnf._shapes import check_event, common_batch, reference_tensor
+from pyro_scnf._shapes import as_sizes, check_event, common_batch, reference_tensor
 from pyro_scnf._state import Parts, State, refuse_stray, state_of, state_with_data
 from pyro_scnf.class_probs import ClassProbs, categorical, log_class_probs
 from pyro_scnf.distributions import BaseNormal, ConcatDistribution, check_base_scale
@@ -143,19 +143,22 @@ class SemiConditionalFlow(LatentFlow):
         self,
         y: Tensor,
         temperature: float = 1.0,
-        sample_shape: Sequence[int] = (),
+        sample_shape: Sequence[int] | int = (),
         *,
         covariates: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draws of x given ``y``, ``(*sample_shape, *batch, *event_shape)``, without gradient.
 
+        :param sample_shape: how many draws for each label. A number S means ``(S,)``.
         :param covariates: ``(*batch, D)``, if the prior has any.
         :param generator: source of the noise; PyTorch's global one by default, which is otherwise left alone.
+        :raises ValueError: as in :meth:`condition`, or for a ``sample_shape`` that is no shape.
         """
+        shape = as_sizes(sample_shape, "sample_shape", at_least=0)
         with torch.no_grad(), drawing_from(generator, reference_tensor(self).device):
             given = self.condition(y, temperature, covariates=covariates)
-            return given.sample(torch.Size(sample_shape))
+            return given.sample(shape)
 
     # -- what depends on the data -------------------------------------------------------------
     @torch.no_grad()

@@ -395,6 +395,10 @@ def test_batches_larger_than_their_data_set(sizes):
             "class_probs: expected 3 finite, non-negative weights",
         ),
         ({"class_probs": scnf.ClassProbs(4)}, "class_probs: 4 classes, but the flow has 3"),
+        (
+            {"class_probs": scnf.ClassProbs(3, "learnable").double()},
+            r"class_probs: dtype torch.float64, and the flow has torch.float32; give class_probs.to\(torch.f",
+        ),
         ({"num_labelled": 0}, "num_labelled=0"),
         ({"num_unlabelled": -5}, "num_unlabelled=-5"),
     ],
@@ -449,6 +453,14 @@ def test_decode():
         flow.decode(z_f, torch.zeros(2, 7))
     with raises("decode: z_f has shape"):
         flow.decode(z_f[..., :0])
+    for z_aux in ("zero", "sample", torch.zeros(2, 8)):
+        with raises("^temperature=-7.0: expected a finite number above 0"):
+            flow.decode(z_f, z_aux, temperature=-7.0)
+    for z_aux in ("zero", torch.zeros(2, 8)):
+        with raises("^temperature=0.5: it would have no effect, because z_aux is not 'sample'"):
+            flow.decode(z_f, z_aux, temperature=0.5)
+        with raises("^generator=.*: it would have no effect, because z_aux is not 'sample'"):
+            flow.decode(z_f, z_aux, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("value", [-1.0, NAN])

@@ -129,6 +129,16 @@ def test_flows_draw(case, dtype):
     assert flow.log_prob(x).isfinite().all()
 
 
+@pytest.mark.parametrize("word", ["uniform", "learnable", "em"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_ready_class_probs_are_converted_with_the_flow(word, dtype):
+    x = torch.randn(6, 2).to(dtype)
+    later = scnf.SemiSupervisedModel(toy_flow(), scnf.ClassProbs(3, word)).to(dtype)
+    sooner = scnf.SemiSupervisedModel(toy_flow(dtype=dtype), scnf.ClassProbs(3, word).to(dtype))
+    for model in (later, sooner):
+        assert scnf.elbo(model)(x).isfinite()
+
+
 @pytest.mark.parametrize("prior", ["gmm", "flow", "student-t", "gmm:covariance=full"])
 @halves
 def test_losses_learn_in_half_precision(prior, dtype):

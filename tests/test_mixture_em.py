@@ -268,6 +268,20 @@ def test_exact_em_refuses_what_it_cannot_do():
         scnf.models.fit_by_em(model, x, torch.zeros(4, dtype=torch.long))
 
 
+def test_exact_em_refuses_a_label_whose_class_has_probability_zero():
+    x, y = torch.randn(5, 2, dtype=F64), torch.tensor([0, -1, 2, 1, -1])
+    probs = torch.tensor([0.5, 0.5, 0.0])
+    with pytest.raises(
+        ValueError, match=r"^y: row 2 has the label 2, whose class probability in the model is"
+    ):
+        scnf.models.fit_by_em(model_of("gmm:fit_means=em", class_probs=probs), x, y)
+    hidden = torch.where(y == 2, -1, y)
+    balanced = model_of("gmm:fit_means=em", class_probs=probs, balanced_labels=True)
+    for model, labels in ((model_of("gmm:fit_means=em", class_probs=probs), hidden), (balanced, y)):
+        found = scnf.models.fit_by_em(model, x, labels, iterations=3)
+        assert all(map(math.isfinite, found))
+
+
 # -- the E-step of a batch -------------------------------------------------------------------------
 def brute_force(model, x, y, evidence=None):
     with torch.no_grad():

@@ -258,6 +258,22 @@ def test_sampling_uses_the_learnt_scales_and_the_temperature():
     assert not flow.sample(y).requires_grad
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"), [(5, (5,)), ((5,), (5,)), ([2, 3], (2, 3)), ((), ()), (0, (0,))]
+)
+def test_shape_of_samples(shape, expected):
+    flow, y = image_flow(), torch.tensor([0, 1])
+    assert flow.sample(y, sample_shape=shape).shape == (*expected, 2, 1, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [-1, 2.0, "5", (2, -3), True, None])
+def test_shapes_that_are_none(shape):
+    with pytest.raises(
+        ValueError, match=r"^sample_shape=.*: expected sizes, all whole numbers of at least 0"
+    ):
+        image_flow().sample(torch.tensor([0, 1]), sample_shape=shape)
+
+
 @pytest.mark.parametrize(("scale", "init"), [("learnable", 0.7), ("unit", 1.0)])
 def test_scale_of_the_auxiliary_part(scale, init):
     flow = scnf.SemiConditionalFlow(

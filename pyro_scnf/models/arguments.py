@@ -5,19 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_scnf._checks import check_alike, validating
+from pyro_scnf._checks import UNLABELLED, check_alike, validating
 from pyro_scnf._numbers import check_at_least
-from pyro_scnf._shapes import check_tensor
+from pyro_scnf._shapes import check_tensor, first_tensor
+from pyro_scnf.class_probs import ClassProbs
 
-__all__ = ["check_draws", "check_flow", "check_weights"]
+__all__ = ["check_draws", "check_flow", "check_possible", "check_ready_class_probs", "check_weights"]
 
 
 def check_flow(flow: object, owner: str) -> None:
     """Raise unless ``flow`` scores data under labels, as a :class:`~pyro_scnf.SemiConditionalFlow` does."""
     if not hasattr(flow, "num_classes") or not hasattr(flow, "scores"):
         raise ValueError(f"{owner}: flow is a {type(flow).__name__}, expected a SemiConditionalFlow")
+
+
+def check_ready_class_probs(class_probs: ClassProbs, num_classes: int, flow: nn.Module) -> None:
+    """Raise unless ``class_probs`` have the classes and the dtype of ``flow``.
+
+    Pyro cannot contract terms of different dtypes.
+    """
+    if class_probs.num_classes != num_classes:
+        raise ValueError(f"class_probs: {class_probs.num_classes} classes, but the flow has {num_classes}")
+    given, expected = first_tensor(class_probs), first_tensor(flow)
+    if given is not None and expected is not None and given.dtype != expected.dtype:
+        raise ValueError(
+            f"class_probs: dtype {given.dtype}, and the flow has {expected.dtype}; give "
+            f"class_probs.to({expected.dtype})"
+        )
+
+
+def check_possible(class_probs: ClassProbs, y: Tensor, name: str) -> None:
+    """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0.
+
+    :param y: labels, -1 where unknown.
+    """
+    impossible = class_probs.log_probs.isneginf().to(y.device)
+    rows = ((y != UNLABELLED) & impossible[y.clamp(min=0)]).nonzero()[:, 0]
+    if len(rows):
+        raise ValueError(
+            f"{name}: row {rows[0].item()} has the label {y[rows[0]].item()}, whose class probability in "
+            "the model is 0; expected one above 0 for every class with labelled rows. Change class_probs, or "
+            "hide these labels with -1"
+        )
 
 
 def check_draws(

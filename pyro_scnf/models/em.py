@@ -15,6 +15,7 @@ from pyro_scnf._numbers import check_at_least, check_number
 from pyro_scnf._shapes import in_double, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import ClassProbs
+from pyro_scnf.models.arguments import check_possible
 from pyro_scnf.models.scoring import Arguments, Rows, divide
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 
@@ -166,7 +167,8 @@ def fit_by_em(
     :return: the log-likelihood in nats per row, before the first iteration and after each. A labelled row
         counts ``labelled_weight`` times :math:`\log p(x, y)`, another one :math:`\log p(x)`.
     :raises ValueError: if EM trains nothing of the model, or a table is a random site; for no rows, for
-        numbers out of range, or for data or labels that the model refuses.
+        numbers out of range, for data or labels that the model refuses, or for a label whose class has
+        probability 0.
 
     Reference: Izmailov et al., *FlowGMM*, 2020, Appendices A and B.
     """
@@ -187,6 +189,8 @@ def fit_by_em(
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     y = check_row_labels(y, len(x), model.flow.num_classes, "fit_by_em").to(reference_tensor(model).device)
+    if not model.balanced_labels:  # otherwise labelled rows do not depend on p(y)
+        check_possible(model.class_probs, y, "y")
     with evaluating(model):
         try:
             encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]

@@ -20,7 +20,7 @@ from pyro_scnf._random import drawing_from
 from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
-from pyro_scnf.models.arguments import check_draws, check_flow, check_weights
+from pyro_scnf.models.arguments import check_draws, check_flow, check_ready_class_probs, check_weights
 from pyro_scnf.models.guard import conditioned, guard_child, guard_data_site, guard_label_site
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
@@ -58,7 +58,7 @@ class SemiSupervisedModel(PyroModule):
     :param bool balanced_labels: whether the labelled rows were chosen by class, equally many of each. Their
         labels then are uniform, and tell nothing of :math:`p(y)`, which unlabelled rows alone determine.
     :raises ValueError: for a weight or size out of range, or if ``class_probs`` and ``flow`` have different
-        numbers of classes.
+        numbers of classes or different dtypes.
 
     The model is :math:`p(x, y)` and nothing else. What only training minimises is a
     :class:`~pyro_scnf.terms.TrainingTerm`.
@@ -96,11 +96,8 @@ class SemiSupervisedModel(PyroModule):
             check_class_probs(class_probs, flow.num_classes, "class_probs")
             # Give p(y) the flow's dtype and device, because Pyro cannot contract terms of different ones.
             class_probs = ClassProbs(flow.num_classes, class_probs).to(reference_tensor(flow))
+        check_ready_class_probs(class_probs, flow.num_classes, flow)
         self.class_probs = class_probs
-        if self.class_probs.num_classes != flow.num_classes:
-            raise ValueError(
-                f"class_probs: {self.class_probs.num_classes} classes, but the flow has {flow.num_classes}"
-            )
         self.num_labelled, self.num_unlabelled = num_labelled, num_unlabelled
         self.labelled_weight, self.balanced_labels = labelled_weight, bool(balanced_labels)
 

@@ -19,6 +19,7 @@ from pyro_scnf._warn import warn
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.datasets.augment import as_augment, changed_rows
 from pyro_scnf.models import SemiSupervisedModel
+from pyro_scnf.models.arguments import check_possible
 from pyro_scnf.models.paths import continuous_layers
 from pyro_scnf.models.scoring import check_needs
 from pyro_scnf.terms import Part, TrainingTerm, needs_of
@@ -153,7 +154,8 @@ def check_rows(
         )
     y = check_labels(data.y, model.flow.num_classes, "data.y", "fit", unlabelled=True)
     known, change = y != UNLABELLED, as_augment(augment)
-    _check_possible(model, y)
+    if not model.balanced_labels:  # otherwise labelled rows do not depend on p(y)
+        check_possible(model.class_probs, y, "data.y")
     kinds: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
         ("data.x", data.x[known], change.labelled),
         ("data.x", data.x[~known], change),
@@ -169,23 +171,6 @@ def check_rows(
             f"fit: data has no labelled row of {classes} {', '.join(map(str, missing))}, only of others; "
             "nothing tells which rows belong there, so posteriors of this label mean little. A mixture with "
             "means='clusters' starts such a class amid unlabelled rows"
-        )
-
-
-def _check_possible(model: SemiSupervisedModel, y: Tensor) -> None:
-    """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0.
-
-    With ``balanced_labels``, labelled rows do not depend on p(y).
-    """
-    if model.balanced_labels:
-        return
-    impossible = model.class_probs.log_probs.isneginf().to(y.device)
-    rows = ((y != UNLABELLED) & impossible[y.clamp(min=0)]).nonzero()[:, 0]
-    if len(rows):
-        raise ValueError(
-            f"data.y: row {rows[0].item()} has the label {y[rows[0]].item()}, whose class probability in "
-            "the model is 0; expected one above 0 for every class with labelled rows. Change class_probs, or "
-            "hide these labels with -1"
         )
 
 
