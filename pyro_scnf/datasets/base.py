@@ -170,8 +170,8 @@ class SemiSupervisedData:
         own = torch.arange(rows, device=neighbours.device)[:, None]
         if rows and bool((neighbours == own).any(1).all()):
             raise ValueError(
-                f"{OWNER}: neighbours: each row names itself, expected other rows; leave itself out, which is "
-                "the first column of scikit-learn's kneighbors(x)"
+                f"{OWNER}: neighbours: each row names itself, expected other rows; leave out the first "
+                "column of scikit-learn's kneighbors(x)"
             )
         return neighbours.long()
 

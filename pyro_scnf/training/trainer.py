@@ -147,18 +147,17 @@ class _Late(loggers.Logger):
     def __init__(self, make: Callable[[], loggers.CSVLogger | loggers.TensorBoardLogger]) -> None:
         super().__init__()
         self.make = make
-        self.made: loggers.CSVLogger | loggers.TensorBoardLogger | None = None
+        self.made: loggers.Logger | None = None
 
     name = version = None
 
     @utilities.rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self.made is None:
-            self.made = self.make()
-            self.made.log_metrics(metrics, step)  # makes the folder
-            (Path(self.made.log_dir) / MARK).touch()  # a later run may remove it
-        else:
-            self.made.log_metrics(metrics, step)
+            made = self.make()
+            self.made, self.mark = made, Path(made.log_dir) / MARK
+        self.made.log_metrics(metrics, step)  # makes the folder
+        self.mark.touch()
 
     def log_hyperparams(self, *args: object, **kwargs: object) -> None:
         """There are none. The checkpoints hold the settings of a run."""
