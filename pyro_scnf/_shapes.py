@@ -132,7 +132,7 @@ def reference_tensor(module: nn.Module) -> Tensor:
 
 
 def first_tensor(module: nn.Module) -> Tensor | None:
-    """A parameter or buffer of ``module``, if it has any."""
+    """The first parameter or buffer of ``module``, if it has any."""
     return next(chain(module.parameters(), module.buffers()), None)
 
 

@@ -73,6 +73,10 @@ class Parts(NamedTuple):
         """
         for module in self.foreign:
             if isinstance(module, PyroModule) and module._pyro_context.active:
+                once = f"{id(module)} read by pyro_scnf"  # in a call
+                if module._pyro_context.get(once) is module:
+                    continue
+                module._pyro_context.set(once, module)
                 for name, parameter in list(module._parameters.items()):
                     if parameter is not None and parameter.requires_grad:
                         constrained = name.removesuffix("_unconstrained")

@@ -125,8 +125,8 @@ class ClassProbs(SumsOverSteps, PortableModule):
     def update(self) -> None:
         """A step of stepwise EM: :meth:`maximise`, and then forget a share ``1 - em_decay`` of the counts.
 
-        In the first step, the present probabilities count as much as endless earlier steps would have
-        counted, had these agreed with them. Without ``"em"``, and without counts, nothing changes.
+        In the first step, the present probabilities get the weight of an endless run of earlier steps
+        whose rows all agreed with them. Without ``"em"``, and without counts, nothing changes.
         """
         if not self.fitted_by_em or not bool(self.counts.sum() > 0):
             return

@@ -267,9 +267,12 @@ def test_curves_of_all_parts_of_a_run_in_order(tmp_path):
     }
     assert list(curves["loss"]) == [9, 19, 29, 39]
     whole = (tmp_path / "log/version_10/metrics.csv").read_text()
-    for unfinished in ("0,49,4.9", "0,49,4.9,1"):  # of 4.9,12.5: the run was killed while it wrote
+    for unfinished in ("0,49,4.9", "0,49,4.9,1"):  # the whole line ends in 4.9,12.5
         (tmp_path / "log/version_10/metrics.csv").write_text(whole + unfinished)
         assert analysis.read_log(tmp_path) == curves
+    (tmp_path / "log/version_1/.by_fit").touch()  # the mark of fit: the others are not of this run
+    assert analysis.read_log(tmp_path)["loss"] == {29: 2.9}
+    (tmp_path / "log/version_1/.by_fit").unlink()
     (tmp_path / "log/version_old").mkdir()
     (tmp_path / "log/version_old/metrics.csv").write_text("of somebody else\n")
     assert analysis.read_log(tmp_path) == curves

@@ -158,6 +158,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "context_dim": 2,
         "factor_out": True,
     },
+    flows.leading_components: {"event_shape": (6,), "latent_dim": 2, "couplings": 1, "width": 4},
     flows.realnvp: {
         **VECTOR,
         "levels": 1,

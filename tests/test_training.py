@@ -12,9 +12,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroSample
+from pyro.nn.module import to_pyro_module_
 from torch.nn.utils import parameters_to_vector
 from trainee import EVERY_TERM, grouped, jitter, make_data, make_model, train
 
@@ -39,6 +44,20 @@ def build(data, prior="gmm", **options):
     model = scnf.SemiSupervisedModel(flow, **options)
     model.initialize(data.x, data.y)
     return model
+
+
+def test_random_class_probabilities_with_a_guide_of_their_own():
+    """They have no value that labels could be checked against."""
+    data = toy("moons", num_train=200)
+    model = build(data, class_probs="learnable")
+    to_pyro_module_(model.class_probs)
+    del model.class_probs.logits
+    model.class_probs.logits = PyroSample(dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    guide = AutoNormal(poutine.block(model, expose=["class_probs.logits"]))
+    guide(data.x)
+    before = parameters_to_vector(guide.parameters())
+    assert fit(model, data, guide=guide, steps=3, progress=False).steps == 3
+    assert not torch.equal(parameters_to_vector(guide.parameters()), before)
 
 
 def nll(model, x):

@@ -24,6 +24,7 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
     TraceTMC_ELBO,
+    WeighedPredictive,
     config_enumerate,
 )
 from pyro.infer.reparam import TransformReparam
@@ -136,6 +137,20 @@ def test_options_of_labels_and_labels_conditioned_upon(x, options):
         ):
             scnf.elbo(poutine.condition(model, given))(**kwargs)
     assert poutine.condition(model, {"y": Y})(n=4).shape == (4, 2)  # it draws
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_labelled": 40, "num_unlabelled": 40}, {"labelled_weight": 2.0}, {"balanced_labels": True}],
+)
+def test_draws_of_a_guide_are_no_labels(x, options):
+    """``Predictive`` gives them to the model by ``poutine.condition``."""
+    model = scnf.SemiSupervisedModel(toy_flow("flow", dtype=F64), **options)
+    drawn = Predictive(model, guide=scnf.EMGuide(model, "sample"), num_samples=3, return_sites=("y", "x"))(x)
+    assert drawn["y"].shape == (3, 4)
+    assert Predictive(model, {"y": drawn["y"]}, return_sites=("x",))(x)["x"].shape == (3, 4, 2)
+    found = WeighedPredictive(model, guide=scnf.EMGuide(model, "sample"), num_samples=3)(x)
+    assert found.log_weights.isfinite().all()
 
 
 def test_labels_conditioned_upon(model, x):

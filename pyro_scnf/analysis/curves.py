@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from pyro_scnf.training.folder import MARK
+
 __all__ = ["read_log"]
 
 
@@ -25,6 +27,8 @@ def read_log(out: str | Path) -> dict[str, dict[int, float]]:
         for part in Path(out).expanduser().glob("log/version_*/metrics.csv")
     )
     parts = [part for _, part in sorted((int(number), part) for number, part in numbered if number.isdigit())]
+    of_fit = [part for part in parts if (part.parent / MARK).exists()]
+    parts = of_fit or parts  # logs without a mark are of another program, or of an earlier version
     if not parts:
         raise FileNotFoundError(
             f"{Path(out) / 'log'}: there is no log; train with fit(..., out={str(out)!r}, log='csv')"

@@ -57,8 +57,8 @@ class SemiSupervisedData:
         probably share its label. ``None`` before :func:`~pyro_scnf.datasets.link_neighbours`.
     :ivar label_log_prior: evidence about the labels of single rows, from a graph, annotators or another
         model: normalised log-probabilities ``(N, K)``, or ``None``. In training it takes the place of
-        :math:`\\log p(y)` in the rows without label. Validation in ``fit`` and the
-        tests of a trainer do not use it.
+        :math:`\\log p(y)` in the rows without label. Validation in ``fit`` and the tests of
+        a trainer do not use it.
     :ivar class_names: a name for each label ``0 .. K - 1``, all different, or ``None``.
     :ivar column_names: a name for each column of the rows of a table ``(N, D)``, all different, or ``None``.
     :raises ValueError: for what holds no numbers, such as a column of words; for NaN or infinity in data; for

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_number, check_whole, refuse_unused
+from pyro_scnf._warn import warn
 from pyro_scnf.datasets.convert import as_row_numbers
 from pyro_scnf.datasets.splits import (
     SPLITS,
@@ -92,7 +93,11 @@ def as_classes_with_names(
     >>> as_classes_with_names([10.0, float("nan"), 9.0], "label='grade'")
     (tensor([ 1, -1,  0]), ('9', '10'))
     """
-    words = [_word(entry, given) for entry in _entries(column, given)]
+    entries = _entries(column, given)
+    words = [_word(entry, given) for entry in entries]
+    hidden = sum(isinstance(entry, str) and entry.strip() == "None" for entry in entries)
+    if hidden:
+        warn(f"{given} holds the word 'None' in {hidden} rows, which is read as no label; rename a class")
     gap = None if unknown is None else _word(unknown, "unknown")
     distinct = {word for word in words if word is not None}
     meant = {word for word in distinct if _same(word, gap)}

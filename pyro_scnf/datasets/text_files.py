@@ -249,7 +249,7 @@ def read_csv(path: Path, header: int | None) -> Any:
 
 
 def _check_lines(path: Path) -> None:
-    """Raise if the columns are not separated by commas, or if a line has less columns than the first one.
+    """Raise if the columns are not separated by commas, or if a line has fewer columns than the first one.
 
     pandas fills such a line, as if its last columns were blank. It refuses lines with more columns itself,
     and skips blank lines before the first one.

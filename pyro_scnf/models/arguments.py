@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_scnf._checks import UNLABELLED, check_alike, validating
 from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import check_tensor, first_tensor
+from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import ClassProbs
 
 __all__ = ["check_draws", "check_flow", "check_possible", "check_ready_class_probs", "check_weights"]
@@ -36,11 +37,14 @@ def check_ready_class_probs(class_probs: ClassProbs, num_classes: int, flow: nn.
         )
 
 
-def check_possible(class_probs: ClassProbs, y: Tensor, name: str) -> None:
+def check_possible(class_probs: ClassProbs, balanced: bool, y: Tensor, name: str) -> None:
     """Raise if a row is labelled with a class of probability 0, because its likelihood would be 0.
 
+    :param bool balanced: whether labels were chosen by class. Then labelled rows do not depend on p(y).
     :param y: labels, -1 where unknown.
     """
+    if balanced or Parts.of((class_probs,)).are_random:
+        return
     impossible = class_probs.log_probs.isneginf().to(y.device)
     rows = ((y != UNLABELLED) & impossible[y.clamp(min=0)]).nonzero()[:, 0]
     if len(rows):

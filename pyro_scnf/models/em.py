@@ -189,8 +189,7 @@ def fit_by_em(
     if y is None:
         y = torch.full((len(x),), UNLABELLED)
     y = check_row_labels(y, len(x), model.flow.num_classes, "fit_by_em").to(reference_tensor(model).device)
-    if not model.balanced_labels:  # otherwise labelled rows do not depend on p(y)
-        check_possible(model.class_probs, y, "y")
+    check_possible(model.class_probs, model.balanced_labels, y, "y")
     with evaluating(model):
         try:
             encoded = [_encode(model, rows.to(y.device)) for rows in x.split(batch_size)]

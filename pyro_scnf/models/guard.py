@@ -32,6 +32,7 @@ from pyro_scnf._during import during
 from pyro_scnf.models.traces import NO_JACOBIAN, is_discrete, is_subsample
 
 __all__ = [
+    "computes_loss",
     "conditioned",
     "enumerates",
     "guard_child",
@@ -49,6 +50,11 @@ HIDDEN = (
 def enumerates() -> bool:
     """Whether a program runs with discrete sites enumerated, each along a dimension of its own."""
     return any(isinstance(m, EnumMessenger) for m in _PYRO_STACK)
+
+
+def computes_loss() -> bool:
+    """Whether a loss runs the program, and not ``Predictive`` or a tracer that looks at it."""
+    return any(isinstance(m, EnumMessenger) or _replays(m) for m in _PYRO_STACK)
 
 
 def conditioned(site: str) -> bool:
@@ -142,13 +148,16 @@ def _guard_store(name: str, module: nn.Module) -> None:
         return
     store = dict(pyro.get_param_store().named_parameters())
     for site, parameter, constrained in _named(name, module):
-        stored = parameter if constrained else store.get(site, parameter)  # a PyroParam takes the stored one
+        stored = (
+            parameter if constrained else store.get(site, parameter)
+        )  # a PyroParam computes with the stored one
         if stored is not parameter and parameter.requires_grad and not _trained(parameter, tracers):
             raise RuntimeError(
                 f"Pyro's store holds another tensor for {_readable(site)} than the model, and SVI would "
-                "train that one, not the model: call pyro.clear_param_store() before a new model is trained. "
-                "If a program runs two models, call pyro.module('name', model) for each of them first. (The "
-                "store also copies parameters in other memory formats than the contiguous one.)"
+                "train that one, not the model: call pyro.clear_param_store() before a new model is trained, "
+                "and load the model's state_dict rather than the store. If a program runs two models, call "
+                "pyro.module('name', model) for each of them first. (The store also copies parameters in "
+                "other memory formats than the contiguous one.)"
             )
 
 

@@ -21,7 +21,7 @@ from pyro_scnf._shapes import check_event, reference_tensor
 from pyro_scnf._state import Parts
 from pyro_scnf.class_probs import Categorical, ClassProbs, ClassProbsWord, categorical, check_class_probs
 from pyro_scnf.models.arguments import check_draws, check_flow, check_ready_class_probs, check_weights
-from pyro_scnf.models.guard import conditioned, guard_child, guard_data_site, guard_label_site
+from pyro_scnf.models.guard import computes_loss, conditioned, guard_child, guard_data_site, guard_label_site
 from pyro_scnf.models.plates import PartlyKnown, data_plate, weigh
 from pyro_scnf.models.sizes import Sizes
 from pyro_scnf.semi_conditional import SemiConditionalFlow
@@ -156,8 +156,9 @@ class SemiSupervisedModel(PyroModule):
                     f"{type(self).__name__}: nothing observed; give n, the number of rows to draw"
                 )
             evidence = None if label_log_prior is None else self.check_evidence(label_log_prior, rows)
-            scored = x is not None or conditioned("x")
-            if scored and y is None and conditioned("y"):
+            in_loss = computes_loss()  # Predictive conditions on draws, which are no labelled rows
+            scored = x is not None or (in_loss and conditioned("x"))
+            if in_loss and scored and y is None and conditioned("y"):
                 refuse_unused(
                     "labels come from poutine.condition; give them as an argument, model(x, y)",
                     num_labelled=self.num_labelled,

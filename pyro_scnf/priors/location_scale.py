@@ -270,8 +270,8 @@ class LocationScalePrior(ClassConditionalPrior):
     def update(self) -> None:
         """A step of stepwise EM: :meth:`maximise`, then forget a share ``1 - em_decay`` of the statistics.
 
-        In the first step, the present tables count as much as endless earlier steps would have counted, had
-        these agreed with them. One batch alone could move them far. Without statistics, nothing changes.
+        In the first step, the present tables get the weight of an endless run of earlier steps whose rows
+        all agreed with them. One batch alone could move them far. Without statistics, nothing changes.
 
         Reference: Cappé and Moulines, 2009.
         """

@@ -154,8 +154,7 @@ def check_rows(
         )
     y = check_labels(data.y, model.flow.num_classes, "data.y", "fit", unlabelled=True)
     known, change = y != UNLABELLED, as_augment(augment)
-    if not model.balanced_labels:  # otherwise labelled rows do not depend on p(y)
-        check_possible(model.class_probs, y, "data.y")
+    check_possible(model.class_probs, model.balanced_labels, y, "data.y")
     kinds: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
         ("data.x", data.x[known], change.labelled),
         ("data.x", data.x[~known], change),

@@ -110,7 +110,7 @@ def make_trainer(
         precision="32-true" if machine.precision == "32" else machine.precision,
         callbacks=made,
         plugins=[AtomicCheckpointIO(), *_cluster()],
-        # On SLURM, Lightning goes on from any hpc_ckpt_1.ckpt in this folder by itself. A file is no folder.
+        # On SLURM, Lightning goes on from any hpc_ckpt_1.ckpt in this folder by itself. The lock is a file.
         default_root_dir=kept.folder / LOCK,
         logger=_logger(log, kept.folder),
         log_every_n_steps=LOG_EVERY,
