@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ class Parts(NamedTuple):
                 once = f"{id(module)} read by pyro_scnf"  # in a call
                 if module._pyro_context.get(once) is module:
                     continue
-                module._pyro_context.set(once, module)
+                module._pyro_context.set(once, cast(Tensor, module))
                 for name, parameter in list(module._parameters.items()):
                     if parameter is not None and parameter.requires_grad:
                         constrained = name.removesuffix("_unconstrained")
