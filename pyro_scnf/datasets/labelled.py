@@ -97,7 +97,10 @@ def as_classes_with_names(
     words = [_word(entry, given) for entry in entries]
     hidden = sum(isinstance(entry, str) and entry.strip() == "None" for entry in entries)
     if hidden:
-        warn(f"{given} holds the word 'None' in {hidden} rows, which is read as no label; rename a class")
+        warn(
+            f"{given} holds the word 'None' in {hidden} rows, which means that they have no label; if it is "
+            "a class, give it another name"
+        )
     gap = None if unknown is None else _word(unknown, "unknown")
     distinct = {word for word in words if word is not None}
     meant = {word for word in distinct if _same(word, gap)}
