@@ -177,13 +177,29 @@ def test_labels_that_cannot_be_chosen():
         choose_labels(PARTLY, 3, split="stratified")
 
 
-def test_row_numbers_count_the_rows_that_are_left():
-    y = torch.arange(30) % 3
-    rows, shown, tested = choose_rows(y, 3, 0.2, [0, 1, 2, 3], seed=0)
-    assert len(rows) == 24
-    assert not set(rows.tolist()) & set(tested.tolist())
-    assert (shown != -1).nonzero()[:, 0].tolist() == [0, 1, 2, 3]
-    assert torch.equal(shown[:4], y[rows[:4]])
+@pytest.mark.parametrize("y", [torch.arange(30) % 3, PARTLY], ids=["all labelled", "with gaps"])
+def test_row_numbers_count_all_rows_and_name_training_rows(y):
+    given = torch.cat([(y == k).nonzero()[: 2 - k // 2, 0] for k in range(3)])
+    for seed in range(20):
+        rows, shown, tested = choose_rows(y, 3, 0.3, given, seed=seed)
+        assert sorted([*rows.tolist(), *tested.tolist()]) == list(range(len(y)))
+        assert set(rows[shown != -1].tolist()) == set(given.tolist())
+        assert torch.equal(shown[shown != -1], y[rows[shown != -1]])
+        # The share is one of all labelled rows, as if none had been named.
+        assert len(tested) == len(held_out_test(y, 0.3, seed)[1])
+    with pytest.raises(ValueError, match=r"leaves no row to test on.*and 30 rows are named to train on"):
+        choose_rows(torch.arange(30) % 3, 3, 0.2, range(30))
+
+
+def test_rows_that_are_named_stay_when_classes_are_thinned():
+    y, given = torch.arange(60) % 3, [0, 1, 2, 5, 59]
+    for seed in range(20):
+        rows, shown, tested = choose_rows(y, 3, 0.1, given, shares=[1, 0.5, 0.2], seed=seed)
+        assert set(rows[shown != -1].tolist()) == set(given)
+        assert y[rows].bincount().tolist() == [18, 9, 4]
+        assert y[tested].bincount().tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match=r"shares\[2\]=0.1: 2 of 20 rows of class 2 .*, and 3 of them"):
+        choose_labels(y, 3, given, shares=[1, 1, 0.1])
 
 
 # -- published sets --------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def features(
     :param source: ``"cifar10"``; or the path of a folder with a sub-folder of images for each class. Images
         in the sub-folder ``unlabelled``, and those in no sub-folder, have no label.
     :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
-        :func:`keep_labels`. By default all stay that there are.
+        :func:`keep_labels`. By default all stay that there are. Row numbers count the images of the source,
+        from 0. These images are training images, neither drawn to test on nor left out by ``shares``.
     :param test: for a folder: a second folder of the same form, or the share of the labelled images to test
         on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
     :param root: for ``"cifar10"``: the ``root`` folder of torchvision's data sets, see :func:`images`.
@@ -99,7 +100,7 @@ def features(
     :param str split: how labels are chosen, one of :data:`SPLITS`.
     :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
     :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By
-        default all stay. Row numbers in ``labels`` then count the images that stay.
+        default all stay.
     :param int seed: seed of the test rows and of the choice of labels.
     :param progress: a function that is told, after each 1024 encoded images, how many have features, and how
         many there are. Training and test images count apart.

@@ -17,15 +17,8 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_at_least, check_flag, check_whole, check_word
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.splits import (
-    Numbers,
-    Shares,
-    as_classes,
-    as_shares,
-    check_split,
-    keep_labels,
-    thin_classes,
-)
+from pyro_scnf.datasets.labelled import choose_labels
+from pyro_scnf.datasets.splits import Numbers, Shares, as_classes, as_shares, check_split
 
 __all__ = ["IMAGES", "ImageSet", "enlarged_digits", "images"]
 
@@ -111,7 +104,7 @@ def images(
         :func:`keep_labels`.
     :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
     :param shares: the share of the training images of each class that stays, see :func:`thin_classes`. By
-        default all stay. Row indices in ``labels`` then count the images that stay.
+        default all stay, and so do images whose row indices are in ``labels``.
     :param int seed: seed of the choice of labels and of held-out rows. The global generator plays no part.
     :param int num_val: unlabelled rows to hold out with :meth:`~SemiSupervisedData.hold_out`, with their
         true labels as ``y_val``. It does not change which labels are kept.
@@ -197,13 +190,14 @@ class _Choice:
         self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int
     ) -> SemiSupervisedData:
         """Thin the training rows, hide all but some of their labels, and hold rows out."""
-        x, truth = train if self.shares is None else thin_classes(*train, self.shares, self.seed)
-        shown = keep_labels(truth, num_classes, self.labels, self.split, self.seed, classes=self.classes)
-        data = SemiSupervisedData(x, shown, *test, num_classes)
+        x, truth = train
+        choice = (self.labels, self.split, self.classes, self.shares, self.seed)
+        rows, shown = choose_labels(truth, num_classes, *choice)
+        data = SemiSupervisedData(x[rows], shown, *test, num_classes)
         hidden = int((data.y == UNLABELLED).sum())
         if self.num_val and self.num_val >= hidden:
             raise ValueError(f"num_val={self.num_val}: expected less than the {hidden} unlabelled rows")
-        return data.hold_out(self.num_val, self.seed, truth) if self.num_val else data
+        return data.hold_out(self.num_val, self.seed, truth[rows]) if self.num_val else data
 
 
 def _read(name: str, root: Path, download: bool) -> list[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -222,7 +223,9 @@ def drawn_share(test: object) -> float | None:
     return float(test) if isinstance(test, Real) else None
 
 
-def held_out_test(y: Tensor, share: float, seed: int, given: str = "test") -> tuple[Tensor, Tensor]:
+def held_out_test(
+    y: Tensor, share: float, seed: int, given: str = "test", keep: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw test rows among the labelled rows, in proportion to the classes.
 
     Each class keeps a labelled row to train on. Rows without a label are training rows.
@@ -231,6 +234,7 @@ def held_out_test(y: Tensor, share: float, seed: int, given: str = "test") -> tu
     :param float share: the share of the labelled rows to test on, from 0 to below 1; 0 for none.
     :param int seed: seed of the choice. The global generator plays no part.
     :param given: the argument that holds the share, for messages.
+    :param keep: rows that are training rows in any case, as truth values ``(N,)``.
     :return: the numbers of the training rows and of the test rows, both in the order of the data.
     :raises ValueError: for a share out of range, and for one above 0 that leaves no test row.
 
@@ -245,14 +249,17 @@ def held_out_test(y: Tensor, share: float, seed: int, given: str = "test") -> tu
         return torch.arange(len(y)), torch.arange(0)
     sizes = torch.bincount(y[y != UNLABELLED])
     labelled = int(sizes.sum())
-    counts = SPLITS["stratified"](sizes, round(share * labelled)).minimum((sizes - 1).clamp(min=0))
+    open_to = y if keep is None else y.masked_fill(keep, UNLABELLED)
+    most = torch.bincount(open_to[open_to != UNLABELLED], minlength=len(sizes)).minimum(sizes - 1)
+    counts = SPLITS["stratified"](sizes, round(share * labelled)).minimum(most.clamp(min=0))
     if not counts.sum():
+        named = "" if keep is None else f", and {int(keep.sum())} rows are named to train on"
         raise ValueError(
             f"{given}={share:g}: this share of {labelled} labelled rows leaves no row to test on, because "
-            f"each of the {int((sizes > 0).sum())} classes keeps one to train on. Give a larger share, test "
-            "data of their own, or 0 for no test rows"
+            f"each of the {int((sizes > 0).sum())} classes keeps one to train on{named}. Give a larger "
+            "share, test data of their own, or 0 for no test rows"
         )
-    tested = draw_labels(y, counts, given, seed) != UNLABELLED
+    tested = draw_labels(open_to, counts, given, seed) != UNLABELLED
     return (~tested).nonzero()[:, 0], tested.nonzero()[:, 0]
 
 
@@ -270,7 +277,7 @@ def choose_labels(
     :param y: labels ``(N,)``, -1 where there is none.
     :param int num_classes: number of labels K.
     :param labels: how many labels to keep, or the numbers of the rows that keep theirs, see
-        :func:`keep_labels`; ``None`` keeps all. Row numbers count the rows that stay.
+        :func:`keep_labels`; ``None`` keeps all. These rows stay, whatever ``shares`` are.
     :param str split: how labels are chosen, one of :data:`SPLITS`.
     :param classes: the classes that keep labels; by default all.
     :param shares: the share of the rows of each class that stays, see :func:`thin_classes`. By default all.
@@ -286,28 +293,50 @@ def choose_labels(
     check_split(0 if labels is None else labels, split, seed)
     if labels is None and split != "balanced":
         refuse_unused("all labels stay; give labels, too", split=split)
-    chosen = as_classes(classes, num_classes)
+    hide = partial(_hide, num_classes, labels, split, classes, seed)
     rows = torch.arange(len(y))
+    if shares is None:
+        return rows, hide(y)
     gaps = int((y == UNLABELLED).sum())
-    if shares is not None:
-        if gaps:
-            raise ValueError(
-                f"shares={shares}: {gaps} of {len(y)} rows have no label, so nobody knows of which class "
-                "they are; leave shares out"
-            )
-        kept, y = thin_classes(rows[:, None], y, shares, seed)
-        rows = kept[:, 0]
+    if gaps:
+        raise ValueError(
+            f"shares={shares}: {gaps} of {len(y)} rows have no label, so nobody knows of which class "
+            "they are; leave shares out"
+        )
+    named = hide(y) if rows_named(labels) else None
+    keep = None if named is None else (named != UNLABELLED).nonzero()[:, 0]
+    rows = thin_classes(rows[:, None], y, shares, seed, keep=keep)[0][:, 0]
+    return rows, hide(y[rows]) if named is None else named[rows]
+
+
+def _hide(
+    num_classes: int,
+    labels: int | Numbers | None,
+    split: str,
+    classes: Numbers | None,
+    seed: int,
+    y: Tensor,
+) -> Tensor:
+    """The labels ``(N,)`` as they are shown: all, or those that :func:`keep_labels` keeps, and -1."""
+    chosen, gaps = as_classes(classes, num_classes), y == UNLABELLED
     if labels is None:
-        return rows, torch.where(torch.isin(y, torch.tensor(chosen)), y, UNLABELLED)
-    if not gaps:
-        return rows, keep_labels(y, num_classes, labels, split, seed, classes=classes)
-    if not isinstance(labels, Integral):
+        return torch.where(torch.isin(y, torch.tensor(chosen)), y, UNLABELLED)
+    if not gaps.any():
+        return keep_labels(y, num_classes, labels, split, seed, classes=classes)
+    if rows_named(labels):
         asked = as_row_numbers(labels, "labels", "choose_labels").flatten().tolist()
-        blank = [row for row in asked if row in range(len(y)) and y[int(row)] == UNLABELLED]
+        blank = [row for row in asked if row in range(len(y)) and gaps[int(row)]]
         if blank:
             raise ValueError(f"labels: row {int(blank[0])} has no label in the data; leave it out")
-    filled = torch.where(y == UNLABELLED, num_classes, y)  # rows without label as a class that keeps none
-    return rows, keep_labels(filled, num_classes + 1, labels, split, seed, classes=chosen)
+    filled = torch.where(gaps, num_classes, y)  # rows without label as a class that keeps none
+    return keep_labels(filled, num_classes + 1, labels, split, seed, classes=chosen)
+
+
+def rows_named(labels: object) -> bool:
+    """Whether ``labels`` holds numbers of rows, not how many labels to keep."""
+    if isinstance(labels, Tensor | np.ndarray):
+        return labels.ndim > 0
+    return labels is not None and not isinstance(labels, Integral)
 
 
 def choose_rows(
@@ -322,13 +351,19 @@ def choose_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw test rows by :func:`held_out_test`, and choose among the others by :func:`choose_labels`.
 
+    Rows that ``labels`` names are training rows. They are neither drawn to test on nor thinned away.
+
     :param y: labels ``(N,)``, -1 where there is none.
     :param share: the share of the labelled rows to test on; ``None`` for no test row.
-    :param labels: how many labels to keep of the other rows, or the numbers of those that keep theirs. They
-        count the rows that are left when test rows and thinned classes are taken away.
+    :param labels: how many labels to keep of the other rows, or the numbers of the rows that keep theirs,
+        which count all rows.
     :return: the numbers of the training rows ``(M,)``, their labels ``(M,)``, -1 where hidden, and the
         numbers of the test rows.
     """
-    train, tested = held_out_test(y, share or 0.0, seed)
+    named = None
+    if share and rows_named(labels):
+        named = choose_labels(y, num_classes, labels, classes=classes)[1] != UNLABELLED
+    train, tested = held_out_test(y, share or 0.0, seed, keep=named)
+    labels = labels if named is None else named[train].nonzero()[:, 0]
     rows, shown = choose_labels(y[train], num_classes, labels, split, classes, shares, seed)
     return train[rows], shown, tested

@@ -125,7 +125,9 @@ def keep_labels(
     return draw_labels(y, counts, f"labels={labels}", seed)
 
 
-def thin_classes(x: Tensor, y: Tensor, shares: Shares, seed: int = 0) -> tuple[Tensor, Tensor]:
+def thin_classes(
+    x: Tensor, y: Tensor, shares: Shares, seed: int = 0, *, keep: Numbers | None = None
+) -> tuple[Tensor, Tensor]:
     """Keep a random share of the rows of each class, for classes that differ in size.
 
     Thin first and hide labels then: ``x, y = thin_classes(x, y, shares)``, ``keep_labels_per_class(y, 100)``.
@@ -136,9 +138,11 @@ def thin_classes(x: Tensor, y: Tensor, shares: Shares, seed: int = 0) -> tuple[T
     :param y: the labels of all rows, ``(N,)``.
     :param shares: the share of each class ``(K,)``, 0 to 1. The number of rows is rounded.
     :param int seed: seed of the choice. The global generator plays no part.
+    :param keep: the numbers of rows that stay, such as those with a label; they count as part of the share.
     :return: the rows kept and their labels.
     :raises ValueError: for rows without a label, or labels and rows that differ in number; for fewer shares
-        than classes; if no row is left in all, or of a class whose share is above 0.
+        than classes; if no row is left in all, or of a class whose share is above 0; for row numbers that
+        are repeated or out of range, or more of them than the share of their class.
 
     Izmailov et al., *Semi-supervised learning with normalizing flows*, 2020, appendix K, keep all of MNIST's
     classes 0 to 2, 75 % of 3 to 5, 50 % of 6 to 8, and 25 % of 9.
@@ -164,7 +168,17 @@ def thin_classes(x: Tensor, y: Tensor, shares: Shares, seed: int = 0) -> tuple[T
             )
     if not any(counts):
         raise ValueError(f"shares={shares}: no row would be left, expected a share above 0")
-    kept = _choose(labels, counts, seed)
+    stay = torch.zeros_like(labels, dtype=torch.bool)
+    if keep is not None:
+        numbers = as_row_numbers(keep, "keep", "thin_classes").to(labels.device)
+        stay[_check_row_numbers(numbers, len(labels), "keep")] = True
+    for k, (count, needed) in enumerate(zip(counts, torch.bincount(labels[stay]).tolist(), strict=False)):
+        if needed > count:
+            raise ValueError(
+                f"shares[{k}]={parts[k]}: {count} of {int(sizes[k])} rows of class {k} would be left, and "
+                f"{needed} of them were named to stay; give a larger share"
+            )
+    kept = _choose(labels, counts, seed, stay)
     return rows[kept.to(rows.device)], labels[kept]
 
 
@@ -266,30 +280,25 @@ def draw_labels(y: Tensor, counts: Tensor | Sequence[int], given: str, seed: int
     return torch.where(_choose(y, counts, seed), y, UNLABELLED)
 
 
-def _choose(y: Tensor, counts: Sequence[int], seed: int) -> Tensor:
-    """Choose ``counts[k]`` random rows of each class k. Return where they are, as truth values ``(N,)``."""
+def _choose(y: Tensor, counts: Sequence[int], seed: int, first: Tensor | None = None) -> Tensor:
+    """Choose ``counts[k]`` random rows of each class k. Return where they are, as truth values ``(N,)``.
+
+    :param first: rows to choose before all others, as truth values ``(N,)``.
+    """
     generator = torch.Generator().manual_seed(int(seed))
     chosen = torch.zeros_like(y, dtype=torch.bool)
     for k, count in enumerate(counts):
         rows = (y == k).nonzero()[:, 0]
-        chosen[rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]] = True
+        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+        if first is not None:
+            rows = torch.cat([rows[first[rows]], rows[~first[rows]]])
+        chosen[rows[:count]] = True
     return chosen
 
 
 def _check_rows(rows: Tensor, y: Tensor, classes: list[int], num_classes: int) -> Tensor:
     """Raise unless ``rows`` are distinct row indices that cover the ``classes``. Return them as int64."""
-    if rows.dim() != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
-        raise ValueError(
-            f"labels: a tensor of shape {tuple(rows.shape)} and dtype {rows.dtype}; "
-            "expected a number, or integer row indices of shape (n,)"
-        )
-    rows = rows.long()
-    outside = rows[(rows < 0) | (rows >= len(y))]
-    if len(outside):
-        raise ValueError(f"labels: row index {int(outside[0])}, expected 0..{len(y) - 1}")
-    repeated = len(rows) - len(rows.unique())
-    if repeated:
-        raise ValueError(f"labels: {repeated} of {len(rows)} row indices are repeated, expected each once")
+    rows = _check_row_numbers(rows, len(y), "labels", "a number, or ")
     present = set(y[rows].tolist())
     absent = [k for k in classes if k not in present]
     if absent:
@@ -301,4 +310,21 @@ def _check_rows(rows: Tensor, y: Tensor, classes: list[int], num_classes: int) -
     others = sorted(present - set(classes))
     if others:
         raise ValueError(f"labels: rows of class {', '.join(map(str, others))}, expected only {classes}")
+    return rows
+
+
+def _check_row_numbers(rows: Tensor, count: int, name: str, otherwise: str = "") -> Tensor:
+    """Raise unless ``rows`` are distinct numbers of ``count`` rows. Return them as int64."""
+    if rows.dim() != 1 or rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise ValueError(
+            f"{name}: a tensor of shape {tuple(rows.shape)} and dtype {rows.dtype}; expected {otherwise}"
+            "integer row indices of shape (n,)"
+        )
+    rows = rows.long()
+    outside = rows[(rows < 0) | (rows >= count)]
+    if len(outside):
+        raise ValueError(f"{name}: row index {int(outside[0])}, expected 0..{count - 1}")
+    repeated = len(rows) - len(rows.unique())
+    if repeated:
+        raise ValueError(f"{name}: {repeated} of {len(rows)} row indices are repeated, expected each once")
     return rows

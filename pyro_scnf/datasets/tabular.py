@@ -65,7 +65,8 @@ def tabular(
     :param label: the column of labels, of your own table: words, whole numbers or truth values, and a blank
         where there is no label. The classes are in the order of their names. Arrays need none.
     :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
-        :func:`keep_labels`. By default all stay that there are.
+        :func:`keep_labels`. By default all stay that there are. Row numbers count the rows of the source,
+        from 0. These rows are training rows, neither drawn to test on nor left out by ``shares``.
     :param test: a second file or data frame with the same columns in any order, or the share of the labelled
         rows to test on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default, and 0.1
         of ``"miniboone"``; 0 leaves no test row.
@@ -77,7 +78,7 @@ def tabular(
     :param str split: how labels are chosen, one of :data:`SPLITS`.
     :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
     :param shares: the share of the training rows of each class that stays, see :func:`thin_classes`. By
-        default all stay. Row numbers in ``labels`` then count the rows that stay.
+        default all stay.
     :param int seed: seed of the test rows and of the choice of labels.
     :raises ValueError: for columns that are not there, or not in both tables; for infinity; for numbers so
         large that the default dtype rounds off what tells them apart, such as times in seconds since 1970;

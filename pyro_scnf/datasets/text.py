@@ -75,7 +75,8 @@ def text(
     :param source: the name of one of :data:`TEXTS`; or texts of your own, as the path of a CSV file whose
         first line names its columns, or as a data frame. A row without a label has a blank there.
     :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
-        :func:`keep_labels`. By default all stay that there are.
+        :func:`keep_labels`. By default all stay that there are. Row numbers count the texts of the source,
+        from 0. These texts are training texts, neither drawn to test on nor left out by ``shares``.
     :param test: for texts of your own: a second file or data frame, or the share of the labelled rows to test
         on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
     :param root: the folder below which the files of a named set are.
@@ -95,7 +96,7 @@ def text(
     :param str split: how labels are chosen, one of :data:`SPLITS`.
     :param classes: the classes that keep labels; by default all, see :func:`keep_labels`.
     :param shares: the share of the training texts of each class that stays, see :func:`thin_classes`. By
-        default all stay. Row numbers in ``labels`` then count the texts that stay.
+        default all stay.
     :param int seed: seed of the test rows and of the choice of labels.
     :param progress: a function that is told, after each 1024 encoded texts of a file, how many of its texts
         have embeddings, and how many texts it has.
