@@ -691,6 +691,18 @@ CLASS_ERRORS = {
         r"shares\[1\]=0.02: none of the 19 rows of class 1 would be left; give 0 to leave the class out",
     ),
     "none left": (lambda: thin_classes(X, SKEWED, [0, 0, 0]), r"shares=\[0, 0, 0\]: no row would be left"),
+    "rows to keep": (
+        lambda: thin_classes(X, SKEWED, [1, 1, 1], keep=[50]),
+        r"keep: row index 50, expected 0",
+    ),
+    "rows to keep twice": (
+        lambda: thin_classes(X, SKEWED, [1, 1, 1], keep=[5, 5]),
+        "keep: 1 of 2 row indices are repeated",
+    ),
+    "no rows to keep": (
+        lambda: thin_classes(X, SKEWED, [1, 1, 1], keep=[0.5]),
+        r"keep: a tensor of shape \(1,\) and dtype torch.float64; expected integer row indices",
+    ),
     "lengths": (lambda: thin_classes(X[1:], SKEWED, [1, 1, 1]), "y has 50 labels and x has 49 rows"),
     "hidden": (
         lambda: thin_classes(X, SKEWED.masked_fill(SKEWED == 1, -1), [1, 1, 1]),

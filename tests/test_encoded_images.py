@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_scnf.datasets import IMAGE_ENCODERS, IMAGES, Encoder, features, keep_labels
 from pyro_scnf.datasets.image_folder import as_square
-from pyro_scnf.datasets.labelled import held_out_test
+from pyro_scnf.datasets.row_choice import held_out_test
 
 
 class Stub:

@@ -330,6 +330,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "y": torch.arange(12) % 3,
         "shares": (1.0, 0.5, 0.0),
         "seed": 1,
+        "keep": (0, 1),
     },
     datasets.neighbour_graph: {
         "x": torch.rand(12, 1, 4, 4),
@@ -449,7 +450,8 @@ OPTIONS = [
     option
     for options in PUBLIC.values()
     for option in options
-    if option.owner not in NO_OPTIONS and option.name not in {"fill", "classes"}  # they may be 0 or below
+    if option.owner not in NO_OPTIONS
+    and option.name not in {"fill", "classes", "keep"}  # they may be 0 or below
 ]
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_scnf.datasets import TABLES, SemiSupervisedData, TableNoise, repeated_widths, tabular
-from pyro_scnf.datasets.labelled import as_classes_with_names, held_out_test
+from pyro_scnf.datasets.label_columns import as_classes_with_names
+from pyro_scnf.datasets.row_choice import held_out_test
 
 
 def mixed(count: int = 40) -> pd.DataFrame:

@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_scnf.datasets import SENTENCE_ENCODERS, TEXTS, Encoder, embedding_cache, keep_labels, text
-from pyro_scnf.datasets.labelled import (
-    as_classes_with_names,
-    as_named_labels,
-    choose_labels,
-    choose_rows,
-    held_out_test,
-)
+from pyro_scnf.datasets.label_columns import as_classes_with_names, as_named_labels
+from pyro_scnf.datasets.row_choice import choose_labels, choose_rows, held_out_test
 from pyro_scnf.datasets.text_files import clean_answer, clean_news
 
 

@@ -23,7 +23,7 @@ from pyro_scnf.datasets.embedding_cache import (
 )
 from pyro_scnf.datasets.image_folder import LabelledImages, Picture, as_square, content_of, read_folder
 from pyro_scnf.datasets.images import images
-from pyro_scnf.datasets.labelled import choose_rows, drawn_share
+from pyro_scnf.datasets.row_choice import choose_rows, drawn_share
 from pyro_scnf.datasets.splits import Numbers, Shares, check_split
 
 __all__ = ["IMAGE_ENCODERS", "features"]

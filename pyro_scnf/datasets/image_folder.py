@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
-from pyro_scnf.datasets.labelled import SHARE
+from pyro_scnf.datasets.row_choice import SHARE
 
 __all__ = ["LabelledImages", "Picture", "as_square", "content_of", "read_folder"]
 

@@ -17,7 +17,7 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_at_least, check_flag, check_whole, check_word
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.labelled import choose_labels
+from pyro_scnf.datasets.row_choice import choose_labels
 from pyro_scnf.datasets.splits import Numbers, Shares, as_classes, as_shares, check_split
 
 __all__ = ["IMAGES", "ImageSet", "enlarged_digits", "images"]

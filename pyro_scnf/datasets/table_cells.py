@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_scnf.datasets.labelled import GAPS, NUMBER
+from pyro_scnf.datasets.label_columns import GAPS, NUMBER
 
 __all__ = [
     "DATE_REMEDY",

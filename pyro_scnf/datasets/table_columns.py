@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_scnf._warn import warn
-from pyro_scnf.datasets.labelled import NUMBER
+from pyro_scnf.datasets.label_columns import NUMBER
 from pyro_scnf.datasets.rounding import check_resolution, noise_of
 from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels
-from pyro_scnf.datasets.labelled import SHARE, as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.label_columns import as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.row_choice import SHARE
 from pyro_scnf.datasets.table_cells import NAMELESS_REMEDY
 from pyro_scnf.datasets.text_files import DAMAGED, read_csv
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_scnf._numbers import check_word, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
-from pyro_scnf.datasets.labelled import choose_rows, drawn_share
+from pyro_scnf.datasets.row_choice import choose_rows, drawn_share
 from pyro_scnf.datasets.splits import Numbers, Shares, check_split
 from pyro_scnf.datasets.table_cells import read_cells
 from pyro_scnf.datasets.table_columns import BLANKS, fit_columns

@@ -17,8 +17,8 @@ from pyro_scnf._extras import require
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.embedding_cache import Encode, Encoder, Progress, chosen_encoder, embed
-from pyro_scnf.datasets.labelled import choose_rows, drawn_share
 from pyro_scnf.datasets.ready_embeddings import ReadyRows, read_embeddings
+from pyro_scnf.datasets.row_choice import choose_rows, drawn_share
 from pyro_scnf.datasets.splits import Numbers, Shares, check_split
 from pyro_scnf.datasets.text_files import TEXTS, Corpus, read_own, read_set
 

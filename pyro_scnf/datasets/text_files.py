@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_scnf.datasets.labelled import SHARE, as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.label_columns import as_classes_with_names, as_named_labels, column_of
+from pyro_scnf.datasets.row_choice import SHARE
 
 __all__ = ["DAMAGED", "TEXTS", "Corpus", "TextFile", "TextSet", "read_csv", "read_own", "read_set"]
 
