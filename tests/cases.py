@@ -498,6 +498,7 @@ PRIORS: dict[str, PriorCase] = {
     "student-t-image": prior("student-t:df=3.0,fit_df=gradient", (2, 2, 1)),
     "student-t-em": prior("student-t:fit_means=em,fit_scales=em"),
     "student-t-full": prior("student-t:covariance=full,fit_df=gradient", (2, 2, 1)),
+    "gmm-pooled-em": prior("gmm:covariance=full,pooled=0.5,fit_scales=em"),
     "student-t-full-em": prior("student-t:covariance=full,components=2,fit_means=em,fit_scales=em"),
     "student-t-components": prior("student-t:components=2,fit_weights=em"),
 }

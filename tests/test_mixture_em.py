@@ -74,20 +74,41 @@ def test_scatter_about_other_points_and_forgetting():
 
 # -- exact EM, against other implementations -------------------------------------------------------
 @pytest.mark.parametrize(
-    ("covariance", "theirs"), [("diagonal", "diag"), ("full", "full"), ("isotropic", "spherical")]
+    ("covariance", "theirs"),
+    [
+        ("diagonal", "diag"),
+        ("full", "full"),
+        ("isotropic", "spherical"),
+        ("full,pooled=1", "tied"),
+        ("full,pooled=0.3", "both"),
+    ],
 )
 def test_one_iteration_is_that_of_scikit_learn(covariance, theirs):
+    if theirs == "both":
+        own, shared = one_iteration_of("full", "full"), one_iteration_of("full,pooled=1", "tied")
+        assert relative(one_iteration_of(covariance), 0.7 * own + 0.3 * shared) < 1e-9
+    else:
+        one_iteration_of(covariance, theirs)
+
+
+def one_iteration_of(covariance, theirs=None):
+    """The covariances after an iteration, compared with those of scikit-learn if it has the kind."""
+    torch.manual_seed(0)
     model = model_of(f"gmm:covariance={covariance},{EM}", class_probs="em")
     x, _, _ = blobs()
     with torch.no_grad():
         z = model.flow.encode(x)[1]
         model.flow.prior.loc.copy_(z[:3])
     scale = model.flow.prior.log_scale.exp()
-    if covariance == "full":
+    if model.flow.prior.full:
         tril = torch.diag_embed(scale) + model.flow.prior.off_diagonal.tril(-1)
         precisions = torch.linalg.inv(tril @ tril.mT)
+        precisions = precisions[0] if theirs == "tied" else precisions
     else:
         precisions = scale.pow(-2)
+    if theirs is None:
+        scnf.models.fit_by_em(model, x, iterations=1)
+        return covariances_of(model.flow.prior)
     reference = GaussianMixture(
         3,
         covariance_type=theirs,
@@ -103,11 +124,18 @@ def test_one_iteration_is_that_of_scikit_learn(covariance, theirs):
     prior = model.flow.prior
     assert relative(prior.loc, torch.from_numpy(reference.means_)) < 1e-9
     assert relative(model.class_probs.log_probs.exp(), torch.from_numpy(reference.weights_)) < 1e-9
-    variances = prior.log_scale.exp().square()
-    if covariance == "full":
-        tril = torch.diag_embed(prior.log_scale.exp()) + prior.off_diagonal.tril(-1)
-        variances = tril @ tril.mT
-    assert relative(variances, torch.from_numpy(reference.covariances_)) < 1e-9
+    expected = torch.from_numpy(reference.covariances_)
+    assert relative(covariances_of(prior), expected.expand_as(covariances_of(prior))) < 1e-9
+    return covariances_of(prior)
+
+
+def covariances_of(prior):
+    """The covariances of the components; variances unless they are full."""
+    scale = prior.log_scale.exp()
+    if not prior.full:
+        return scale.square()
+    tril = torch.diag_embed(scale) + prior.off_diagonal.tril(-1)
+    return tril @ tril.mT
 
 
 def test_one_iteration_with_multivariate_student_t_is_that_of_peel_and_mclachlan():
@@ -147,6 +175,7 @@ SPECS = st.sampled_from(
         f"gmm:covariance=shared,{EM}",
         f"gmm:covariance=isotropic,{EM}",
         f"gmm:covariance=full,{EM}",
+        f"gmm:covariance=full,pooled=1,{EM}",
         "gmm:fit_means=em,fit_scales=fixed",
         "gmm:fit_means=fixed,fit_scales=em",
         "gmm:covariance=full,fit_means=gradient,fit_scales=em",
@@ -155,6 +184,7 @@ SPECS = st.sampled_from(
         f"gmm:components=3,fit_weights=em,covariance=full,{EM}",
         f"student-t:df=3.0,{EM}",
         f"student-t:covariance=full,df=3.0,{EM}",
+        f"student-t:covariance=full,pooled=1,df=3.0,{EM}",
         f"student-t:components=2,covariance=full,fit_weights=em,{EM}",
         "student-t:components=2,fit_weights=em,fit_means=em,fit_scales=fixed",
     ]

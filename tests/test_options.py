@@ -104,12 +104,13 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         **VECTOR,
         "num_classes": 3,
         "covariance": "full",
+        "pooled": 0.5,
         "components": 2,
         "means": "random",
         "separation": 2.0,
         "scale": 0.5,
         "fit_means": "em",
-        "fit_scales": "fixed",
+        "fit_scales": "em",
         "fit_weights": "gradient",
         "learn_means": None,
         "learn_scales": None,
@@ -119,6 +120,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         **VECTOR,
         "num_classes": 3,
         "covariance": "full",
+        "pooled": 0.5,
         "df": 4.0,
         "fit_df": "gradient",
         "components": 2,
@@ -126,7 +128,7 @@ VALID: dict[Callable[..., Any], dict[str, Any]] = {
         "separation": 2.0,
         "scale": 0.5,
         "fit_means": "em",
-        "fit_scales": "fixed",
+        "fit_scales": "em",
         "fit_weights": "gradient",
         "learn_means": None,
         "learn_scales": None,
@@ -647,7 +649,7 @@ def test_strings_dicts_and_keyword_arguments_give_the_same(options):
 # -- names of options ------------------------------------------------------------------------------
 GMM = (
     "covariance, components, means, separation, scale, fit_means, fit_scales, fit_weights, learn_means, "
-    "learn_scales, em_decay"
+    "learn_scales, pooled, em_decay"
 )
 
 

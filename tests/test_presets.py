@@ -421,6 +421,11 @@ def test_what_is_recommended_for_many_rows(tmp_path):
     assert not any(preset.augment.widths[:7])
     for word in ("table of 6000 rows and 8 columns, 20 of them", "full covariance", "values repeat: 1"):
         assert word in preset.why
+    # Of 3000 rows of a class, 200 for each component count as of the pooled covariance.
+    pooled = 200 * preset.flow.leading / (200 * preset.flow.leading + 3000)
+    assert preset.prior.endswith(f",pooled={pooled:.2f}")
+    assert f"{pooled:.0%} of that of each" in preset.why
+    assert preset.model.labelled_weight == pytest.approx(0.1 * 5980 / 20)
     assert pickle.loads(pickle.dumps(preset)) == preset
     torch.manual_seed(0)
     model = preset.make_model(data)
@@ -483,7 +488,7 @@ def test_no_class_gets_more_components_than_its_rows_can_tell():
     rows = torch.randn(5000, 200, generator=torch.Generator().manual_seed(0))
     data = SemiSupervisedData(rows, torch.arange(5000) % 5, rows[:5], torch.arange(5), 5)
     assert LeadingComponents(rows).leading > 150
-    assert recommended(data).flow.leading == 50
+    assert recommended(data).flow.leading == 20
 
 
 def test_features_of_a_graph_are_leading_components():

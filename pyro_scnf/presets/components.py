@@ -26,11 +26,17 @@ __all__ = ["ComponentsFlow", "LeadingComponents", "components_preset", "table_no
 MANY_ROWS = 5000
 """From so many rows on, a table gets this preset."""
 
-ROWS_PER_COMPONENT = 20
+ROWS_PER_COMPONENT = 50
 """On average, each class has so many rows for each component of :math:`z_f`."""
 
 EXPLAINED = 0.9
 r""":math:`z_f` has so many principal components that they hold this share of the variance."""
+
+POOLED_ROWS = 200
+"""The pooled covariance counts as so many rows of a class for each component of :math:`z_f`."""
+
+LABELLED_SHARE = 0.1
+"""The labelled rows together count as this share of the unlabelled ones, or once each if that is more."""
 
 PRIOR = "student-t:covariance=full,df=8,fit_means=em,fit_scales=em"
 
@@ -146,6 +152,9 @@ def components_preset(data: SemiSupervisedData) -> Preset:
     leading = min(leading, max(1, rows // (ROWS_PER_COMPONENT * data.num_classes)))
     spread = sum(width > 0 for width in noise.widths)
     known = int((data.y != UNLABELLED).sum())
+    counted = POOLED_ROWS * leading
+    pooled = round(counted / (counted + rows / data.num_classes), 2)
+    prior = f"{PRIOR},pooled={pooled}"
     return Preset(
         flow=ComponentsFlow(columns, leading),
         augment=noise,
@@ -153,15 +162,16 @@ def components_preset(data: SemiSupervisedData) -> Preset:
         steps=400,
         batch_size=1024,
         labelled_batch_size=min(known, 256),
-        model=ModelOptions(scaled=True),
+        model=ModelOptions(scaled=True, labelled_weight=max(1.0, LABELLED_SHARE * (rows - known) / known)),
         terms=(),
-        prior=PRIOR if leading < columns else f"{PRIOR},fit_df=gradient",  # training needs a parameter
+        prior=prior if leading < columns else f"{prior},fit_df=gradient",  # training needs a parameter
         why=(
             f"x is a table of {rows} rows and {columns} columns, {known} of them with one of "
             f"{data.num_classes} labels. Flow: quantiles of the columns to normal ones, and principal "
             f"components. The {leading} leading ones, of up to {EXPLAINED:.0%} of the variance, depend on "
             "the label. Prior: a Student-t distribution with a full covariance for each class, by EM, "
             "because so many rows determine it, and its heavy tails let no outlier decide. "
+            f"The pooled covariance of all classes is {pooled:.0%} of that of each, more if rows are few. "
             f"Columns whose values repeat: {spread}; noise gives these a density."
         ),
     )

@@ -86,6 +86,7 @@ class LocationScalePrior(ClassConditionalPrior):
         fit_weights: Fit | None,
         learn_means: bool | None,
         learn_scales: bool | None,
+        pooled: float,
         em_decay: float | None,
     ) -> None:
         super().__init__(event_shape, num_classes)
@@ -100,6 +101,9 @@ class LocationScalePrior(ClassConditionalPrior):
             refuse_unused("with components=1 there are no weights within a class", fit_weights=fit_weights)
         if not self.fitted_by_em:
             refuse_unused("no option fit_... is 'em'", em_decay=em_decay)
+        self.pooled = check_number("pooled", pooled, at_least=0, at_most=1)
+        if not full or self.fits["fit_scales"] != "em":
+            refuse_unused("it needs covariance='full' and fit_scales='em'", pooled=self.pooled or None)
         self.em_decay = 0.99 if em_decay is None else check_number("em_decay", em_decay, at_least=0, below=1)
         scale, separation = check_scale("scale", scale), check_scale("separation", separation, zero=True)
         self.means, self.separation = means if isinstance(means, str) else "given", separation
@@ -325,7 +329,9 @@ class LocationScalePrior(ClassConditionalPrior):
         """Set the scales of ``live`` components from the scatter about means, ``(P, D)`` or ``(P, D, D)``."""
         if not self.full:
             raise NotImplementedError(f"{type(self).__name__} does not define _maximise_scales")
-        each = scatter / in_double(self.moments.count).clamp(min=TINY)[:, None, None]
+        count = in_double(self.moments.count)
+        each = scatter / count.clamp(min=TINY)[:, None, None]
+        each = each.lerp(scatter.sum(0) / count.sum(), self.pooled)
         log_scale, below = most_likely_factors(each, live, SMALLEST_SCALE)
         self._replace("log_scale", log_scale, live)
         self._replace("off_diagonal", below, live)

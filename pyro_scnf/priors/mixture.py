@@ -56,16 +56,20 @@ class GaussianMixturePrior(LocationScalePrior):
         none with ``components=1``.
     :param learn_means: short for ``fit_means="gradient"`` (true) or ``"fixed"`` (false).
     :param learn_scales: likewise for the scales.
+    :param float pooled: of full covariances by EM, the share :math:`\lambda` of the pooled one in
+        :math:`(1 - \lambda)\Sigma_k + \lambda\bar\Sigma`. The pooled one is the mean of all, weighted by
+        their rows. With 1 all components have the same covariance. Choose more, the fewer rows there are.
     :param em_decay: what share of the statistics of EM one step keeps, 0.99 by default. With 0, an M-step
         uses its own batch alone.
     :raises ValueError: for an unknown word, a number out of range, or an option that nothing would use.
 
     *EM.* After each step, :func:`pyro_scnf.training.fit` adds the posteriors of the batch to sufficient
     statistics, and the M-step takes their maximum (stepwise EM). :func:`pyro_scnf.fit_by_em` runs exact EM
-    on all data, with a flow held fixed. No scale becomes smaller than 1e-4.
+    on all data, with a flow held fixed. No scale becomes smaller than 1e-4. With ``pooled`` between
+    0 and 1 an M-step takes no maximum, and the likelihood may fall a little.
 
     Reference: Atanov et al., 2019, section 3.4; Izmailov et al., *FlowGMM*, 2020, section 3 and Appendices A
-    and B.
+    and B; Friedman, *Regularized discriminant analysis*, 1989 (pooled covariances).
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class GaussianMixturePrior(LocationScalePrior):
         fit_weights: Fit | None = None,
         learn_means: bool | None = None,
         learn_scales: bool | None = None,
+        pooled: float = 0.0,
         em_decay: float | None = None,
     ) -> None:
         check_at_least(1, num_classes=num_classes)
@@ -110,6 +115,7 @@ class GaussianMixturePrior(LocationScalePrior):
             fit_weights=fit_weights,
             learn_means=learn_means,
             learn_scales=learn_scales,
+            pooled=pooled,
             em_decay=em_decay,
         )
         self.covariance = covariance

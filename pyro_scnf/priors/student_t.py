@@ -58,7 +58,7 @@ class StudentTMixturePrior(LocationScalePrior):
 
     The other parameters are those of :class:`GaussianMixturePrior`. EM uses that a Student-t variate is
     Gaussian given its own precision, and weighs each number, or each event, by the expected precision. Its
-    M-steps do not decrease the likelihood.
+    M-steps do not decrease the likelihood, unless ``pooled`` is between 0 and 1.
 
     References: Izmailov et al., *FlowGMM*, 2020, Appendix J; Peel and McLachlan, *Robust mixture modelling
     using the t distribution*, 2000 (EM).
@@ -83,6 +83,7 @@ class StudentTMixturePrior(LocationScalePrior):
         fit_weights: Fit | None = None,
         learn_means: bool | None = None,
         learn_scales: bool | None = None,
+        pooled: float = 0.0,
         em_decay: float | None = None,
     ) -> None:
         df = check_number("df", df, above=2, at_most=LARGEST_DF)
@@ -103,6 +104,7 @@ class StudentTMixturePrior(LocationScalePrior):
             fit_weights=fit_weights,
             learn_means=learn_means,
             learn_scales=learn_scales,
+            pooled=pooled,
             em_decay=em_decay,
         )
         self._table("raw_df", torch.tensor(math.log(df - 2.0)), fit_df)
