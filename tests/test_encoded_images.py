@@ -141,6 +141,65 @@ def test_folders_that_cannot_be(photos, stub, tmp_path):
     assert not stub.shapes
 
 
+# -- folders that are one level too high -----------------------------------------------------------
+def nested(folder: Path, *places: str, count: int = 3) -> Path:
+    for place in places:
+        for i in range(count):
+            paint(folder / place / f"{i}.png", (i, 100, 0))
+    return folder
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Training", "val"), ("train", "validation", "test")])
+@pytest.mark.parametrize("below", ["/cat", ""])
+def test_parts_of_the_data_are_no_classes(parts, below, tmp_path, stub):
+    """``train`` and ``test`` would be classes otherwise, and the flow would learn to tell them apart."""
+    nested(tmp_path, *(f"{part}{below}" for part in parts), *([f"{parts[0]}/dog"] if below else []))
+    second = "test" if "test" in parts else parts[1]
+    expected = rf"would be classes\..* source='.*{parts[0]}', test='.*{second}'\. If they are classes, rename"
+    with pytest.raises(ValueError, match=expected):
+        features(tmp_path, encoder=stub, size=32)
+    assert not stub.shapes
+
+
+def test_one_class_may_be_named_as_a_part(tmp_path, stub):
+    nested(tmp_path, "train/steam", "train/diesel", "car")
+    assert features(tmp_path, encoder=stub, size=32).class_names == ("car", "train")
+
+
+def test_a_folder_of_tests_among_the_classes_is_no_class(tmp_path, stub):
+    nested(tmp_path, "cat", "dog", "held-out/cat", "held-out/dog")
+    with pytest.raises(ValueError, match=r"held-out holds no image itself, but the folders cat, dog, which"):
+        features(tmp_path, encoder=stub, size=32)
+    (tmp_path / "held-out" / "other").mkdir()  # so the folders are not all names of classes
+    assert features(tmp_path, encoder=stub, size=32).class_names == ("cat", "dog", "held-out")
+
+
+def test_classes_that_all_hold_the_same_folders_are_told(tmp_path, stub):
+    nested(tmp_path, "a/2019", "a/2020", "b/2019", "b/2020")
+    with pytest.warns(UserWarning, match="sub-folders a, b of .* are the classes.*folders 2019, 2020"):
+        data = features(tmp_path, test=0, encoder=stub, size=32)
+    assert (data.class_names, len(data.x)) == (("a", "b"), 12)
+    nested(tmp_path, "b/2021")
+    assert features(tmp_path, encoder=stub, size=32).class_names == ("a", "b")  # no warning: errors in tests
+
+
+def test_a_single_folder_of_folders_is_named_as_the_source(tmp_path, stub):
+    nested(tmp_path, "photos/cat", "photos/dog", "unlabelled")
+    with pytest.raises(ValueError, match=r"holds 1 sub-folders of labelled.*; give source='.*photos' if its"):
+        features(tmp_path, encoder=stub, size=32)
+
+
+@pytest.mark.parametrize("form", ["same", "link"])
+def test_images_to_train_on_are_not_tested_on(form, photos, stub, tmp_path):
+    (photos / "unlabelled").rename(tmp_path / "away")
+    for i in range(2):
+        (photos / f"{i}.png").unlink()
+    (tmp_path / "link").symlink_to(photos)
+    second = photos if form == "same" else tmp_path / "link"
+    with pytest.raises(ValueError, match=r"test: 20 of 20 test images are images of source, too, such as"):
+        features(photos, test=second, encoder=stub, size=32)
+
+
 @pytest.mark.parametrize("damage", ["cut", "words", "empty"])
 def test_images_that_cannot_be_read_are_named(damage, photos, stub):
     file = photos / "cat" / "7.png"

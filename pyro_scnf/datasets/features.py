@@ -21,7 +21,14 @@ from pyro_scnf.datasets.embedding_cache import (
     chosen_encoder,
     embed,
 )
-from pyro_scnf.datasets.image_folder import LabelledImages, Picture, as_square, content_of, read_folder
+from pyro_scnf.datasets.image_folder import (
+    LabelledImages,
+    Picture,
+    as_square,
+    check_apart,
+    content_of,
+    read_folder,
+)
 from pyro_scnf.datasets.images import images
 from pyro_scnf.datasets.row_choice import choose_rows, drawn_share
 from pyro_scnf.datasets.splits import Numbers, Shares, check_split
@@ -82,12 +89,15 @@ def features(
     is fitted to the images: the encoder was trained before, on other images.
 
     :param source: ``"cifar10"``; or the path of a folder with a sub-folder of images for each class. Images
-        in the sub-folder ``unlabelled``, and those in no sub-folder, have no label.
+        in the sub-folder ``unlabelled``, and those in no sub-folder, have no label. A class has all images in
+        its sub-folder and in folders below it. Sub-folders ``train`` and ``test`` are no classes: give
+        ``features("photos/train", test="photos/test")``.
     :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
         :func:`keep_labels`. By default all stay that there are. Row numbers count the images of the source,
         from 0. These images are training images, neither drawn to test on nor left out by ``shares``.
-    :param test: for a folder: a second folder of the same form, or the share of the labelled images to test
-        on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
+    :param test: for a folder: a second folder of the same form with other images, or the share of the
+        labelled images to test on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by
+        default; 0 leaves no test row.
     :param root: for ``"cifar10"``: the ``root`` folder of torchvision's data sets, see :func:`images`.
     :param unlabelled: the name of the sub-folder of images without a label. By default it is
         ``"unlabelled"``, if there is one.
@@ -105,7 +115,8 @@ def features(
     :param progress: a function that is told, after each 1024 encoded images, how many have features, and how
         many there are. Training and test images count apart.
     :raises ValueError: for an image that cannot be read, a sub-folder without images, and less than two
-        classes; for a test image without a label; for labels that :func:`keep_labels` refuses; for options
+        classes; for sub-folders such as ``train`` and ``test``; for a test image without a label, and one
+        that is a training image, too; for labels that :func:`keep_labels` refuses; for options
         that would have no effect.
     :raises FileNotFoundError: for missing folders and files.
     :raises OSError: if features cannot be kept in the folder.
@@ -126,6 +137,7 @@ def features(
         part = read_folder(source, "source", unlabelled)
         if share is None:
             second = read_folder(test, "test", unlabelled, part.class_names)
+            check_apart(part, second)
     names, choice = part.class_names, (labels, split, classes, shares, seed)
     rows, shown, tested = choose_rows(part.y, len(names), share, *choice)
     encoded = partial(_encoded, size=size, load=load, cache=files, progress=progress)

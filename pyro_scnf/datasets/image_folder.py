@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
+from pyro_scnf._warn import warn
 from pyro_scnf.datasets.row_choice import SHARE
 
-__all__ = ["LabelledImages", "Picture", "as_square", "content_of", "read_folder"]
+__all__ = ["LabelledImages", "Picture", "as_square", "check_apart", "content_of", "read_folder"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Files with these endings are images. Others are left out."""
 
 UNLABELLED_FOLDER = "unlabelled"
 """The sub-folder of images without a label, if the user names none."""
+
+SPLITS_OF_IMAGES = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev"})
+"""Sub-folders of images to train on, to choose by and to test on have such names, in any case of letters."""
 
 Picture = Tensor | Path
 """An image ``(3, H, W)`` in uint8, or the file of one."""
@@ -46,7 +50,8 @@ def read_folder(
 ) -> LabelledImages:
     """Find the images of a folder. Each sub-folder is a class, with all images in it and below it.
 
-    Files and folders whose names begin with a dot are left out.
+    Files and folders whose names begin with a dot are left out. A warning tells of classes that hold no image
+    themselves, and folders of the same names each: these may be the classes.
 
     :param source: the path of the folder.
     :param str argument: the argument that holds it, for messages.
@@ -55,8 +60,10 @@ def read_folder(
     :param class_names: the classes, if they are known. Each image then has to have a label among them. By
         default the sub-folders tell the classes, in the order of their names.
     :raises FileNotFoundError: if there is no such folder, or no such sub-folder of images without a label.
-    :raises ValueError: for a sub-folder without images, or with a name like ``"unlabelled"``; for less than
-        two classes, for another class than ``class_names``, or an image without a label beside them.
+    :raises ValueError: for a sub-folder without images, or with a name like ``"unlabelled"``; for sub-folders
+        such as ``train`` and ``test``, and one whose folders all have the names of other sub-folders; for
+        less than two classes, for another class than ``class_names``, or an image without a label beside
+        them.
     """
     if not isinstance(source, str | Path):
         raise ValueError(f"{argument}={source!r}: expected the path of a folder of images")
@@ -79,10 +86,13 @@ def read_folder(
     if class_names is None:
         class_names = tuple(found)
         if len(class_names) < 2:
+            higher = [folder / name for name in class_names if _folders_inside(folder / name)]
+            remedy = f"; give source={str(higher[0])!r} if its folders are the classes" if higher else ""
             raise ValueError(
                 f"{argument}: {folder} holds {len(class_names)} sub-folders of labelled images, expected one "
-                "for each of two classes or more"
+                f"for each of two classes or more{remedy}"
             )
+        _check_levels(folder, class_names)
     else:
         _check_test(folder, argument, found, blank, class_names)
     files, y = list(blank), [UNLABELLED] * len(blank)
@@ -90,6 +100,55 @@ def read_folder(
         files += found.get(name, [])
         y += [number] * len(found.get(name, []))
     return LabelledImages(files, torch.tensor(y, dtype=torch.int64), class_names)
+
+
+def check_apart(images: LabelledImages, tests: LabelledImages) -> None:
+    """Raise if a file is an image to train on and one to test on."""
+    files = {item.resolve() for item in images.images if isinstance(item, Path)}
+    both = [item for item in tests.images if isinstance(item, Path) and item.resolve() in files]
+    if both:
+        raise ValueError(
+            f"test: {len(both)} of {len(tests.images)} test images are images of source, too, such as "
+            f"{both[0]}; expected a folder of other images, or a share of the labelled ones, such as test=0.2"
+        )
+
+
+def _check_levels(folder: Path, names: tuple[str, ...]) -> None:
+    """Raise if the classes are one level deeper in the folder than they should be. Warn if they may be."""
+    splits = [name for name in names if name.lower() in SPLITS_OF_IMAGES]
+    if len(splits) > 1:
+        # "train" comes first, and "test" last.
+        train, *_, test = sorted(
+            splits, key=lambda name: (name.lower()[:2] == "te") - (name.lower()[:2] == "tr")
+        )
+        raise ValueError(
+            f"source: {folder} holds the sub-folders {', '.join(splits)}, which would be classes. Give each "
+            f"part by itself, with a sub-folder for each class in it: source={str(folder / train)!r}, "
+            f"test={str(folder / test)!r}. If they are classes, rename them"
+        )
+    inside = {name: _folders_inside(folder / name) for name in names}
+    for name, inner in inside.items():
+        if inner and set(inner) <= set(names):
+            raise ValueError(
+                f"source: {folder / name} holds no image itself, but the folders {', '.join(inner)}, which "
+                f"have the names of other classes. Move it out of {folder}, and give it as test= if its "
+                "images are to test on"
+            )
+    first, *others = inside.values()
+    if others and len(first) > 1 and all(inner == first for inner in others):
+        warn(
+            f"source: the sub-folders {', '.join(names[:5])} of {folder} are the classes. Each holds no "
+            f"image itself, but the folders {', '.join(first[:5])}; if these are the classes, give a sub-folder as "
+            "source"
+        )
+
+
+def _folders_inside(folder: Path) -> list[str]:
+    """The names of the folders in a folder, if it holds no image itself; otherwise none."""
+    inner = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    if any(_is_image(path) for path in inner):
+        return []
+    return [path.name for path in inner if path.is_dir()]
 
 
 def _check_unlabelled(unlabelled: str | None, folder: Path, found: list[str]) -> None:
