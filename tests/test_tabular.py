@@ -217,6 +217,36 @@ def test_codes_are_categories_if_that_is_said():
     assert tabular(table.astype({"v": "Int64"}), label="y", test=0).column_names == ("v",)
 
 
+def test_ranges_are_levels_and_classes():
+    """A blank among them makes pandas write their bounds as floating numbers. They stay the same ranges."""
+    bounds = [-1, 5, 20, 100]
+    table = pd.DataFrame({"a": np.arange(40.0), "b": pd.cut(pd.Series(np.arange(40.0)), bounds)})
+    table["kind"] = pd.cut(table["a"].where(table["a"] > 3), bounds)
+    test = pd.DataFrame({"a": [1.0, 30.0], "b": pd.cut([1, 30], bounds), "kind": pd.cut([1, 30], bounds)})
+    data = tabular(table, label="kind", test=test)
+    assert data.class_names == ("(-1, 5]", "(5, 20]", "(20, 100]")
+    assert data.column_names == ("a", *(f"b={name}" for name in data.class_names))
+    assert data.x_test.tolist() == [[1, 1, 0, 0], [30, 0, 0, 1]]
+    assert (data.y_test.tolist(), data.y[:4].tolist()) == ([0, 2], [-1] * 4)
+    table["b"] = table["b"].where(table["a"] > 0)
+    again = tabular(table, label="kind", test=test)
+    assert again.column_names == (*data.column_names, "b=blank")
+    assert again.x_test[:, :4].equal(data.x_test)
+
+
+@pytest.mark.parametrize("form", ["frame", "csv", "npz"])
+def test_classes_that_are_codes_keep_their_zeros(form, tmp_path):
+    table = pd.DataFrame({"a": np.arange(8.0), "y": ["010", "009"] * 4})
+    source = table if form == "frame" else csv_of(table, tmp_path / "t.csv")
+    if form == "npz":
+        source = npz_of(tmp_path, X=table[["a"]].to_numpy(), y=table["y"].to_numpy(str))
+    data = tabular(source, label="y", test=0)
+    assert (data.class_names, data.y.tolist()) == (("009", "010"), [1, 0] * 4)
+    numbers = table.assign(y=[10, 9] * 4)
+    with pytest.raises(ValueError, match=r"label='y' of test holds '10' in row 0.*'010' is the same number"):
+        tabular(table, label="y", test=numbers)
+
+
 def test_names_of_columns_may_be_numbers():
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2))).assign(y=[0, 1] * 3)
     assert tabular(table, label="y", test=0).column_names == ("0", "1")

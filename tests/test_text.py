@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ def write_csv(path: Path, rows: list[list[object]]) -> Path:
 
 
 # -- a column of labels ----------------------------------------------------------------------------
+RANGES = ("(5, 10]", "(10, 20]", "(20, 30]")
+ORDERED = ("low", "mid", "high")
+LEVELS = pd.CategoricalDtype(ORDERED, ordered=True)
 LABELS = {
     "words": (["dog", None, "cat ", " ", "dog"], [1, -1, 0, -1, 1], ("cat", "dog")),
     "numbers": ([10, 9, 10], [1, 0, 1], ("9", "10")),
@@ -61,7 +65,18 @@ LABELS = {
     "signs": ([-1, 1, 1], [0, 1, 1], ("-1", "1")),
     "gaps as pandas writes them": (["nan", "x", "<NA>", "y", "NaT"], [-1, 0, -1, 1, -1], ("x", "y")),
     "gaps as Python writes them": ([str(None), "x", "none"], [-1, 1, 0], ("none", "x")),
-    "numbers and words": ([1, "b", 2.0], [0, 2, 1], ("1", "2.0", "b")),
+    "numbers and words": ([1, "b", 2.0, 1.0], [0, 2, 1, 0], ("1", "2", "b")),
+    "codes": (["010", None, "009", "2"], [2, -1, 1, 0], ("2", "009", "010")),
+    "codes and words": (["010", "x", "01"], [1, 2, 0], ("01", "010", "x")),
+    "numbers of many digits": ([2**60 + 1, 2**60], [1, 0], (str(2**60), str(2**60 + 1))),
+    "ranges": (pd.cut(pd.Series([7.5, None, 30, 15]), [5, 10, 20, 30]), [0, -1, 2, 1], RANGES),
+    "ranges in an array": (pd.cut(np.array([7.5, np.nan, 30, 15]), [5, 10, 20, 30]), [0, -1, 2, 1], RANGES),
+    "ranges as objects": (pd.Series([pd.Interval(10, 20), pd.Interval(5, 10)]), [1, 0], RANGES[:2]),
+    "ranges as words": (["(10, 20]", "(-inf, 5.0]"], [1, 0], ("(-inf, 5.0]", "(10, 20]")),
+    "ordered categories": (pd.Series(["mid", "low", None, "high"], dtype=LEVELS), [1, 0, -1, 2], ORDERED),
+    "ordered, not all there": (pd.Categorical(["high", "low"], dtype=LEVELS), [1, 0], ("low", "high")),
+    "ordered numbers": (pd.Series([3, 1], dtype=pd.CategoricalDtype([3, 2, 1], True)), [0, 1], ("3", "1")),
+    "decimals": ([Decimal("2"), Decimal("1.0")], [1, 0], ("1", "2")),
 }
 
 
@@ -90,12 +105,19 @@ def test_a_word_may_mean_unknown():
     assert as_classes_with_names(["", "1", "2"], "label", unknown="NA")[1] == ("1", "2")
     y, names = as_classes_with_names(["?", "1", "2"], "label", unknown="?")
     assert (y.tolist(), names) == ([-1, 0, 1], ("1", "2"))
+    y, names = as_classes_with_names(["000", "001", "002"], "label", unknown=0)
+    assert (y.tolist(), names) == ([-1, 0, 1], ("001", "002"))
+    y, names = as_classes_with_names(["00", "0", "0.0", "1", 0], "label", unknown=0)
+    assert (y.tolist(), names) == ([0, -1, -1, 1, -1], ("00", "1"))
 
 
 BAD_COLUMNS = {
     "one class": (["a", "a", ""], "label holds only the class 'a' in 3 rows, expected two classes"),
     "no label": ([None, ""], "label holds no label in 2 rows"),
     "fractions": (["0.5", "1"], "label holds the number 0.5, expected classes"),
+    "fractions after zeros": (["00.5", "01"], "label holds the number 00.5, expected classes"),
+    "codes and numbers": (["01", 1, "2"], "label holds '01' and '1', which are the same number. Write them"),
+    "codes of two lengths": (["01", "001"], "label holds '001' and '01', which are the same number"),
     "infinity": ([1.0, float("inf")], r"label holds 'inf' \(a float\), expected words"),
     "dates": (pd.Series(pd.to_datetime(["2020-01-01"])), r"label holds '2020.*\(a pandas.*Timestamp\)"),
     "rows": ([[1], [2]], "label is no column"),
@@ -111,6 +133,12 @@ def test_columns_that_are_no_labels(case):
 
 def test_labels_of_known_names():
     assert as_named_labels(["2.0", 10], ("2", "10"), "test").tolist() == [0, 1]
+    assert as_named_labels(["010", "009"], ("009", "010"), "test").tolist() == [1, 0]
+    assert as_named_labels([2.0, "b"], ("2", "b"), "test").tolist() == [0, 1]
+    for word, names in ((9, ("009", "010")), ("02", ("2", "10"))):
+        alike = rf"test holds '{word}' in row 0, .* classes .*; '{names[0]}' is the same number, write both"
+        with pytest.raises(ValueError, match=alike):
+            as_named_labels([word], names, "test")
     with pytest.raises(ValueError, match="test holds '3' in row 1, expected one of the classes 2, 10"):
         as_named_labels(["2", "3"], ("2", "10"), "test")
     with pytest.raises(ValueError, match="test: row 1 has no label, and every row here needs one"):

@@ -138,8 +138,8 @@ def _check_levels(folder: Path, names: tuple[str, ...]) -> None:
     if others and len(first) > 1 and all(inner == first for inner in others):
         warn(
             f"source: the sub-folders {', '.join(names[:5])} of {folder} are the classes. Each holds no "
-            f"image itself, but the folders {', '.join(first[:5])}; if these are the classes, give a sub-folder as "
-            "source"
+            f"image itself, but the folders {', '.join(first[:5])}; if these are the classes, give a "
+            "sub-folder as source"
         )
 
 

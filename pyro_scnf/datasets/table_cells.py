@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_scnf.datasets.label_columns import GAPS, NUMBER
+from pyro_scnf.datasets.label_columns import GAPS, NUMBER, range_word
 
 __all__ = [
     "DATE_REMEDY",
@@ -144,6 +144,8 @@ def _cell(entry: object, row: int, given: str) -> object:
         return None if number != number else number
     if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
         return None
+    if type(entry).__name__ == "Interval":  # of pandas.cut
+        return range_word(entry)
     kind = type(entry)
     remedy = DATE_REMEDY if hasattr(entry, "year") else "leave the column out"
     raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_scnf._warn import warn
-from pyro_scnf.datasets.label_columns import NUMBER
+from pyro_scnf.datasets.label_columns import NUMBER, RANGE
 from pyro_scnf.datasets.rounding import check_resolution, noise_of
 from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
 
@@ -205,7 +205,9 @@ def _levels(cells: Cells, rows: Cells, given: str, named: bool) -> tuple[str, ..
 
 
 def _order(word: str) -> tuple[float, str]:
-    """Numbers in their order, and words after them in theirs."""
+    """Numbers and ranges in their order, and words after them in theirs."""
+    if RANGE.fullmatch(word):
+        return float(word[1:].partition(",")[0]), word
     return (float(word) if NUMBER.fullmatch(word) else np.inf, word)
 
 

@@ -62,8 +62,10 @@ def tabular(
         path of a file: CSV in UTF-8 whose first line names its columns; Parquet, for which pyarrow has to be
         installed; or what ``numpy.savez`` wrote, with arrays ``X`` ``(N, D)`` and ``y`` ``(N,)``, and
         perhaps ``X_test`` and ``y_test``.
-    :param label: the column of labels, of your own table: words, whole numbers or truth values, and a blank
-        where there is no label. The classes are in the order of their names. Arrays need none.
+    :param label: the column of labels, of your own table: words, whole numbers, truth values or ranges of
+        ``pandas.cut``, and a blank where there is no label. The classes are in the order of ordered
+        categories of pandas, otherwise of their names. Words such as ``"007"`` stay as they are. Arrays need
+        no name of a column.
     :param labels: how many training labels to keep, or the numbers of the rows that keep theirs, see
         :func:`keep_labels`. By default all stay that there are. Row numbers count the rows of the source,
         from 0. These rows are training rows, neither drawn to test on nor left out by ``shares``.

@@ -81,8 +81,9 @@ def text(
         on, drawn by ``seed`` in proportion to the classes. The share is 0.2 by default; 0 leaves no test row.
     :param root: the folder below which the files of a named set are.
     :param str text_column: the column of texts, of your own texts.
-    :param str label: the column of labels, of your own texts: words, whole numbers or truth values. The
-        classes are in the order of their names.
+    :param str label: the column of labels, of your own texts: words, whole numbers, truth values or ranges of
+        ``pandas.cut``. The classes are in the order of ordered categories of pandas, otherwise of their
+        names. Words such as ``"007"`` stay as they are.
     :param unknown: a label that means that there is none, besides blanks, such as ``"unknown"`` or -1.
     :param encoder: one of :data:`SENTENCE_ENCODERS`, or a function of a list of B texts that returns a tensor
         ``(B, D)``.
