@@ -12,7 +12,7 @@ from pathlib import Path
 import threads  # before torch
 import torch
 from command_line import Parser, refusing, whole
-from out_folder import folder
+from out_folder import claimed, folder
 
 import pyro_scnf as scnf
 from pyro_scnf.datasets import SemiSupervisedData
@@ -71,7 +71,7 @@ def train(
     given = 1 if args.threads is None and machine.devices > 1 else args.threads  # processes share the cores
     steps = (smoke_steps if args.smoke_test else preset.steps) if args.steps is None else args.steps
     run = {"guide": args.guide, "seed": args.seed, "out": args.out, "resume": args.resume}
-    with refusing(args), threads.restored_if_refused(args.out):
+    with refusing(args), claimed(args.out):
         args.threads = threads.set_threads(step, args.out, given=given, resume=args.resume)
         return preset.fit(model, data, machine=machine, steps=steps, minutes=minutes, log=log, **run)
 

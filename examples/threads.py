@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -51,20 +50,6 @@ def fastest(step: Callable[[], object]) -> int:
         if median(seconds[threads]) * GAIN < median(seconds[best]):
             best = threads
     return best
-
-
-@contextmanager
-def restored_if_refused(out: Path) -> Iterator[None]:
-    """Leave ``out`` as it was if a check raises: without ``threads.txt``, or with that of an earlier run."""
-    file = out / "threads.txt"
-    before = file.read_bytes() if file.exists() else None
-    try:
-        yield
-    except (ValueError, ImportError):
-        file.unlink(missing_ok=True) if before is None else file.write_bytes(before)
-        with suppress(OSError):  # it is not empty
-            out.rmdir()
-        raise
 
 
 def set_threads(step: Callable[[], object], out: Path, *, given: int | None, resume: bool) -> int:

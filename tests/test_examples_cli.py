@@ -324,6 +324,48 @@ def test_one_step_is_a_run_and_another_model_does_not_resume_it(run, tmp_path):
     assert after == before  # threads.txt, too
 
 
+@pytest.mark.parametrize("example", ["toy", "digits", "mnist", "tabular", "text", "transfer"])
+def test_files_that_no_example_made_are_not_replaced(example, run, tmp_path):
+    for name in ("model.pt", "metrics.json", "samples.png", "threads.txt"):
+        (tmp_path / name).write_text("mine")
+        code, said = run(example, "--smoke-test", "--out", ".")
+        assert code == 2
+        assert f"--out: out: a run replaces {name}, and no example made the file there" in said[-1]
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_files_that_no_composed_example_made_are_not_replaced(load_example, tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.json").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["outcome.py", "--smoke-test", "--out", "."])
+    with pytest.raises(SystemExit):
+        load_example("outcome", "__main__")
+    assert "a run replaces metrics.json, and no example made" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.json", "mine")]
+    load_example("composed")["out_folder"].claim(tmp_path)
+    assert (tmp_path / ".by_example").exists()
+    load_example("composed")["parse"]("", ".")
+
+
+def test_files_of_the_user_stay_and_those_of_an_example_are_replaced(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    for seed in ("1", "2"):
+        assert run("toy", "--steps", "1", "--threads", "1", "--seed", seed, "--out", ".")[0] == 0
+        assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["seed"] == int(seed)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_all_names_of_files_are_known():
+    """A file that an example writes is looked for before the run."""
+    sys.path.insert(0, str(EXAMPLES))
+    known = set(importlib.import_module("out_folder").WRITTEN)
+    sys.path.pop(0)
+    sources = [path.read_text() for path in EXAMPLES.rglob("*.py")]
+    named = {name for source in sources for name in re.findall(r"out / \"([^\"{}]+\.[a-z.]+)\"", source)}
+    assert named - {"last.ckpt", "best.ckpt"} == known
+
+
 @pytest.mark.parametrize("preset", ["scnf", "flowgmm"])
 def test_labelled_points_alone_are_trained_on(preset, run, tmp_path):
     options = ("--preset", preset, "--data", "circles", "--steps", "2", "--out", "run")

@@ -32,7 +32,7 @@ def parse(description: str, name: str) -> argparse.Namespace:
     parser.add_argument("--out", type=out_folder.folder, help="folder for metrics and figures")
     parser.add_argument("--smoke-test", action="store_true", help="take only a few steps, as a test")
     args = command_line.parse(parser, name)
-    args.out.mkdir(parents=True, exist_ok=True)
+    out_folder.claim(args.out)
     torch.manual_seed(args.seed)
     return args
 
