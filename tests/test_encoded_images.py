@@ -189,6 +189,28 @@ def test_a_single_folder_of_folders_is_named_as_the_source(tmp_path, stub):
         features(tmp_path, encoder=stub, size=32)
 
 
+def test_images_of_kinds_that_cannot_be_read_are_told(photos, stub):
+    for name in ("b.HEIC", "a.heic"):
+        (photos / "dog" / "more" / name).touch()
+    (photos / "dog" / "._c.heic").touch()
+    (photos / ".hidden" / "d.avif").touch()
+    with pytest.warns(UserWarning, match=r"source: 2 files such as .*[ab]\.(heic|HEIC) are left out.*as PNG"):
+        assert len(features(photos, test=0, encoder=stub, size=32).x) == 26
+
+
+def test_all_names_of_jpeg_files_are_known(photos, stub):
+    for i, ending in enumerate(("jfif", "jpe", "JPG", "jpeg")):
+        paint(photos / "cat" / f"new{i}.{ending}", (9, 9, 9), format="JPEG")
+    assert len(features(photos, test=0, encoder=stub, size=32).x) == 30
+
+
+def test_a_link_to_an_image_that_is_not_there_is_named(photos, stub):
+    """A folder that was copied without the files that its links mean would lose images without a word."""
+    (photos / "cat" / "lost.png").symlink_to(photos / "gone.png")
+    with pytest.raises(ValueError, match=r"source: .*cat/lost\.png is a link to a missing file"):
+        features(photos, encoder=stub, size=32)
+
+
 @pytest.mark.parametrize("form", ["same", "link"])
 def test_images_to_train_on_are_not_tested_on(form, photos, stub, tmp_path):
     (photos / "unlabelled").rename(tmp_path / "away")

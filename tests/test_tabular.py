@@ -217,6 +217,23 @@ def test_codes_are_categories_if_that_is_said():
     assert tabular(table.astype({"v": "Int64"}), label="y", test=0).column_names == ("v",)
 
 
+@pytest.mark.parametrize("form", ["frame", "csv"])
+def test_rows_to_train_on_are_not_tested_on(form, tmp_path):
+    table = mixed().dropna()
+    source = table if form == "frame" else csv_of(table, tmp_path / "t.csv")
+    with pytest.raises(ValueError, match="test: it is source itself, so test rows would be training rows"):
+        tabular(source, label="kind", test=source)
+    assert len(tabular(source, label="kind", test=table.copy()).x_test) == len(table)
+
+
+def test_numbers_that_begin_with_zeros_may_be_codes():
+    table = mixed().assign(area=[f"0{i % 3}" for i in range(ROWS)], share="0.5")
+    with pytest.warns(UserWarning, match="source: column 'area' holds '0.', a number .* categories=") as told:
+        assert "area" in tabular(table, label="kind").column_names
+    assert len(told) == 1
+    assert "area=01" in tabular(table, label="kind", categories=["area"]).column_names  # without a warning
+
+
 def test_ranges_are_levels_and_classes():
     """A blank among them makes pandas write their bounds as floating numbers. They stay the same ranges."""
     bounds = [-1, 5, 20, 100]
@@ -412,6 +429,10 @@ REFUSED = {
     "no label": (
         {"label": None},
         r"label=None: expected the name of the column .* one of \['length',.*'kind'\]",
+    ),
+    "label in the index": (
+        {"source": mixed().set_index("kind")},
+        r"label='kind': there is no such column.*It is in the index: give the table's \.reset_index\(\)",
     ),
     "another label": ({"label": "class"}, r"label='class': there is no such column.*'kind'\]"),
     "one class": ({"label": "always"}, "label='always' holds only the class '3'"),

@@ -376,6 +376,14 @@ REFUSED = {
     "NaN": ({"encoder": lambda texts: torch.full((len(texts), 2), torch.nan)}, "encoder: gave NaN"),
     "test of a set": ({"source": "ag_news", "test": 0.1}, "test=0.1: .*ag_news has files of a known form"),
     "column of a set": ({"source": "ag_news"}, "text_column='review': it would have no effect"),
+    "texts as labels": (
+        {"label": "review"},
+        r"label='review': it is text_column, too, .*, one of \['review', 'stars'\]",
+    ),
+    "an array of embeddings": (
+        {"embeddings": np.zeros((40, 2)), "encoder": "minilm"},
+        "embeddings is of type ndarray, expected the path of a file that numpy",
+    ),
     "no root": (
         {"source": "ag_news", "text_column": "text", "label": "label"},
         "root=None: expected the folder below which",
@@ -389,6 +397,28 @@ def test_what_cannot_be_is_refused_by_name(case):
     options = {"source": sentences(), **OWN, **change}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         text(options.pop("source"), **options)
+
+
+@pytest.mark.parametrize("form", ["frame", "file", "other name"])
+def test_texts_to_train_on_are_not_tested_on(form, tmp_path):
+    source = test = sentences(20, 0)
+    if form != "frame":
+        source.to_csv(tmp_path / "t.csv", index=False)
+        source, test = tmp_path / "t.csv", str(tmp_path / "t.csv")
+    if form == "other name":
+        (tmp_path / "link.csv").symlink_to(source)
+        test = tmp_path / "link.csv"
+    with pytest.raises(ValueError, match=r"test: it is source itself, .* such as test=0\.2"):
+        text(source, test=test, **OWN)
+
+
+@pytest.mark.parametrize(
+    ("ending", "call"), [("XLSX", r"read_excel\(path\)"), ("jsonl", r"read_json\(.*True\)")]
+)
+def test_files_of_other_kinds_name_what_reads_them(ending, call, tmp_path):
+    (tmp_path / f"t.{ending}").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=rf"source='.*t\.{ending}': expected a CSV file .* pandas\.{call}"):
+        text(tmp_path / f"t.{ending}", **OWN)
 
 
 def test_nothing_is_encoded_before_a_refusal(tmp_path, named):

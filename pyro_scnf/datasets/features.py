@@ -85,8 +85,9 @@ def features(
 ) -> SemiSupervisedData:
     """Images as features ``(N, D)`` in float32 of a pretrained encoder, with ``labels`` training labels.
 
-    The encoder sees the largest square in the middle of an image, scaled to ``size``×``size`` pixels. Nothing
-    is fitted to the images: the encoder was trained before, on other images.
+    The encoder sees the largest square in the middle of an image, scaled to ``size``×``size`` pixels, of the
+    first page if there are several. Nothing is fitted to the images: the encoder was trained before, on other
+    images.
 
     :param source: ``"cifar10"``; or the path of a folder with a sub-folder of images for each class. Images
         in the sub-folder ``unlabelled``, and those in no sub-folder, have no label. A class has all images in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,15 @@ from pyro_scnf.datasets.row_choice import SHARE
 
 __all__ = ["LabelledImages", "Picture", "as_square", "check_apart", "content_of", "read_folder"]
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 """Files with these endings are images. Others are left out."""
+
+UNREADABLE = frozenset(
+    {".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jp2", ".jxl", ".nef", ".raw", ".svg"}
+)
+"""Files with these endings are images that Pillow may not read. A warning tells that they are left out."""
 
 UNLABELLED_FOLDER = "unlabelled"
 """The sub-folder of images without a label, if the user names none."""
@@ -50,8 +58,9 @@ def read_folder(
 ) -> LabelledImages:
     """Find the images of a folder. Each sub-folder is a class, with all images in it and below it.
 
-    Files and folders whose names begin with a dot are left out. A warning tells of classes that hold no image
-    themselves, and folders of the same names each: these may be the classes.
+    Files and folders whose names begin with a dot are left out. A warning tells of images of other kinds,
+    such as HEIC, which are left out, too, and of classes that hold no image themselves, and folders of the
+    same names each: these may be the classes.
 
     :param source: the path of the folder.
     :param str argument: the argument that holds it, for messages.
@@ -63,7 +72,7 @@ def read_folder(
     :raises ValueError: for a sub-folder without images, or with a name like ``"unlabelled"``; for sub-folders
         such as ``train`` and ``test``, and one whose folders all have the names of other sub-folders; for
         less than two classes, for another class than ``class_names``, or an image without a label beside
-        them.
+        them; for a link to an image that is not there.
     """
     if not isinstance(source, str | Path):
         raise ValueError(f"{argument}={source!r}: expected the path of a folder of images")
@@ -80,6 +89,7 @@ def read_folder(
             known = ", ".join(sorted(SUFFIXES))
             raise ValueError(f"{part} holds no image ({known}); put some there, or take the folder away")
     blank = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    _check_files(folder, argument, [*blank, *chain(*found.values())])
     if class_names is None:
         _check_unlabelled(unlabelled, folder, list(found))
     blank += found.pop(unlabelled or UNLABELLED_FOLDER, [])
@@ -197,7 +207,23 @@ def _images_below(folder: Path, above: set[Path]) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
+    """Whether a file has the name of an image, or is a link that has, to whatever."""
+    named = path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    return named and (path.is_file() or path.is_symlink())
+
+
+def _check_files(folder: Path, argument: str, images: Sequence[Path]) -> None:
+    """Raise for links to nothing. Warn of images of kinds that are left out."""
+    lost = next((path for path in images if not path.exists()), None)
+    if lost is not None:
+        raise ValueError(f"{argument}: {lost} is a link to a missing file; mend it, or take it away")
+    below = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in UNREADABLE)
+    others = [path for path in below if not any(part[0] == "." for part in path.parts)]
+    if others:
+        warn(
+            f"{argument}: {len(others)} files such as {folder / min(others)} are left out, because images of "
+            "their kind cannot be read; save them as PNG or JPEG"
+        )
 
 
 # -- pixels ----------------------------------------------------------------------------------------

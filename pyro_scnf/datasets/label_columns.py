@@ -19,7 +19,16 @@ from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import refuse_unused
 from pyro_scnf._warn import warn
 
-__all__ = ["GAPS", "NUMBER", "RANGE", "as_classes_with_names", "as_named_labels", "column_of", "range_word"]
+__all__ = [
+    "CODE",
+    "GAPS",
+    "NUMBER",
+    "RANGE",
+    "as_classes_with_names",
+    "as_named_labels",
+    "column_of",
+    "range_word",
+]
 
 GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None"})
 """Words that mean a gap: nothing, and what Python, pandas, R, databases and spreadsheets write for it."""
@@ -43,7 +52,9 @@ def column_of(table: Any, name: object, argument: str) -> Any:
     """
     columns = list(table.columns)
     if name not in columns:
-        raise ValueError(f"{argument}={name!r}: there is no such column, expected one of {columns}")
+        index = list(getattr(getattr(table, "index", None), "names", []))
+        remedy = ". It is in the index: give the table's .reset_index()" if name in index else ""
+        raise ValueError(f"{argument}={name!r}: there is no such column, expected one of {columns}{remedy}")
     if columns.count(name) > 1:
         raise ValueError(f"{argument}={name!r}: {columns.count(name)} columns have this name; rename them")
     return table[name]

@@ -60,9 +60,11 @@ def read_embeddings(path: object) -> dict[str, ReadyRows]:
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is no such file, or does not hold rows of numbers and a label for each.
     """
-    given = f"embeddings={str(path)!r}"
     if not isinstance(path, str | Path):
-        raise ValueError(f"{given}: expected the path of a file that numpy.savez wrote")
+        raise ValueError(
+            f"embeddings is of type {type(path).__name__}, expected the path of a file that numpy.savez wrote"
+        )
+    given = f"embeddings={str(path)!r}"
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{given}: there is no such file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from pyro_scnf.datasets.splits import (
     thin_classes,
 )
 
-__all__ = ["SHARE", "choose_labels", "choose_rows", "drawn_share", "held_out_test"]
+__all__ = ["SHARE", "check_other", "choose_labels", "choose_rows", "drawn_share", "held_out_test"]
 
 TEST_SHARE = 0.2
 """The share of the labelled rows to test on, if the user gives none."""
@@ -47,6 +48,16 @@ def drawn_share(test: object) -> float | None:
     if test is None:
         return TEST_SHARE
     return float(test) if isinstance(test, Real) else None
+
+
+def check_other(source: object, test: object) -> None:
+    """Raise if ``test`` is ``source`` itself: the same file, or the same data frame."""
+    files = [Path(data).expanduser() for data in (source, test) if isinstance(data, str | Path)]
+    if test is source or (len(files) == 2 and all(map(Path.exists, files)) and files[0].samefile(files[1])):
+        raise ValueError(
+            "test: it is source itself, so test rows would be training rows; expected other rows, or a share "
+            "of the labelled ones, such as test=0.2"
+        )
 
 
 def held_out_test(

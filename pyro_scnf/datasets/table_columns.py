@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pyro_scnf._warn import warn
-from pyro_scnf.datasets.label_columns import NUMBER, RANGE
+from pyro_scnf.datasets.label_columns import CODE, NUMBER, RANGE
 from pyro_scnf.datasets.rounding import check_resolution, noise_of
 from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
 
@@ -158,6 +158,7 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
         named = name in table.categories
         numbers = None if named else _ordered(some[~blank])
         if numbers is not None:
+            _warn_of_codes(some, given)
             check_resolution(numbers, given)
             median = float(numbers[(len(numbers) - 1) // 2])  # the lower one, which is a value of the column
             columns.append(NumberColumn(name, median, bool(blank.any())))
@@ -172,6 +173,16 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
             "training rows; expected a column besides the label that differs between rows"
         )
     return TableColumns(tuple(columns), names)
+
+
+def _warn_of_codes(cells: Cells, given: str) -> None:
+    """Warn of words that begin with zeros, as codes do, and count as numbers."""
+    code = next((cell for cell in cells if isinstance(cell, str) and CODE.fullmatch(cell)), None)
+    if code is not None:
+        warn(
+            f"{given} holds {code!r}, a number with zeros before it, and counts as a column of numbers; if "
+            "it holds codes, give it to categories="
+        )
 
 
 def _ordered(cells: Cells) -> Cells | None:

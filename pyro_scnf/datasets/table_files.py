@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_scnf.datasets.array_files import read_arrays
 from pyro_scnf.datasets.convert import as_labels
 from pyro_scnf.datasets.label_columns import as_classes_with_names, as_named_labels, column_of
-from pyro_scnf.datasets.row_choice import SHARE
+from pyro_scnf.datasets.row_choice import SHARE, check_other
 from pyro_scnf.datasets.table_cells import NAMELESS_REMEDY
 from pyro_scnf.datasets.text_files import DAMAGED, read_csv
 
@@ -180,14 +180,15 @@ def read_own_table(source: object, tests: object, label: object, unknown: object
     :param tests: the same for tests, or ``None``. Each of its rows has a label.
     :param label: the name of the column of labels.
     :param unknown: a label that means a gap, see :func:`as_classes_with_names`.
-    :raises ValueError: for columns that are not there, for a table of labels alone, and for files that are no
-        tables.
+    :raises ValueError: for columns that are not there, for a table of labels alone, for files that are no
+        tables, and for tests that are the source itself.
     :raises FileNotFoundError: for files that are not there.
     """
     table, more = _read(source, "source")
     if tests is not None:
         if more is not None:
             raise ValueError("test: source has test rows of its own, X_test and y_test; leave test out")
+        check_other(source, tests)
         more, further = _read(tests, "test")
         if further is not None:
             raise ValueError("test: expected X and y alone, it holds X_test and y_test, too")

@@ -44,7 +44,8 @@ def tabular(
     What has to be known to turn columns into numbers is learnt from the training rows alone:
 
     * Numbers stay as they are, in the user's units. Truth values become 0 and 1. Words count as numbers if
-      all of a column are plain numbers, such as ``"1.5"``.
+      all of a column are plain numbers, such as ``"1.5"``. A warning tells of numbers with zeros before them,
+      such as ``"00501"``, which may be codes.
     * Other words, categories of pandas and the columns in ``categories`` become columns of 0 and 1, one for
       each level, named ``"column=level"``. Two levels need only one, that of the second in order. Of more
       than 20 levels, the 20 most frequent have columns, and the rest share ``"column=other"``. A level that

@@ -16,12 +16,22 @@ from typing import Any
 from torch import Tensor
 
 from pyro_scnf.datasets.label_columns import as_classes_with_names, as_named_labels, column_of
-from pyro_scnf.datasets.row_choice import SHARE
+from pyro_scnf.datasets.row_choice import SHARE, check_other
 
 __all__ = ["DAMAGED", "TEXTS", "Corpus", "TextFile", "TextSet", "read_csv", "read_own", "read_set"]
 
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 """What reading a compressed file raises if the file is cut short, changed, or not compressed."""
+
+
+OTHER_FILES = {
+    ".parquet": "read_parquet(path)",
+    ".xlsx": "read_excel(path)",
+    ".xls": "read_excel(path)",
+    ".json": "read_json(path)",
+    ".jsonl": "read_json(path, lines=True)",
+}
+"""What reads files that are no CSV files, by their endings."""
 
 
 @dataclass(frozen=True)
@@ -193,10 +203,17 @@ def read_own(
     :param text_column: the name of the column of texts.
     :param label: the name of the column of labels.
     :param unknown: a label that means a gap, see :func:`as_classes_with_names`.
-    :raises ValueError: for columns that are not there, and for rows without a text.
+    :raises ValueError: for columns that are not there, or the same one twice, for rows without a text, and
+        for tests that are the source itself.
     :raises FileNotFoundError: for files that are not there.
     """
+    check_other(source, tests)
     table, of = _table(source, "source")
+    if label == text_column:
+        raise ValueError(
+            f"label={label!r}: it is text_column, too, and texts would tell their labels; expected "
+            f"another column, one of {list(table.columns)}"
+        )
     texts = _check_texts(column_of(table, text_column, "text_column").tolist(), f"{of}{text_column!r}")
     named = f"label={label!r}"
     y, names = as_classes_with_names(column_of(table, label, "label"), named, unknown=unknown)
@@ -217,6 +234,11 @@ def _table(source: Any, argument: str) -> tuple[Any, str]:
             raise FileNotFoundError(
                 f"{argument}={str(source)!r}: there is no such file; expected the path of a CSV file{known} "
                 "or a data frame"
+            )
+        if path.suffix.lower() in OTHER_FILES:
+            raise ValueError(
+                f"{argument}={str(source)!r}: expected a CSV file or a data frame; give "
+                f"pandas.{OTHER_FILES[path.suffix.lower()]}"
             )
         return read_csv(path, header=0), f"{path}, column "
     if not hasattr(source, "columns") or not hasattr(source, "iloc"):
