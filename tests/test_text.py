@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_a_word_may_mean_unknown():
     assert (y.tolist(), names) == ([-1, 0, 1], ("001", "002"))
     y, names = as_classes_with_names(["00", "0", "0.0", "1", 0], "label", unknown=0)
     assert (y.tolist(), names) == ([0, -1, -1, 1, -1], ("00", "1"))
+
+
+@pytest.mark.parametrize("word", ["?", "-", "Unknown", "missing", "unlabeled"])
+def test_a_class_whose_name_says_that_there_is_no_label_is_told(word):
+    column = [word, "dog", "cat", word]
+    with pytest.warns(UserWarning, match=rf"kind holds '{re.escape(word)}' in 2 rows, .* give unknown='"):
+        y, names = as_classes_with_names(column, "kind")
+    assert (len(names), y.min()) == (3, 0)
+    y, names = as_classes_with_names(column, "kind", unknown=word)  # without a warning
+    assert (y.tolist(), names) == ([-1, 1, 0, -1], ("cat", "dog"))
 
 
 BAD_COLUMNS = {

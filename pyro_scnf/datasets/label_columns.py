@@ -36,6 +36,9 @@ GAPS = frozenset({"", "nan", "NaN", "<NA>", "NaT", "NA", "N/A", "n/a", "#N/A", "
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 """A word that is a number."""
 
+NO_LABEL = re.compile(r"[?.-]+|unknown|missing|un[-_ ]?labell?ed|no[-_ ]?label", re.IGNORECASE)
+"""A word that may mean a gap, but may also be the name of a class."""
+
 CODE = re.compile(r"[+-]?0\d+")
 """A number that begins with zeros, as in codes: 007 is a name, and 7 another one."""
 
@@ -67,7 +70,8 @@ def as_classes_with_names(
 
     Words, whole numbers, truth values and ranges of ``pandas.cut`` are labels. Gaps are ``None``, NaN,
     ``pandas.NA``, words of blanks alone, and the words that programs write for a gap, such as ``NA``,
-    ``NULL`` and ``None``.
+    ``NULL`` and ``None``. A warning tells of words such as ``?`` and ``unknown``, which are classes unless
+    ``unknown`` names them.
 
     Numbers are the same label whether they are written as words (``"10"``), as integers or as floating
     numbers without a fraction (``10.0``, which a gap in a column of integers leads to). Words that begin with
@@ -108,6 +112,7 @@ def as_classes_with_names(
         refuse_unused(reason, unknown=unknown)
     words = [None if word in meant else word for word in words]
     distinct -= meant
+    _warn_of_gaps(words, given)
     names_of = {word: word for word in distinct}
     if distinct and all(NUMBER.fullmatch(word) for word in distinct):
         names_of = {word: _whole_number(word, given) for word in distinct}
@@ -187,6 +192,15 @@ def _word(entry: object, given: str) -> str | None:
         f"{given} holds {str(entry)[:40]!r} (a {kind.__module__}.{kind.__qualname__}), expected words, whole "
         "numbers, truth values or ranges of pandas.cut, and gaps for unknown labels".replace("builtins.", "")
     )
+
+
+def _warn_of_gaps(words: Sequence[str | None], given: str) -> None:
+    """Warn of a class whose name says that there is no label."""
+    for word in sorted({word for word in words if word is not None and NO_LABEL.fullmatch(word)}):
+        warn(
+            f"{given} holds {word!r} in {words.count(word)} rows, which counts as a class; if it means that "
+            f"there is no label, give unknown={word!r}"
+        )
 
 
 def range_word(entry: object) -> str:
