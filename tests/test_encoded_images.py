@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,7 +181,9 @@ def test_classes_that_all_hold_the_same_folders_are_told(tmp_path, stub):
         data = features(tmp_path, test=0, encoder=stub, size=32)
     assert (data.class_names, len(data.x)) == (("a", "b"), 12)
     nested(tmp_path, "b/2021")
-    assert features(tmp_path, encoder=stub, size=32).class_names == ("a", "b")  # no warning: errors in tests
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert features(tmp_path, encoder=stub, size=32).class_names == ("a", "b")
 
 
 def test_a_single_folder_of_folders_is_named_as_the_source(tmp_path, stub):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import re
+import warnings
 from decimal import Decimal
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def test_a_class_whose_name_says_that_there_is_no_label_is_told(word):
     with pytest.warns(UserWarning, match=rf"kind holds '{re.escape(word)}' in 2 rows, .* give unknown='"):
         y, names = as_classes_with_names(column, "kind")
     assert (len(names), y.min()) == (3, 0)
-    y, names = as_classes_with_names(column, "kind", unknown=word)  # without a warning
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y, names = as_classes_with_names(column, "kind", unknown=word)
     assert (y.tolist(), names) == ([-1, 1, 0, -1], ("cat", "dog"))
 
 
