@@ -422,6 +422,35 @@ def test_all_training_rows_and_no_others_decide_the_scale():
     assert float(unit.x_test.max()) == 1
 
 
+@pytest.mark.parametrize("name", ["quantile", "unit interval", "trees"])
+@pytest.mark.parametrize(("factor", "offset"), [(1e-9, 0), (1e-30, 0), (1e200, 0), (1, 1e9), (-1e-12, -1e-3)])
+def test_the_unit_of_a_column_makes_no_difference(name, factor, offset):
+    """scikit-learn takes steps below 1e-7 for none, as there are in a column of wavelengths in metres."""
+    ways = {
+        "quantile": lambda task: scaling.scaled(task, "quantile"),
+        "unit interval": scaling.to_unit_interval,
+        "trees": scaling.centred,
+    }
+    task = make_task([0, 1] * 200, columns=3)
+    task = replace(task, x=torch.cat([task.x[:, :2], (task.x[:, 2:] > 0.5).double()], 1))
+    expected = ways[name](task)
+    found = ways[name](task.mapped(lambda rows: factor * rows + offset))
+    for part in ("x", "x_test"):
+        there = getattr(found, part).float().double()
+        turned = 1 - there if name == "unit interval" else -there
+        wanted = getattr(expected, part)
+        assert (wanted - (turned if factor < 0 else there)).abs().max() < 1e-5
+
+
+def test_a_forest_sees_small_steps_on_a_large_number():
+    data = toy("moons", labels_per_class=20)
+    x, x_test = data.x.double(), data.x_test.double()
+    for factor, offset in ((1e-9, 0.0), (1.0, 1e9)):
+        rows, others = factor * x + offset, factor * x_test + offset
+        found = baselines.random_forest(rows, data.y, others, trees=50)
+        assert (found.argmax(1) == data.y_test).double().mean() > 0.85
+
+
 def test_principal_components_are_taken_of_wide_tables():
     task = make_task([0, 1] * 20, columns=6)
     assert scaling.reduced(task, 6) is scaling.reduced(task, None) is task

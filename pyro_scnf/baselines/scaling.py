@@ -12,7 +12,7 @@ from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_whole, check_word
 from pyro_scnf.baselines.comparator import Task
 
-__all__ = ["Scale", "check_dims", "check_scaling", "reduced", "scaled", "to_unit_interval"]
+__all__ = ["Scale", "centred", "check_dims", "check_scaling", "reduced", "scaled", "to_unit_interval"]
 
 Scale = Literal["standard", "quantile", "as-is"]
 """How the columns of a table are scaled: ``"standard"`` gives them mean 0 and standard deviation 1.
@@ -20,6 +20,10 @@ Scale = Literal["standard", "quantile", "as-is"]
 
 QUANTILES = 1000
 """Quantiles that are told apart."""
+
+
+LARGEST = 1e30
+"""Trees see no larger number. Single precision holds it."""
 
 
 class Scaler(Protocol):
@@ -36,10 +40,36 @@ def _changed(task: Task, scaler: Scaler) -> Task:
     return task.mapped(lambda rows: torch.from_numpy(scaler.transform(rows.numpy())))
 
 
+def _at_unit_steps(task: Task) -> Task:
+    """The task with columns that begin at 0 and whose outermost steps are at least 1.
+
+    scikit-learn's quantiles take values for the smallest or the largest one if they are within 1e-7 of it,
+    whatever the unit of the column.
+    """
+    low, high = task.x.amin(0), task.x.amax(0)
+    first = torch.where(task.x > low, task.x, torch.inf).amin(0) - low
+    last = high - torch.where(task.x < high, task.x, -torch.inf).amax(0)
+    factor = (1 / torch.minimum(first, last)).minimum(1e300 / (high - low))  # of a constant column: 0
+    return task.mapped(lambda rows: (rows.clamp(low, high) - low) * factor)
+
+
+def centred(task: Task) -> Task:
+    """The task with columns around 0, half of whose rows are within a unit.
+
+    Trees of scikit-learn see single precision, and no step below 1e-7.
+    """
+    quarter, middle, last = torch.from_numpy(np.quantile(task.x.numpy(), (0.25, 0.5, 0.75), axis=0))
+    width, deviation = last - quarter, task.x.std(0, correction=0)
+    width = torch.where(width > 0, width, deviation)
+    width = torch.where(width > 0, width, 1)
+    return task.mapped(lambda rows: ((rows - middle) / width).clamp(-LARGEST, LARGEST))
+
+
 def _quantiles(task: Task, distribution: str) -> Task:
     transformer = require("sklearn.preprocessing", "datasets").QuantileTransformer
     count = min(QUANTILES, len(task.x))
-    return _changed(task, transformer(n_quantiles=count, output_distribution=distribution, subsample=None))
+    steps = _at_unit_steps(task)
+    return _changed(steps, transformer(n_quantiles=count, output_distribution=distribution, subsample=None))
 
 
 def _standard(task: Task) -> Task:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_scnf._extras import require
 from pyro_scnf._numbers import check_whole
 from pyro_scnf.baselines.comparator import Task, solve
-from pyro_scnf.baselines.scaling import Scale, check_scaling, scaled
+from pyro_scnf.baselines.scaling import Scale, centred, check_scaling, scaled
 from pyro_scnf.baselines.tuning import chosen, tuned
 
 __all__ = [
@@ -169,6 +169,7 @@ def random_forest(
     trees = check_whole("trees", trees, 1)
 
     def fit(task: Task) -> Tensor:
+        task = centred(task)
         choice = chosen(task, LEAVES, partial(_forest, trees=min(trees, SEARCH_TREES)), REPEATS)
         return choice.of(_forest(task, choice.setting, trees))
 
