@@ -267,6 +267,27 @@ def test_classes_that_are_codes_keep_their_zeros(form, tmp_path):
         tabular(table, label="y", test=numbers)
 
 
+@pytest.mark.parametrize("form", ["numbers", "words", "objects", "category", "gap"])
+def test_codes_of_many_digits_stay_apart(form):
+    """As floating numbers they would be one level, and the column constant."""
+    codes = [2**60 + i % 3 for i in range(ROWS)]
+    column = {
+        "numbers": codes,
+        "words": [str(code) for code in codes],
+        "objects": pd.Series(codes, dtype=object),
+        "category": pd.Categorical(codes),
+        "gap": pd.array([*codes[:-1], None], dtype="Int64"),
+    }[form]
+    data = tabular(mixed()[["length", "kind"]].assign(v=column), label="kind", test=0, categories=["v"])
+    assert data.column_names[1:4] == tuple(f"v={2**60 + k}" for k in range(3))
+    assert data.x[:39, 1:4].argmax(1).tolist() == [i % 3 for i in range(ROWS - 1)]
+
+
+def test_accents_are_one_letter():
+    table = mixed().assign(sex=["\u00e9", "e\u0301"] * 20, ward=["a", "b"] * 20)
+    assert "sex" not in "".join(tabular(table, label="kind").column_names)  # it is constant
+
+
 def test_names_of_columns_may_be_numbers():
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(6, 2))).assign(y=[0, 1] * 3)
     assert tabular(table, label="y", test=0).column_names == ("0", "1")
@@ -469,7 +490,19 @@ REFUSED = {
     ),
     "identifiers": (
         with_column([2**60 + i for i in range(ROWS)]),
-        r"'v' holds whole numbers beyond 2\*\*53, of which double precision confuses some; leave",
+        r"'v' holds whole numbers beyond 2\*\*53, of which double precision confuses some; give the",
+    ),
+    "identifiers as words": (
+        with_column([str(2**60 + i % 3) for i in range(ROWS)]),
+        r"'v' holds whole numbers beyond 2\*\*53, .* give the column to categories= if they are codes",
+    ),
+    "identifiers as objects": (
+        with_column(pd.Series([2**60 + i % 3 for i in range(ROWS)], dtype=object)),
+        r"'v' holds whole numbers beyond 2\*\*53, of which double precision confuses some",
+    ),
+    "identifiers with a gap": (
+        with_column(pd.array([None, *(2**60 + i % 3 for i in range(ROWS - 1))], dtype="Int64")),
+        r"'v' holds whole numbers beyond 2\*\*53, of which double precision confuses some",
     ),
     "infinity": (
         with_column([0.0] * 7 + [np.inf] + [1.0] * 32),

@@ -78,6 +78,7 @@ LABELS = {
     "ordered categories": (pd.Series(["mid", "low", None, "high"], dtype=LEVELS), [1, 0, -1, 2], ORDERED),
     "ordered, not all there": (pd.Categorical(["high", "low"], dtype=LEVELS), [1, 0], ("low", "high")),
     "ordered numbers": (pd.Series([3, 1], dtype=pd.CategoricalDtype([3, 2, 1], True)), [0, 1], ("3", "1")),
+    "accents": (["caf\u00e9", "cafe\u0301", "tea"], [0, 0, 1], ("caf\u00e9", "tea")),
     "decimals": ([Decimal("2"), Decimal("1.0")], [1, 0], ("1", "2")),
 }
 

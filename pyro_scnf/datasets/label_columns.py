@@ -6,6 +6,7 @@ Here a column becomes labels ``0 .. K - 1`` and the names of the classes.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
@@ -27,6 +28,7 @@ __all__ = [
     "as_classes_with_names",
     "as_named_labels",
     "column_of",
+    "plain_word",
     "range_word",
 ]
 
@@ -176,7 +178,7 @@ def _word(entry: object, given: str) -> str | None:
     if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(entry, str):
-        word = entry.strip()
+        word = plain_word(entry)
         return None if word in GAPS else word
     if isinstance(entry, bool | np.bool_ | Integral):
         return str(bool(entry)) if isinstance(entry, bool | np.bool_) else str(int(entry))
@@ -201,6 +203,11 @@ def _warn_of_gaps(words: Sequence[str | None], given: str) -> None:
             f"{given} holds {word!r} in {words.count(word)} rows, which counts as a class; if it means that "
             f"there is no label, give unknown={word!r}"
         )
+
+
+def plain_word(text: str) -> str:
+    """A word without blanks around it, and with each accent in one letter, as most programs write it."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def range_word(entry: object) -> str:

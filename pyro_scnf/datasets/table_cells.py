@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from pyro_scnf.datasets.label_columns import GAPS, NUMBER, range_word
+from pyro_scnf.datasets.label_columns import GAPS, NUMBER, plain_word, range_word
 
 __all__ = [
     "DATE_REMEDY",
@@ -22,6 +22,7 @@ __all__ = [
     "are_blank",
     "as_level",
     "as_number",
+    "check_apart",
     "read_cells",
 ]
 
@@ -115,30 +116,35 @@ def _cells(column: Any, given: str, category: bool) -> Cells:
         floating = column.dtype == np.float32
         numbers = column.to_numpy(dtype=np.float32 if floating else np.float64, na_value=np.nan)
         if kind in "iu":
-            _check_apart(column, numbers, given)
+            check_apart(column.dropna(), numbers, given)
         return numbers
     cells = np.empty(len(column), dtype=object)
     cells[:] = [_cell(entry, row, given) for row, entry in enumerate(column.tolist())]
     return cells
 
 
-def _check_apart(column: Any, numbers: Cells, given: str) -> None:
-    """Raise if two whole numbers of a series have become the same one among ``numbers``."""
+def check_apart(exact: Iterable[Any], numbers: Cells, given: str) -> None:
+    """Raise if two ``exact`` numbers have become the same one among ``numbers`` in double precision."""
     some = numbers[~np.isnan(numbers)]
-    if (np.abs(some) > 2**53).any() and column.nunique() > len(np.unique(some)):
+    if not (np.abs(some) > 2**53).any():
+        return
+    if len({Decimal(str(number)) for number in exact if number == number}) > len(np.unique(some)):
         raise ValueError(
-            f"{given} holds whole numbers beyond 2**53, of which double precision confuses some; "
-            "leave the column out if they are identifiers, or subtract the smallest from it"
+            f"{given} holds whole numbers beyond 2**53, of which double precision confuses some; give the "
+            "column to categories= if they are codes, leave it out if they are identifiers, or subtract the "
+            "smallest from it"
         )
 
 
 def _cell(entry: object, row: int, given: str) -> object:
     """A number, a truth value, a word, or ``None`` for a blank."""
     if isinstance(entry, str):
-        word = entry.strip()
+        word = plain_word(entry)
         return None if word in GAPS else word
     if isinstance(entry, bool | np.bool_):
         return bool(entry)
+    if isinstance(entry, Integral):
+        return int(entry)
     if isinstance(entry, Real | Decimal):
         number = float(entry)
         return None if number != number else number
@@ -170,7 +176,7 @@ def as_level(cell: object) -> str:
     """The name of a level. 3.0 is the level 3, because a blank turns integers into such numbers."""
     if cell is None:
         return "blank"
-    word = str(cell)
+    word = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
     return word.partition(".")[0] if re.fullmatch(r"[+-]?\d+\.0+", word) else word
 
 

@@ -13,7 +13,15 @@ import numpy as np
 from pyro_scnf._warn import warn
 from pyro_scnf.datasets.label_columns import CODE, NUMBER, RANGE
 from pyro_scnf.datasets.rounding import check_resolution, noise_of
-from pyro_scnf.datasets.table_cells import DATE_REMEDY, Cells, TableCells, are_blank, as_level, as_number
+from pyro_scnf.datasets.table_cells import (
+    DATE_REMEDY,
+    Cells,
+    TableCells,
+    are_blank,
+    as_level,
+    as_number,
+    check_apart,
+)
 
 __all__ = ["BLANKS", "TableColumns", "fit_columns"]
 
@@ -156,7 +164,7 @@ def fit_columns(table: TableCells, rows: Cells) -> TableColumns:
         if blank.all():
             raise ValueError(f"{given} holds nothing in all {len(rows)} training rows; leave it out")
         named = name in table.categories
-        numbers = None if named else _ordered(some[~blank])
+        numbers = None if named else _ordered(some[~blank], given)
         if numbers is not None:
             _warn_of_codes(some, given)
             check_resolution(numbers, given)
@@ -185,12 +193,15 @@ def _warn_of_codes(cells: Cells, given: str) -> None:
         )
 
 
-def _ordered(cells: Cells) -> Cells | None:
+def _ordered(cells: Cells, given: str) -> Cells | None:
     """Cells without a blank as numbers in ascending order; ``None`` if one is a word."""
     numbers = [as_number(cell) for cell in cells] if cells.dtype == object else cells
     if cells.dtype == object and None in numbers:
         return None
-    return np.sort(np.asarray(numbers, dtype=np.float64))
+    ordered = np.sort(np.asarray(numbers, dtype=np.float64))
+    if cells.dtype == object:
+        check_apart((cell for cell in cells if NUMBER.fullmatch(str(cell))), ordered, given)
+    return ordered
 
 
 def _levels(cells: Cells, rows: Cells, given: str, named: bool) -> tuple[str, ...]:
