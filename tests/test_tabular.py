@@ -283,6 +283,22 @@ def test_codes_of_many_digits_stay_apart(form):
     assert data.x[:39, 1:4].argmax(1).tolist() == [i % 3 for i in range(ROWS - 1)]
 
 
+@pytest.mark.parametrize("form", ["frame", "csv"])
+def test_rows_that_hold_nothing_are_refused(form, tmp_path):
+    """A spreadsheet may end in them. They would be rows of medians."""
+    table = mixed()[["length", "ward", "kind"]].drop(index=[7, 9])
+    table = pd.concat([table, pd.DataFrame(index=range(2))])
+    labelled = table.copy()
+    labelled.iloc[-2:, 2] = "a"
+    first, second = (
+        part if form == "frame" else csv_of(part, tmp_path / f"{place}.csv")
+        for place, part in enumerate((table, labelled))
+    )
+    with pytest.raises(ValueError, match=r"source: 2 of 40 rows hold nothing, .* first row 38; .*'all'"):
+        tabular(first, label="kind")
+    assert len(tabular(second, label="kind", test=0).x) == 40
+
+
 def test_accents_are_one_letter():
     table = mixed().assign(sex=["\u00e9", "e\u0301"] * 20, ward=["a", "b"] * 20)
     assert "sex" not in "".join(tabular(table, label="kind").column_names)  # it is constant

@@ -242,7 +242,8 @@ def _whole_number(word: str, given: str) -> str:
     if not number.is_integer():
         raise ValueError(
             f"{given} holds the number {word}, expected classes: words, whole numbers or truth values. If it "
-            "is a measurement, cut it into ranges first (pandas.cut)"
+            "is a measurement, cut it into ranges first (pandas.cut); if each number is a class, write it as "
+            "a word, such as '4.5 stars'"
         )
     return str(int(number))
 

@@ -64,6 +64,18 @@ class TableCells:
                 "rows or columns out, or give blanks='indicate'"
             )
 
+    def refuse_empty(self, unlabelled: Cells) -> None:
+        """Raise if a row holds nothing at all, as the last lines of a spreadsheet may.
+
+        :param unlabelled: which rows have no label, as truth values ``(N,)``.
+        """
+        empty = unlabelled & np.all([are_blank(cells) for cells in self.columns.values()], axis=0)
+        if empty.any():
+            raise ValueError(
+                f"{self.given}: {int(empty.sum())} of {len(empty)} rows hold nothing, not even a label, "
+                f"first row {int(empty.argmax())}; leave them out, as table.dropna(how='all') does"
+            )
+
     def ordered_like(self, other: TableCells) -> TableCells:
         """The same table with the columns of ``other`` in their order.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_word, refuse_unused
 from pyro_scnf.datasets.base import SemiSupervisedData
 from pyro_scnf.datasets.row_choice import choose_rows, drawn_share
@@ -59,10 +60,10 @@ def tabular(
 
     ``column_names`` of the result tells which columns there are.
 
-    :param source: the name of one of :data:`TABLES`; or a table of your own, as a data frame of pandas or the
-        path of a file: CSV in UTF-8 whose first line names its columns; Parquet, for which pyarrow has to be
-        installed; or what ``numpy.savez`` wrote, with arrays ``X`` ``(N, D)`` and ``y`` ``(N,)``, and
-        perhaps ``X_test`` and ``y_test``.
+    :param source: the name of one of :data:`TABLES`; or a table of your own, as a data frame of pandas, whose
+        index is no column, or the path of a file: CSV in UTF-8 whose first line names its columns; Parquet,
+        for which pyarrow has to be installed; or what ``numpy.savez`` wrote, with arrays ``X`` ``(N, D)`` and
+        ``y`` ``(N,)``, and perhaps ``X_test`` and ``y_test``.
     :param label: the column of labels, of your own table: words, whole numbers, truth values or ranges of
         ``pandas.cut``, and a blank where there is no label. The classes are in the order of ordered
         categories of pandas, otherwise of their names. Words such as ``"007"`` stay as they are. Arrays need
@@ -85,11 +86,11 @@ def tabular(
     :param int seed: seed of the test rows and of the choice of labels.
     :raises ValueError: for columns that are not there, or not in both tables; for infinity; for numbers so
         large that the default dtype rounds off what tells them apart, such as times in seconds since 1970;
-        for lines of different lengths in a CSV file; for columns that hold nothing, dates, numbers with a
-        unit or with separators, or a different word in almost every row; for blanks if they are refused; if
-        all columns are constant; for less than two classes, and a test row without a label; for labels that
-        :func:`keep_labels` refuses; for options that would have no effect.
-        The message names the column.
+        for lines of different lengths in a CSV file, and rows that hold nothing; for columns that hold
+        nothing, dates, numbers with a unit or with separators, or a different word in almost every row; for
+        blanks if they are refused; if all columns are constant; for less than two classes, and a test row
+        without a label; for test rows that are the source itself; for labels that :func:`keep_labels`
+        refuses; for options that would have no effect. The message names the column.
     :raises FileNotFoundError: for missing files.
     :raises ImportError: for a Parquet file if pyarrow is not installed.
 
@@ -130,6 +131,7 @@ def tabular(
     rows, shown, tested = choose_rows(table.y, len(names), None if own else share, *choice)
 
     cells = read_cells(table.rows, "source", categories)
+    cells.refuse_empty((table.y == UNLABELLED).numpy())
     tests = read_cells(table.tests, "test", categories).ordered_like(cells) if own else cells
     if blanks == "refuse":
         for part in (cells, tests) if own else (cells,):
