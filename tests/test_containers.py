@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from dataclasses import replace
+from decimal import Decimal
 from functools import partial
 
 import numpy as np
@@ -263,11 +265,11 @@ REFUSED_LABELS = {
         r"y .* give numpy.where\(y > 0, y - 1, -1\)",
     ),
     "out of range": ({"y": Y * 3}, "y holds labels -3..3, expected -1..1"),
-    "words": ({"y": ["cat", "dog", "cat", "dog"]}, r"y holds 'cat' .*return_inverse"),
-    "series of words": ({"y": pd.Series(["cat", "dog", None, "dog"])}, r"y holds 'cat' .*return_inverse"),
+    "words": ({"y": ["cat", "dog", "cat", "dog"]}, r"y holds 'cat' .*pandas.factorize"),
+    "series of words": ({"y": pd.Series(["cat", "dog", None, "dog"])}, r"y holds 'cat' .*pandas.factorize"),
     "categories of words": (
         {"y": pd.Series(list("abab")).astype("category")},
-        "y holds 'a' .*return_inverse",
+        "y holds 'a' .*pandas.factorize",
     ),
     "one-hot": ({"y": ONE_HOT}, r"y has shape \(4, 2\), expected one label for each row.* y.argmax"),
     "one-hot floats": ({"y": ONE_HOT.float()}, r"y has shape \(4, 2\), expected one label for each row"),
@@ -276,7 +278,7 @@ REFUSED_LABELS = {
     "a number": ({"y": 1}, "y is of type int, expected a label for each row"),
     "nothing": ({"y": None}, "y is of type NoneType, expected a label for each row"),
     "a word": ({"y": "label"}, "y is of type str, expected a label for each row"),
-    "numbers in words": ({"y": pd.Series(list("0101"))}, r"y holds '0' .*return_inverse"),
+    "numbers in words": ({"y": pd.Series(list("0101"))}, r"y holds '0' .*pandas.factorize"),
     "hidden": ({"y_test": torch.tensor([0, -1])}, "y_test holds labels -1..0.* row 1 has no label"),
     "gap": ({"y_test": [np.nan, 1.0]}, "y_test .*row 0 has no label"),
     "test out of range": ({"y_test": [0, 2]}, r"y_test holds labels 0\.\.2, expected 0\.\.1"),
@@ -291,6 +293,33 @@ def test_labels_that_are_none(kind):
         made(**changes)
 
 
+@pytest.mark.parametrize("kind", [list, pd.Series, pd.Categorical, lambda y: np.array(y, dtype=object)])
+def test_the_advice_for_words_works_with_gaps(kind):
+    y = kind(["dog", None, "cat", "dog"])
+    with pytest.raises(ValueError, match=r"y holds .dog. .*; number the classes: y, classes = ") as raised:
+        made(y=y)
+    advice = re.search(r"= (pandas.*?\)), which gives -1 to rows that have none", str(raised.value))
+    numbers, classes = eval(advice[1], {"pandas": pd, "y": y})
+    assert made(y=numbers).y.tolist() == [1, -1, 0, 1]
+    assert list(classes) == ["cat", "dog"]
+
+
+def test_numbers_in_words_are_no_categories():
+    words = pd.DataFrame({"a": ["1", "2", "3", "4"], "b": [0.5, 1.0, 1.5, 2.0]})
+    for x in (words, words[["a", "a"]].to_numpy(str), [["1", "2"]] * 4):
+        with pytest.raises(ValueError, match=r"holds '1' .*they are numbers written as words: give \.astype"):
+            made(x)
+    with pytest.raises(ValueError, match=r"x, column 'a', holds '1' .* \(pandas.get_dummies\)"):
+        made(words.assign(a=["1", "2", "x", None]))
+    assert made(words.astype(float)).x[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_decimal_numbers_are_numbers():
+    """Parquet files and databases hold them."""
+    x = pd.DataFrame(X.numpy()).map(lambda number: Decimal(float(number)))
+    assert torch.equal(made(x).x, X)
+
+
 def test_functions_of_labels_take_the_same_forms():
     y = torch.arange(12) % 3
     for form in (y, y.float(), y.numpy(), y.tolist(), pd.Series(y.numpy())):
@@ -299,7 +328,7 @@ def test_functions_of_labels_take_the_same_forms():
     data = made(X.repeat(3, 1), torch.where(y > 0, -1, y), num_classes=3)
     for form in (y.double(), y.numpy(), y.tolist(), pd.Series(y.numpy())):
         assert torch.equal(data.hold_out(2, truth=form).y_val, data.hold_out(2, truth=y).y_val)
-    with pytest.raises(ValueError, match=r"keep_labels: y holds 'a' .*return_inverse"):
+    with pytest.raises(ValueError, match=r"keep_labels: y holds 'a' .*pandas.factorize"):
         keep_labels(list("abc"), 3, 3)
 
 

@@ -6,6 +6,7 @@ Tensors stay as they are. Everything else is converted, and what cannot be is re
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -156,16 +157,27 @@ def _numbers_of(array: np.ndarray, given: str) -> np.ndarray:
         if None not in flat:
             return np.array(flat, dtype=np.float64).reshape(array.shape)
     remedy = "turn words into numbers (pandas.get_dummies)"
+    words = [entry for entry in array.flat if array.dtype.kind != "O" or _number(entry) is None]
+    if all(map(_is_written_number, words)):
+        remedy = "they are numbers written as words: give .astype(float)"
     if array.dtype.kind in "mM":
         remedy = "turn times into numbers of days or seconds"
     raise ValueError(f"{given} holds {_example(array)}, expected numbers; {remedy}, or leave them out")
+
+
+def _is_written_number(entry: object) -> bool:
+    """Whether an entry is a word that is a number."""
+    try:
+        return isinstance(entry, str) and float(entry) == float(entry)
+    except ValueError:
+        return False
 
 
 def _number(entry: object) -> float | None:
     """A number, NaN for a gap, and ``None`` for anything else."""
     if entry is None or type(entry).__name__ in ("NAType", "NaTType"):
         return float("nan")
-    return float(entry) if isinstance(entry, Real | np.bool_) else None
+    return float(entry) if isinstance(entry, Real | np.bool_ | Decimal) else None
 
 
 def _example(array: np.ndarray) -> str:
@@ -292,8 +304,9 @@ def _label_tensor(value: object, given: str) -> Tensor:
         array = _numbers(np.asarray(value) if hasattr(value, "cat") else value, given)
     except ValueError as error:
         raise ValueError(
-            f"{str(error).split(', expected numbers')[0]}, expected whole numbers; number the classes: "
-            "classes, y = numpy.unique(y, return_inverse=True), and -1 for rows without a label"
+            f"{str(error).split(', expected numbers')[0]}, expected whole numbers; number the "
+            "classes: y, classes = pandas.factorize(pandas.Series(y), sort=True), which gives -1 to rows "
+            "that have none"
         ) from error
     return torch.from_numpy(_plain(array.astype(np.float64) if array.dtype.kind in "uf" else array))
 

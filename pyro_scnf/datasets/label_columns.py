@@ -198,7 +198,7 @@ def _word(entry: object, given: str) -> str | None:
 
 def _warn_of_gaps(words: Sequence[str | None], given: str) -> None:
     """Warn of a class whose name says that there is no label."""
-    for word in sorted({word for word in words if word is not None and NO_LABEL.fullmatch(word)}):
+    for word in sorted(word for word in set(words) if word is not None and NO_LABEL.fullmatch(word)):
         warn(
             f"{given} holds {word!r} in {words.count(word)} rows, which counts as a class; if it means that "
             f"there is no label, give unknown={word!r}"
