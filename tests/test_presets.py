@@ -556,6 +556,7 @@ def test_what_is_recommended_for_images(scale, dtype, bins):
         ((1, 7, 8), "pad images"),
         ((8, 8), r"x\[:, None\]"),
         ((8, 8, 3), r"channels come last.*x.transpose\(0, 3, 1, 2\)"),
+        ((1, 1, 1), "pad images"),
     ],
 )
 def test_data_for_which_nothing_is_recommended(shape, remedy):
@@ -566,6 +567,12 @@ def test_data_for_which_nothing_is_recommended(shape, remedy):
         recommended(data)
     with pytest.raises(ValueError, match="y has no labelled row"):
         recommended(table(labelled=0))
+
+
+def test_channels_that_seem_to_come_last_bring_a_warning():
+    x, y = torch.randint(0, 256, (9, 8, 8, 4)), torch.arange(9) % 3
+    with pytest.warns(UserWarning, match="8 channels of 8 by 4 pixels; if they are 4 channels of 8 by 8"):
+        recommended(SemiSupervisedData(x, y, x, y, 3))
 
 
 @pytest.mark.parametrize("rows", [60, 5000])

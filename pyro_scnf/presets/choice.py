@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._numbers import check_kinds
+from pyro_scnf._warn import warn
 from pyro_scnf.datasets import Jitter, SemiSupervisedData, nearest_neighbours, pixel_features
 from pyro_scnf.datasets.image_features import Features
 from pyro_scnf.flows import glow
@@ -68,7 +69,7 @@ def recommended(data: SemiSupervisedData) -> Preset:
         remedy = "the flow couples columns, so it needs two"
     elif len(shape) == 2:
         remedy = "give grey images (H, W) a channel: x[:, None]"
-    elif len(shape) == 3 and shape[2] in (1, 3):
+    elif len(shape) == 3 and shape[2] in (1, 3) and shape[0] > shape[2]:
         remedy = "if the channels come last, bring them to the front: x.transpose(0, 3, 1, 2) of an array"
     raise ValueError(
         f"data: x has rows of shape {shape}, expected two or more columns, or images (C, H, W) of even "
@@ -185,6 +186,12 @@ class ImageFlow:
 
 def _for_images(data: SemiSupervisedData) -> Preset:
     channels, height, width = data.x.shape[1:]
+    if channels == height > width and width <= 4:
+        warn(
+            f"data: x has rows of shape {(channels, height, width)}, taken as {channels} channels of "
+            f"{height} by {width} pixels; if they are {width} channels of {channels} by {height} pixels, bring the "
+            "channels to the front: x.transpose(0, 3, 1, 2) of an array"
+        )
     levels = 2 if height % 4 == width % 4 == 0 else 1
     small = height * width <= SMALL
     bins = _grey_levels(data)
