@@ -77,6 +77,17 @@ def test_all_labelled_rows_are_the_default():
     assert sorted(rows(StepBatches(numbered(7, 9), 4)[3])[0]) == list(range(7))
 
 
+@pytest.mark.parametrize(("size", "taken"), [(4, 4), (9, 9), (20, 9)])
+def test_if_every_row_is_labelled_a_step_has_batch_size_of_them(size, taken):
+    batches = StepBatches(numbered(9, 0), size)
+    assert [len(rows(batches[step])[0]) for step in range(3)] == [taken] * 3
+    assert len(batches) == math.ceil(9 / taken)
+    drawn = list(itertools.chain.from_iterable(rows(batches[step])[0] for step in range(9)))
+    assert sorted(drawn[:9]) == list(range(9))
+    with pytest.raises(ValueError, match=f"^batch_size: 5 processes cannot share {taken} of 9 rows equally"):
+        StepBatches(numbered(9, 0), size, world_size=5)
+
+
 def test_more_labelled_rows_than_there_are_repeat():
     assert sorted(rows(StepBatches(numbered(3, 9), 4, 6)[1])[0]) == [0, 0, 1, 1, 2, 2]
 

@@ -194,6 +194,34 @@ def test_a_preset_trains_as_it_says_and_options_come_on_top(moons, tmp_path):
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["settings"]["terms"] == {}
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "rows"),
+    [
+        (None, {}, 12),
+        (None, {"batch_size": 7}, 7),
+        (5, {}, 5),
+        (5, {"batch_size": 7}, 7),
+        (5, {"batch_size": 7, "labelled_batch_size": 3}, 3),
+    ],
+)
+def test_a_preset_trains_on_rows_that_all_have_labels(own, given, rows, monkeypatch):
+    x = torch.randn(40, 2)
+    data = SemiSupervisedData(x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long(), 2)
+    preset = replace(scnf.presets.TOY, batch_size=12, labelled_batch_size=own, steps=1)
+    seen, score = [], scnf.SemiSupervisedModel.forward
+    noted = lambda self, x, *rest, **more: seen.append(len(x)) or score(self, x, *rest, **more)  # noqa: E731
+    monkeypatch.setattr(scnf.SemiSupervisedModel, "forward", noted)
+    assert preset.fit(preset.make_model(data), data, progress=False, **given).steps == 1
+    assert seen == [rows]
+
+
+def test_what_is_recommended_trains_on_rows_that_all_have_labels():
+    x = torch.randn(90, 2)
+    data = SemiSupervisedData(x, (x[:, 0] > 0).long(), x, (x[:, 0] > 0).long(), 2)
+    preset = recommended(data)
+    assert preset.fit(preset.make_model(data), data, steps=2, progress=False).finished
+
+
 def test_the_presets_of_one_paper_differ_in_h_alone():
     wide, narrow = scnf.presets.MNIST_PAPER, scnf.presets.MNIST_PAPER_SMALL_H
     assert replace(narrow, flow=wide.flow) == wide

@@ -145,7 +145,8 @@ class Preset:
     :ivar optimisation: optimiser, learning rate, averaging and clipping.
     :ivar int steps: optimiser steps.
     :ivar int batch_size: unlabelled rows a step.
-    :ivar labelled_batch_size: labelled rows a step; ``None`` for all.
+    :ivar labelled_batch_size: labelled rows a step; ``None`` for all, or, if every row is labelled, for
+        ``batch_size`` of them.
     :ivar int validate_every: steps between validations and checkpoints.
     :ivar model: options of the model around the flow.
     :ivar terms: what training minimises besides the negative log-likelihood, see
@@ -261,7 +262,8 @@ class Preset:
     ) -> FitResult:
         """Train ``model`` with the settings of the preset (extra ``train``).
 
-        :param options: options of :func:`pyro_scnf.training.fit`. They override those of the preset.
+        :param options: options of :func:`pyro_scnf.training.fit`. They override those of the preset. If
+            every row is labelled, ``batch_size`` overrides ``labelled_batch_size`` of the preset too.
         """
         from pyro_scnf.training import fit
 
@@ -274,5 +276,8 @@ class Preset:
             "labelled_batch_size": self.labelled_batch_size,
             "validate_every": self.validate_every,
         }
+        check_kinds(data=(data, SemiSupervisedData))
+        if "batch_size" in options and not bool((data.y == UNLABELLED).any()):
+            own["labelled_batch_size"] = None  # otherwise it would count, and not what the user gave
         chosen: FitOptions = {**own, **options}
         return fit(model, data, **chosen)

@@ -152,9 +152,11 @@ class StepBatches(Dataset[Batch]):
 
     :param data: training data.
     :param int batch_size: unlabelled rows a step, over all processes. If the data have fewer unlabelled
-        rows, a step takes all of them.
+        rows, a step takes all of them. If every row is labelled, it is the default of
+        ``labelled_batch_size``.
     :param labelled_batch_size: labelled rows a step, over all processes; all of them by default. If the
-        data have fewer labelled rows, rows repeat.
+        data have fewer labelled rows, rows repeat. If every row is labelled, the default is ``batch_size``,
+        or all rows if these are fewer.
     :param steps: how many batches a loop or a loader takes. By default as many as show every unlabelled row;
         if every row is labelled, every row.
     :param int seed: seed of the order of rows.
@@ -192,9 +194,11 @@ class StepBatches(Dataset[Batch]):
             raise ValueError(f"rank={rank}: expected a number below world_size={world_size}")
         self.rank, self.world_size = rank, world_size
         labelled, unlabelled = len(self.labelled_rows), len(self.unlabelled_rows)
-        self.labelled_size = self._share(
-            "labelled_batch_size", labelled if labelled_batch_size is None else labelled_batch_size, labelled
-        )
+        name, size = "labelled_batch_size", labelled_batch_size
+        if size is None:
+            # A step with all rows of a large data set would not fit into memory.
+            name, size = (name, labelled) if unlabelled else ("batch_size", min(batch_size, labelled))
+        self.labelled_size = self._share(name, size, labelled)
         self.unlabelled_size = self._share(
             "batch_size", min(batch_size, unlabelled or batch_size), unlabelled
         )

@@ -98,8 +98,10 @@ def fit(
     :param optimisation: optimiser, schedule, averaging and clipping, see :class:`Optimisation`.
     :param machine: device, processes and precision, see :class:`Machine`.
     :param int steps: optimiser steps.
-    :param int batch_size: unlabelled rows a step, over all processes.
-    :param labelled_batch_size: labelled rows a step, over all processes; all of them by default.
+    :param int batch_size: unlabelled rows a step, over all processes; if every row is labelled, the default
+        of ``labelled_batch_size``.
+    :param labelled_batch_size: labelled rows a step, over all processes; by default all of them, or, if every
+        row is labelled, ``batch_size`` of them.
     :param augment: changes rows before the model sees them: an :class:`~pyro_scnf.datasets.Augment` or a
         function of x. By default rows stay as they are.
     :param int validate_every: steps between validations and checkpoints.
