@@ -170,7 +170,7 @@ class Objective(PortableModule):
 
 
 def _check_programs(model: object, guide: object) -> None:
-    """Raise unless model and guide can be called."""
+    """Raise unless model and guide can be called, and a guide of a model is that of this one."""
     if isinstance(guide, str):
         raise ValueError(f"guide={guide!r}: expected a guide; give pyro_scnf.make_guide({guide!r}, model)")
     for name, program in (("model", model), ("guide", guide)):
@@ -178,6 +178,8 @@ def _check_programs(model: object, guide: object) -> None:
             raise ValueError(
                 f"{name} is a {type(program).__name__}, expected a Pyro {name}, a function or module"
             )
+    if isinstance(guide, EMGuide):
+        guide.check_model(model.model if isinstance(model, WithTerms) else model)
 
 
 def _taken(model: Callable[..., object]) -> set[str]:

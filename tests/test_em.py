@@ -80,6 +80,20 @@ def test_posterior_adds_up_to_one_at_any_size_of_the_logits():
     assert (q.sum(0) - 1).abs().max() < 1e-5
 
 
+def test_a_guide_of_another_model_is_refused():
+    """Its posteriors would be those of the other flow. A second model around the same flow is no other."""
+    model, other = (scnf.SemiSupervisedModel(toy_flow()) for _ in range(2))
+    guide = scnf.EMGuide(other)
+    scnf.elbo(scnf.SemiSupervisedModel(other.flow), guide)
+    for use in (
+        lambda: scnf.elbo(model, guide),
+        lambda: scnf.elbo(scnf.with_terms(model, "balance"), guide),
+        lambda: scnf.models.update_after_step(model, guide),
+    ):
+        with pytest.raises(ValueError, match="guide: this EMGuide is of a model with another flow"):
+            use()
+
+
 def test_precision_of_large_log_probabilities():
     flow = toy_flow("gmm:scale=0.02")
     model = scnf.SemiSupervisedModel(flow)

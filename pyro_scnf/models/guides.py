@@ -103,6 +103,14 @@ class EMGuide(PortableModule):
             self.old = AveragedModel(model, multi_avg_fn=_Average(decay), use_buffers=True)
             self.old.requires_grad_(False)
 
+    def check_model(self, model: object) -> None:
+        """Raise if ``model`` has another flow than the model of the guide."""
+        if isinstance(model, SemiSupervisedModel) and model.flow is not self.model.flow:
+            raise ValueError(
+                "guide: this EMGuide is of a model with another flow, so its label posteriors are not those "
+                "of model; give pyro_scnf.EMGuide(model)"
+            )
+
     @torch.no_grad()
     def update(self) -> None:
         r"""Advance :math:`\theta_{old}` towards the current parameters. Does nothing without ``decay``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from pyro_scnf.models.em import Expected, learns_by_em
+from pyro_scnf.models.guides import EMGuide
 from pyro_scnf.models.semi_supervised import SemiSupervisedModel
 
 __all__ = ["Updates", "update_after_step"]
@@ -33,9 +34,12 @@ def update_after_step(
     :param expected: the E-step of the batch, ``loss.expected`` of :func:`pyro_scnf.elbo`, or
         :func:`~pyro_scnf.models.expected_labels` of the arguments of the model. If the step had gradients of
         several batches, a list of theirs.
-    :raises ValueError: if EM trains a part of the model, and ``expected`` is missing.
+    :raises ValueError: if EM trains a part of the model, and ``expected`` is missing; for an
+        :class:`~pyro_scnf.EMGuide` of another model.
     """
     batches = [expected] if isinstance(expected, Expected) else expected or []
+    if isinstance(guide, EMGuide):
+        guide.check_model(model)
     if learns_by_em(model) and not batches:
         raise ValueError(
             "expected: EM trains a part of the model, and needs the label posteriors of the batch; give "

@@ -189,8 +189,8 @@ def _for_images(data: SemiSupervisedData) -> Preset:
     if channels == height > width and width <= 4:
         warn(
             f"data: x has rows of shape {(channels, height, width)}, taken as {channels} channels of "
-            f"{height} by {width} pixels; if they are {width} channels of {channels} by {height} pixels, bring the "
-            "channels to the front: x.transpose(0, 3, 1, 2) of an array"
+            f"{height} by {width} pixels; if they are {width} channels of {channels} by {height} pixels, "
+            "bring the channels to the front: x.transpose(0, 3, 1, 2) of an array"
         )
     levels = 2 if height % 4 == width % 4 == 0 else 1
     small = height * width <= SMALL
