@@ -38,14 +38,14 @@ def check(out: Path) -> None:
         for path in above[: above.index(place)]:
             with suppress(OSError):  # it could not be made, or another program uses it
                 path.rmdir()
-    there = [out / name for name in WRITTEN if (out / name).exists()]
+    there = [path for path in (out / name for name in WRITTEN) if path.exists() or path.is_symlink()]
     taken = [path for path in there if path.is_dir()]
     if taken:
         raise ValueError(f"out: the folder {taken[0]} has the name of a file; move it, or give another --out")
     if there and not (out / MARK).is_file():
         raise ValueError(
-            f"out: a run replaces {there[0]}, and no example made the file there, or {MARK} beside it is "
-            "gone; move it, or give another --out"
+            f"out: a run replaces {there[0]}, and without {MARK} beside it, it may be a file of yours; move "
+            f"it, or give another --out. If an example made it, create an empty file {MARK} there"
         )
 
 

@@ -330,7 +330,7 @@ def test_files_that_no_example_made_are_not_replaced(example, run, tmp_path):
         (tmp_path / name).write_text("mine")
         code, said = run(example, "--smoke-test", "--out", ".")
         assert code == 2
-        assert f"--out: out: a run replaces {name}, and no example made the file there" in said[-1]
+        assert f"--out: out: a run replaces {name}, and without .by_example beside it" in said[-1]
         assert [path.name for path in tmp_path.iterdir()] == [name]
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
@@ -341,7 +341,7 @@ def test_files_that_no_composed_example_made_are_not_replaced(load_example, tmp_
     monkeypatch.setattr(sys, "argv", ["outcome.py", "--smoke-test", "--out", "."])
     with pytest.raises(SystemExit):
         load_example("outcome", "__main__")
-    assert "a run replaces metrics.json, and no example made" in capsys.readouterr().err
+    assert "a run replaces metrics.json, and without .by_example" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("metrics.json", "mine")]
     load_example("composed")["out_folder"].claim(tmp_path)
     assert (tmp_path / ".by_example").exists()

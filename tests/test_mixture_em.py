@@ -219,6 +219,18 @@ def test_em_never_decreases_the_likelihood(spec, class_probs, seed, weight, bala
     assert found[-1] > found[0]
 
 
+def test_em_with_pooled_covariances_goes_on_where_the_likelihood_falls():
+    """It ends where nothing changes any more, not at the first step of less likelihood."""
+    torch.manual_seed(1)
+    model = model_of(f"gmm:covariance=full,components=2,fit_weights=em,pooled=0.5,{EM}")
+    x, y, _ = blobs(60, seed=1)
+    found = scnf.models.fit_by_em(model, x, y, iterations=400, tolerance=1e-10)
+    gains = torch.tensor(found, dtype=F64).diff()
+    assert gains.min() < -1e-5
+    assert abs(gains[-1]) < 1e-10
+    assert len(gains) < 400
+
+
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
 @pytest.mark.parametrize("covariance", ["diagonal", "shared", "isotropic", "full"])
 def test_em_and_gradient_reach_the_same_likelihood(covariance):

@@ -80,6 +80,12 @@ LABELS = {
     "ordered numbers": (pd.Series([3, 1], dtype=pd.CategoricalDtype([3, 2, 1], True)), [0, 1], ("3", "1")),
     "accents": (["caf\u00e9", "cafe\u0301", "tea"], [0, 0, 1], ("caf\u00e9", "tea")),
     "decimals": ([Decimal("2"), Decimal("1.0")], [1, 0], ("1", "2")),
+    "large decimals": (
+        [Decimal(2**60), Decimal(2**60 + 1)],
+        [0, 1],
+        ("1152921504606846976", "1152921504606846977"),
+    ),
+    "plus and minus": (["+", "-", ""], [0, 1, -1], ("+", "-")),
 }
 
 

@@ -75,9 +75,9 @@ def as_classes_with_names(
     ``NULL`` and ``None``. A warning tells of words such as ``?`` and ``unknown``, which are classes unless
     ``unknown`` names them.
 
-    Numbers are the same label whether they are written as words (``"10"``), as integers or as floating
-    numbers without a fraction (``10.0``, which a gap in a column of integers leads to). Words that begin with
-    zeros are codes, and keep them: ``"007"``. Beside ``"7"`` they are refused.
+    Integers and floating numbers without a fraction (``10.0``, which a gap in a column of integers leads to)
+    are the same label. If all labels are numbers, words are numbers, too (``"10"``, ``"10.0"``), except for
+    those that begin with zeros. These are codes, and keep them: ``"007"``. Beside ``"7"`` they are refused.
 
     Ordered categories of pandas are in their order. Other classes are in the order of their names, and in
     that of numbers or ranges if all of them are numbers or ranges.
@@ -182,6 +182,8 @@ def _word(entry: object, given: str) -> str | None:
         return None if word in GAPS else word
     if isinstance(entry, bool | np.bool_ | Integral):
         return str(bool(entry)) if isinstance(entry, bool | np.bool_) else str(int(entry))
+    if isinstance(entry, Decimal) and entry.is_finite() and entry == entry.to_integral_value():
+        return str(int(entry))
     if isinstance(entry, Real | Decimal):
         number = float(entry)
         if not np.isinf(number):
@@ -198,7 +200,9 @@ def _word(entry: object, given: str) -> str | None:
 
 def _warn_of_gaps(words: Sequence[str | None], given: str) -> None:
     """Warn of a class whose name says that there is no label."""
-    for word in sorted(word for word in set(words) if word is not None and NO_LABEL.fullmatch(word)):
+    classes = {word for word in words if word is not None}
+    signs = {"+", "-"} if {"+", "-"} <= classes else set()  # of which the second is a class, too
+    for word in sorted(word for word in classes - signs if NO_LABEL.fullmatch(word)):
         warn(
             f"{given} holds {word!r} in {words.count(word)} rows, which counts as a class; if it means that "
             f"there is no label, give unknown={word!r}"

@@ -155,14 +155,15 @@ def fit_by_em(
 
     Each iteration takes the label posteriors of all rows, and sets the tables with ``fit_...="em"`` and the
     class probabilities ``"em"`` to the maximum of the expected log-likelihood. This never decreases the
-    likelihood. Rows are encoded once, in evaluation mode. Everything else stays as it is, except that the
-    statistics of earlier steps of training are forgotten.
+    likelihood, except with ``pooled`` covariances between 0 and 1. Rows are encoded once, in evaluation
+    mode. Everything else stays as it is, except that the statistics of earlier steps of training are
+    forgotten.
 
     :param model: a model with a prior or class probabilities that EM trains.
     :param x: data ``(N, *event_shape)``.
     :param y: their labels ``(N,)``, -1 where unknown. By default all are unknown.
     :param int iterations: the most iterations.
-    :param float tolerance: gain of an iteration, in nats per row, below which EM ends.
+    :param float tolerance: change by an iteration, in nats per row, below which EM ends.
     :param int batch_size: rows scored at a time.
     :return: the log-likelihood in nats per row, before the first iteration and after each. A labelled row
         counts ``labelled_weight`` times :math:`\log p(x, y)`, another one :math:`\log p(x)`.
@@ -198,7 +199,7 @@ def fit_by_em(
                 for part in _trained(model):
                     part.maximise()
                 found.append(_iteration(model, encoded, y))
-                if found[-1] - found[-2] < tolerance:
+                if abs(found[-1] - found[-2]) < tolerance:
                     break
         finally:
             _restart(model)

@@ -104,7 +104,7 @@ class EMGuide(PortableModule):
             self.old.requires_grad_(False)
 
     def check_model(self, model: object) -> None:
-        """Raise if ``model`` has another flow than the model of the guide."""
+        """Raise if ``model`` has another flow than the model of the guide. Class probabilities may differ."""
         if isinstance(model, SemiSupervisedModel) and model.flow is not self.model.flow:
             raise ValueError(
                 "guide: this EMGuide is of a model with another flow, so its label posteriors are not those "

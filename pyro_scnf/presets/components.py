@@ -140,7 +140,7 @@ def table_noise(data: SemiSupervisedData, scales: Sequence[float] = ()) -> Table
 
 
 def components_preset(data: SemiSupervisedData) -> Preset:
-    """A preset for a table of many rows. It looks at no label.
+    """A preset for a table of many rows. Of the labels it takes only their number.
 
     Each class is one multivariate Student-t distribution of :math:`z_f`, fitted by expectation-maximisation
     to all rows. Its tails are heavy, so a row far from all classes decides little about them.
