@@ -58,7 +58,8 @@ class GaussianMixturePrior(LocationScalePrior):
     :param learn_scales: likewise for the scales.
     :param float pooled: of full covariances by EM, the share :math:`\lambda` of the pooled one in
         :math:`(1 - \lambda)\Sigma_k + \lambda\bar\Sigma`. The pooled one is the mean of all, weighted by
-        their rows. With 1 all components have the same covariance. Choose more, the fewer rows there are.
+        their rows. With 1 all components that have rows have the same covariance. Choose more, the fewer
+        rows there are.
     :param em_decay: what share of the statistics of EM one step keeps, 0.99 by default. With 0, an M-step
         uses its own batch alone.
     :raises ValueError: for an unknown word, a number out of range, or an option that nothing would use.
