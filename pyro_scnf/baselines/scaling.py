@@ -21,7 +21,6 @@ Scale = Literal["standard", "quantile", "as-is"]
 QUANTILES = 1000
 """Quantiles that are told apart."""
 
-
 LARGEST = 1e30
 """Trees see no larger number. Single precision holds it."""
 

@@ -331,7 +331,8 @@ class LocationScalePrior(ClassConditionalPrior):
             raise NotImplementedError(f"{type(self).__name__} does not define _maximise_scales")
         count = in_double(self.moments.count)
         each = scatter / count.clamp(min=TINY)[:, None, None]
-        each = each.lerp(scatter.sum(0) / count.sum(), self.pooled)
+        if self.pooled:
+            each = each.lerp(scatter.sum(0) / count.sum(), self.pooled)
         log_scale, below = most_likely_factors(each, live, SMALLEST_SCALE)
         self._replace("log_scale", log_scale, live)
         self._replace("off_diagonal", below, live)
