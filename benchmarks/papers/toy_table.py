@@ -25,8 +25,9 @@ from typing import Any, Literal
 import torch
 
 import pyro_scnf as scnf
-from benchmarks.papers.flowgmm import Row, lines_of, row, show
+from benchmarks.papers.flowgmm import lines_of, show
 from benchmarks.papers.flowgmm_runs import Metrics, Run
+from benchmarks.papers.flowgmm_tables import Row, row
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import make_parser, positive, seed, whole
