@@ -67,11 +67,19 @@ def test_lines_of_a_table_are_compared_seed_by_seed():
         "FlowGMM Sup (n_l labels)": runs(96.0),  # one seed tells no error
         "FlowGMM Sup (all labels)": runs(98.0, 99.0),  # has other labels
     }
-    difference = {"mean": 1.5, "standard_error": pytest.approx(0.5), "runs": [1.0, 2.0]}
+    difference = {
+        "mean": 1.5,
+        "standard_error": pytest.approx(0.5),
+        "interval_95": pytest.approx([1.5 - 12.706 * 0.5, 1.5 + 12.706 * 0.5], abs=1e-3),
+        "runs": [1.0, 2.0],
+    }
     assert flowgmm.paired("3", made) == {"FlowGMM-cons, probabilities less FlowGMM": difference}
-    assert flowgmm.paired("K", made) == {}
-    for table, base in flowgmm.BASES.items():
-        assert base in [row.name for row in flowgmm.TABLES[table]]
+    assert flowgmm.paired("K", {}) == {}
+    flow, other = "flow, ag_news, 200 labels", "Pi model, ag_news, 200 labels"
+    made = {flow: runs(85.0, 86.0), other: runs(86.0, 88.0), "Pi model, miniboone, 20 labels": runs(1.0, 2.0)}
+    assert flowgmm.paired("1", made) == {f"{other} less {flow}": difference}
+    for table, rows in flowgmm.TABLES.items():
+        assert {flowgmm.base_of(table, row) for row in rows} <= {None, *(row.name for row in rows)}
 
 
 # -- data with few labels ----------------------------------------------------------

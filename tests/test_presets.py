@@ -438,6 +438,18 @@ def clouds(rows=6000, seed=0):
     return SemiSupervisedData(x, shown, x[-1000:], y[-1000:], 2)
 
 
+@pytest.mark.parametrize(("known", "components", "weight"), [(10, 10, 30), (75, 15, 30), (400, 20, 25)])
+def test_more_labels_tell_more_of_many_rows(known, components, weight):
+    """Rows and labels set how many components tell the classes. Labels count at most twice as all rows."""
+    x, y = torch.randn(5000, 40, generator=torch.Generator().manual_seed(0)), torch.arange(5000) % 10
+    shown = torch.where(torch.arange(5000) < known, y, scnf.UNLABELLED)
+    assert LeadingComponents(x).leading > 20
+    preset = recommended(SemiSupervisedData(x, shown, x, y, 10))
+    assert preset.flow.leading == components
+    assert preset.model.labelled_weight == weight
+    assert f"counts {weight} times" in preset.why
+
+
 def test_what_is_recommended_for_many_rows(tmp_path):
     """Classes are clouds of principal components, whose shape all rows tell. A few labels name them."""
     data = clouds()
@@ -511,13 +523,6 @@ def test_labels_are_a_matter_of_the_leading_components_alone():
     assert torch.allclose(before, after, atol=1e-5)
     assert torch.equal(found[1], leading)
     assert ((found[0] - aux).abs().amax(0) > 0.01).all()
-
-
-def test_no_class_gets_more_components_than_its_rows_can_tell():
-    rows = torch.randn(5000, 200, generator=torch.Generator().manual_seed(0))
-    data = SemiSupervisedData(rows, torch.arange(5000) % 5, rows[:5], torch.arange(5), 5)
-    assert LeadingComponents(rows).leading > 150
-    assert recommended(data).flow.leading == 20
 
 
 def test_features_of_a_graph_are_leading_components():

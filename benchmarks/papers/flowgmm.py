@@ -25,9 +25,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from scipy.stats import t as student_t
 
 from benchmarks.papers.flowgmm_runs import Baseline, Mnist
-from benchmarks.papers.flowgmm_tables import BASES, TABLES, Row
+from benchmarks.papers.flowgmm_tables import TABLES, Row, base_of
 from benchmarks.tools.deadline import Deadline
 from benchmarks.tools.machine import environment
 from benchmarks.tools.options import make_parser, positive, seed, whole
@@ -38,19 +39,30 @@ RESERVE = 1.0  # minutes that a run needs besides training: start and evaluation
 
 
 def paired(table: str, made: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
-    """How much more accurate lines are than that of :data:`BASES`, with the same labels, in per cent."""
-    if table not in BASES:
-        return {}
+    """How much more accurate lines are than that of :func:`base_of`, with the same labels, in per cent.
+
+    The interval of each mean is one of 95 %, by Student's t.
+    """
     labels = {row.name: getattr(row.run, "labels", None) for row in TABLES[table]}
-    base, found = BASES[table], {}
+    bases = {row.name: base_of(table, row) for row in TABLES[table]}
+    found = {}
     for name, records in made.items():
+        base = bases[name]
+        if base is None or name == base or labels[name] != labels[base]:
+            continue
         both = zip(records, made.get(base, ()), strict=False)
         runs = [
             a["accuracy_pct"] - b["accuracy_pct"] for a, b in both if a.get("finished") and b.get("finished")
         ]
-        if name != base and labels[name] == labels[base] and len(runs) > 1:
+        if len(runs) > 1:
             error = stdev(runs) / math.sqrt(len(runs))
-            found[f"{name} less {base}"] = {"mean": mean(runs), "standard_error": error, "runs": runs}
+            reach = float(student_t.ppf(0.975, len(runs) - 1)) * error
+            found[f"{name} less {base}"] = {
+                "mean": mean(runs),
+                "standard_error": error,
+                "interval_95": [mean(runs) - reach, mean(runs) + reach],
+                "runs": runs,
+            }
     return found
 
 
@@ -160,7 +172,8 @@ def main() -> int:
     print(f"Table {args.table}, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
     show(rows, made)
     for name, found in paired(args.table, made).items():
-        print(f"{name}: {found['mean']:.3f} % of accuracy, standard error {found['standard_error']:.3f}")
+        low, high = found["interval_95"]
+        print(f"{name}: {found['mean']:.3f} % of accuracy, with 95 % between {low:.3f} and {high:.3f}")
     return 0
 
 

@@ -31,6 +31,14 @@ def _texts(name: str, args: argparse.Namespace, **options: Any) -> SemiSupervise
     return text(name, root=args.data_root, embeddings=args.embeddings, **options)
 
 
+def _yahoo(classes: int, args: argparse.Namespace, **options: Any) -> SemiSupervisedData:
+    """Yahoo Answers. The folder of the data holds files of all ten classes, or of two."""
+    data, expected = _texts("yahoo", args, **options), f"expected {classes}"
+    if data.num_classes != classes:
+        raise ValueError(f"--data-root: Yahoo Answers there has {data.num_classes} classes, {expected}")
+    return data
+
+
 def _images(name: str, args: argparse.Namespace, **options: Any) -> SemiSupervisedData:
     return features(name, root=args.data_root, **options)
 
@@ -43,7 +51,8 @@ SETS: dict[str, Callable[..., SemiSupervisedData]] = {
     "miniboone": partial(_table, "miniboone"),
     "hepmass": partial(_table, "hepmass"),
     "ag_news": partial(_texts, "ag_news"),
-    "yahoo": partial(_texts, "yahoo"),
+    "yahoo": partial(_yahoo, 10),
+    "yahoo_2_classes": partial(_yahoo, 2),
     "cifar10": partial(_images, "cifar10"),
 }
 """Data sets by name: a function of the command line, of the number of labels and of the seed."""

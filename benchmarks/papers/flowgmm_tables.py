@@ -14,7 +14,7 @@ from benchmarks.papers.flowgmm_runs import Baseline, Coverage, Distances, Mnist,
 from pyro_scnf.baselines import COMPARATORS
 from pyro_scnf.datasets import ImageAugment
 
-__all__ = ["BASES", "TABLES", "Row", "row"]
+__all__ = ["BASES", "TABLES", "Row", "base_of", "row"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             FlowGMM="82.1 ± 1.0",
         ),
         *compared("ag_news", 40),
+        *compared("yahoo_2_classes", 20),
         *compared(
             "yahoo",
             800,
@@ -279,4 +280,11 @@ TABLES: dict[str, tuple[Row, ...]] = {
 
 
 BASES = {"3": "FlowGMM", "A": "gradient of the marginal", "B": "random, fixed", "J": "Gaussian"}
-"""The line with which the others of a table are compared, seed by seed."""
+"""The line with which the others of a table are compared, seed by seed, see :func:`base_of`."""
+
+
+def base_of(table: str, line: Row) -> str | None:
+    """The line with which another one is compared. In Tables 1 and 2 it is the flow on the same data."""
+    if isinstance(line.run, Comparison):
+        return f"flow, {line.run.data}, {line.run.labels} labels"
+    return BASES.get(table)

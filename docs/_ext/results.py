@@ -72,6 +72,7 @@ UNLISTED |= {
     "environment",
     "complete",
     "absent",
+    "paired_accuracy",
     "run",
     "failed",
 }
@@ -199,8 +200,12 @@ def paper_table(paper: Record, ours: Record, failed: Mapping[str, object]) -> li
     return table(("model", "test error, %: paper", "ours", "bits/dim: paper", "ours", ""), rows)
 
 
-def figures_table(paper: Record, ours: Record) -> list[str]:
-    """Rows of a published table: our figures, and in brackets those of the paper."""
+def figures_table(paper: Record, ours: Record, paired: Record) -> list[str]:
+    """Rows of a published table: our figures, and in brackets those of the paper.
+
+    ``paired`` are differences of accuracy by ``"LINE less BASE"``. They make one more column.
+    """
+    above = {name.partition(" less ")[0]: difference(found) for name, found in paired.items()}
     shown = {name for figures in (*ours.values(), *paper.values()) for name in figures}
     columns = [name for name in OF_PAPERS if name in shown]
     rows = []
@@ -211,8 +216,18 @@ def figures_table(paper: Record, ours: Record) -> list[str]:
             theirs = paper[name].get(column)
             cells.append(f"{own} ({unbroken(theirs)})".strip() if theirs else own)
         seeds = max((len(figure["runs"]) for figure in figures.values()), default=0)
+        cells += [above.get(name, "")] if above else []
         rows.append((name, *cells, str(seeds) if seeds else "not run"))
-    return table(("", *(OF_PAPERS[name][0] for name in columns), "seeds"), rows)
+    bases = {name.partition(" less ")[2] for name in paired}
+    base = "the flow" if len(bases) > 1 else "".join(bases)  # one on each data set
+    more = [f"accuracy less that of {base}, % (95 % interval; seeds)"] if above else []
+    return table(("", *(OF_PAPERS[name][0] for name in columns), *more, "seeds"), rows)
+
+
+def difference(found: Record) -> str:
+    """A mean difference of pairs of runs, its interval of 95 %, and the number of pairs."""
+    low, high = found["interval_95"]
+    return unbroken(f"{found['mean']:+.2f} ({low:+.2f} to {high:+.2f}; {len(found['runs'])})")
 
 
 def coverage_table(coverage: Record) -> list[str]:
@@ -261,7 +276,7 @@ def record_text(stem: str, record: Record) -> list[str]:
     if "paper" in record:
         by_name = all(isinstance(row, Mapping) for row in record["ours"].values())
         if by_name:
-            lines += figures_table(record["paper"], record["ours"])
+            lines += figures_table(record["paper"], record["ours"], record.get("paired_accuracy", {}))
         else:
             lines += paper_table(record["paper"], record["ours"], record.get("failed", {}))
     if "coverage" in record:

@@ -26,8 +26,9 @@ __all__ = ["ComponentsFlow", "LeadingComponents", "components_preset", "table_no
 MANY_ROWS = 5000
 """From so many rows on, a table gets this preset."""
 
-ROWS_PER_COMPONENT = 50
-"""On average, each class has so many rows for each component of :math:`z_f`."""
+ROWS_PER_COMPONENT, LABELS_PER_COMPONENT = 50, 5
+"""On average, each class has so many rows for each component of :math:`z_f`, or half as many where there are
+so many labels for each. The labelled rows set the temperature, and they fit too well with many components."""
 
 EXPLAINED = 0.9
 r""":math:`z_f` has so many principal components that they hold this share of the variance."""
@@ -35,8 +36,11 @@ r""":math:`z_f` has so many principal components that they hold this share of th
 POOLED_ROWS = 200
 """The pooled covariance counts as so many rows of a class for each component of :math:`z_f`."""
 
-LABELLED_WEIGHT = 30.0
-"""A labelled row counts as so many others. EM would otherwise move classes to clusters of other labels."""
+LABELLED_WEIGHT, WEIGHT_PER_LABEL = 30.0, 0.1
+"""A labelled row counts as so many others, or as a tenth of the labels, so that EM keeps to the labels."""
+
+MOST_OF_LABELLED = 2.0
+"""All labelled rows together count at most as so many times all rows."""
 
 PRIOR = "student-t:covariance=full,df=8,fit_means=em,fit_scales=em"
 
@@ -139,6 +143,18 @@ def table_noise(data: SemiSupervisedData, scales: Sequence[float] = ()) -> Table
     return TableNoise(widths, tuple(scales))
 
 
+def _most_components(known: int, rows_of_class: float) -> int:
+    """How many components labels and rows can tell the classes of."""
+    by_rows = rows_of_class / ROWS_PER_COMPONENT
+    return max(1, int(max(by_rows, min(2 * by_rows, known / LABELS_PER_COMPONENT))))
+
+
+def _labelled_weight(known: int, rows: int) -> float:
+    """As how many other rows a labelled one counts."""
+    wanted = max(LABELLED_WEIGHT, WEIGHT_PER_LABEL * known)
+    return max(1.0, min(wanted, MOST_OF_LABELLED * rows / known))
+
+
 def components_preset(data: SemiSupervisedData) -> Preset:
     """A preset for a table of many rows. Of the labels it takes only their number.
 
@@ -149,12 +165,13 @@ def components_preset(data: SemiSupervisedData) -> Preset:
     noise = table_noise(data)
     with seeded(0, data.x.device):
         leading = LeadingComponents(noise.prepare(data.x)).leading
-    leading = min(leading, max(1, rows // (ROWS_PER_COMPONENT * data.num_classes)))
-    spread = sum(width > 0 for width in noise.widths)
     known = int((data.y != UNLABELLED).sum())
+    leading = min(leading, _most_components(known, rows / data.num_classes))
+    spread = sum(width > 0 for width in noise.widths)
     counted = POOLED_ROWS * leading
     pooled = round(counted / (counted + rows / data.num_classes), 2)
     prior = f"{PRIOR},pooled={pooled}"
+    weight = _labelled_weight(known, rows)
     return Preset(
         flow=ComponentsFlow(columns, leading),
         augment=noise,
@@ -162,7 +179,7 @@ def components_preset(data: SemiSupervisedData) -> Preset:
         steps=400,
         batch_size=1024,
         labelled_batch_size=min(known, 256),
-        model=ModelOptions(scaled=True, labelled_weight=LABELLED_WEIGHT),
+        model=ModelOptions(scaled=True, labelled_weight=weight),
         terms=(),
         prior=prior if leading < columns else f"{prior},fit_df=gradient",  # training needs a parameter
         why=(
@@ -172,7 +189,7 @@ def components_preset(data: SemiSupervisedData) -> Preset:
             "the label. Prior: a Student-t distribution with a full covariance for each class, by EM, "
             "because so many rows determine it, and its heavy tails let no outlier decide. "
             f"The pooled covariance of all classes is {pooled:.0%} of that of each, more if rows are few. "
-            f"A labelled row counts {LABELLED_WEIGHT:.0f} times, so that EM keeps to the labels. "
+            f"A labelled row counts {weight:.3g} times, so that EM keeps to the labels. "
             f"Columns whose values repeat: {spread}; noise gives these a density."
         ),
     )
