@@ -438,16 +438,45 @@ def clouds(rows=6000, seed=0):
     return SemiSupervisedData(x, shown, x[-1000:], y[-1000:], 2)
 
 
-@pytest.mark.parametrize(("known", "components", "weight"), [(10, 10, 30), (75, 15, 30), (400, 20, 25)])
-def test_more_labels_tell_more_of_many_rows(known, components, weight):
-    """Rows and labels set how many components tell the classes. Labels count at most twice as all rows."""
-    x, y = torch.randn(5000, 40, generator=torch.Generator().manual_seed(0)), torch.arange(5000) % 10
-    shown = torch.where(torch.arange(5000) < known, y, scnf.UNLABELLED)
+@pytest.mark.parametrize(
+    ("rows", "classes", "known", "components", "weight"),
+    [
+        (5000, 10, 10, 10, 30),
+        (5000, 10, 75, 15, 30),
+        (5000, 10, 400, 20, 25),  # all labelled rows count twice as much as all rows
+        (20_000, 100, 600, 8, 60),
+        (5000, 200, 200, 1, 30),
+        (5000, 10, 5000, 20, 1),
+    ],
+)
+def test_labels_and_rows_set_what_is_recommended(rows, classes, known, components, weight):
+    """How many components tell the classes, and how much a labelled row counts."""
+    x, y = torch.randn(rows, 40, generator=torch.Generator().manual_seed(0)), torch.arange(rows) % classes
+    shown = torch.where(torch.arange(rows) < known, y, scnf.UNLABELLED)
     assert LeadingComponents(x).leading > 20
-    preset = recommended(SemiSupervisedData(x, shown, x, y, 10))
+    preset = recommended(SemiSupervisedData(x, shown, x, y, classes))
     assert preset.flow.leading == components
     assert preset.model.labelled_weight == weight
-    assert f"counts {weight} times" in preset.why
+    assert (f"counts {weight} times" in preset.why) == (known < rows)
+
+
+def test_what_is_recommended_for_many_columns():
+    """Few labels and some rows tell classes in 384 columns, such as those of embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(1000) % 2
+    z = torch.randn(1000, 384, generator=generator) * torch.linspace(1, 3, 384) + 2.0 * y[:, None]
+    x = z @ torch.linalg.qr(torch.randn(384, 384, generator=generator)).Q
+    data = SemiSupervisedData(x, torch.where(torch.arange(1000) < 20, y, scnf.UNLABELLED), x, y, 2)
+    preset = recommended(data)
+    assert preset.flow == ComponentsFlow(384, 10, couplings=0)
+    assert "No couplings" in preset.why
+    torch.manual_seed(0)
+    model = preset.make_model(data)
+    preset.fit(model, data, steps=30, progress=False)
+    assert (model.posterior(x).probs.argmax(-1) == y).double().mean() > 0.95
+    with pytest.warns(UserWarning, match="384 columns and 767 rows, too few"):
+        few = recommended(replace(data, x=data.x[:767], y=data.y[:767]))
+    assert not isinstance(few.flow, ComponentsFlow)
 
 
 def test_what_is_recommended_for_many_rows(tmp_path):

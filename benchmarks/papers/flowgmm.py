@@ -12,6 +12,8 @@ can be paired.
 
 Finished runs are found in ``--out`` and not repeated. A run that was cut off goes on from its last
 checkpoint. So give the same command again, with ``--minutes`` for each call, until every line is there.
+After a change of a preset, give another folder. Lines whose data are missing are left out, and the exit status
+is then 1.
 """
 
 from __future__ import annotations
@@ -161,20 +163,26 @@ def main() -> int:
             f"--data-root: missing, and {on_mnist[0]} needs MNIST; give torchvision's root folder"
         )
     torch.set_num_threads(args.threads)
-    deadline = Deadline(args.minutes)
+    deadline, missing = Deadline(args.minutes), False
     made: dict[str, list[Mapping[str, Any]]] = {each.name: [] for each in rows}
     for number in range(args.first_seed, args.first_seed + args.seeds):
         for each in rows:
             left = deadline.left()
             minutes = None if left is None else left - RESERVE
-            made[each.name].append(each.run.found_or_made(number, args, minutes))
+            try:
+                made[each.name].append(each.run.found_or_made(number, args, minutes))
+            except FileNotFoundError as error:
+                print(f"{each.name}: not run, because data are missing: {error}", flush=True)
+                missing = True
             write_json(args.json, record(rows, made, args))
     print(f"Table {args.table}, {args.seeds} seeds from {args.first_seed}: mean ± standard deviation")
     show(rows, made)
     for name, found in paired(args.table, made).items():
         low, high = found["interval_95"]
-        print(f"{name}: {found['mean']:.3f} % of accuracy, with 95 % between {low:.3f} and {high:.3f}")
-    return 0
+        print(
+            f"{name}: {found['mean']:.3f} percentage points of accuracy, 95 % interval {low:.3f} to {high:.3f}"
+        )
+    return int(missing)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pyro_scnf.datasets import Jitter, SemiSupervisedData, nearest_neighbours, p
 from pyro_scnf.datasets.image_features import Features
 from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
-from pyro_scnf.presets.components import MANY_ROWS, components_preset, table_noise
+from pyro_scnf.presets.components import MANY_COLUMNS, components_preset, suits_components, table_noise
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.terms import Agreement, Classification, make_terms
@@ -41,7 +41,8 @@ def recommended(data: SemiSupervisedData) -> Preset:
 
     It looks at the rows, and at those labels alone that ``data.y`` shows. The page *Results* compares its
     test errors with those of other methods. The preset is made for a minute of training on one CPU thread,
-    not for the best density. A table of many rows gets another flow and prior than one of few.
+    not for the best density. A table of many rows, or of many
+    columns, gets another flow and prior than other tables. It warns of many columns with few rows.
 
     :param data: rows ``(N, D)`` of two or more columns in any units, or images ``(N, C, H, W)`` of even
         height and width: grey levels as integers or whole floating numbers, or other floating numbers.
@@ -60,7 +61,7 @@ def recommended(data: SemiSupervisedData) -> Preset:
     if not bool((data.y != UNLABELLED).any()):
         raise ValueError("data: y has no labelled row; expected at least one, better some of each class")
     if data.x.dim() == 2 and data.x.shape[1] >= 2:
-        return components_preset(data) if len(data.x) >= MANY_ROWS else _for_table(data)
+        return components_preset(data) if suits_components(data.x) else _for_table(data)
     if data.x.dim() == 4 and not any(size % 2 for size in data.x.shape[2:]):
         return _for_images(data)
     shape = tuple(data.x.shape[1:])
@@ -127,6 +128,11 @@ def standardise_columns(x: Tensor) -> Tensor:
 
 def _for_table(data: SemiSupervisedData) -> Preset:
     rows, columns = data.x.shape
+    if columns >= MANY_COLUMNS:
+        warn(
+            f"data: x has {columns} columns and {rows} rows, too few to tell classes in so many; give "
+            "fewer columns, such as 20 principal components of them"
+        )
     steps = 4 if rows >= DEEPER else 2
     candidates: dict[str, Features] = {
         "columns in units of their spread": standardise_columns,

@@ -21,14 +21,22 @@ from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.training.options import Optimisation
 from pyro_scnf.transforms import PrincipalComponents, QuantileSpline
 
-__all__ = ["ComponentsFlow", "LeadingComponents", "components_preset", "table_noise"]
+__all__ = ["ComponentsFlow", "LeadingComponents", "components_preset", "suits_components", "table_noise"]
 
 MANY_ROWS = 5000
 """From so many rows on, a table gets this preset."""
 
-ROWS_PER_COMPONENT, LABELS_PER_COMPONENT = 50, 5
-"""On average, each class has so many rows for each component of :math:`z_f`, or half as many where there are
-so many labels for each. The labelled rows set the temperature, and they fit too well with many components."""
+MANY_COLUMNS, ROWS_PER_COLUMN = 100, 2
+"""So does a table of so many columns, with so many rows for each. A shallow Glow tells no classes there."""
+
+ROWS_TO_COUPLE = 20
+"""With fewer rows for each column, couplings of the other components would learn the rows by heart."""
+
+ROWS_PER_COMPONENT = 50
+"""Each class has on average so many rows for each component of :math:`z_f`."""
+
+LABELS_PER_COMPONENT = 5
+"""With many labels there is one component for so many of them, up to twice the number that rows allow."""
 
 EXPLAINED = 0.9
 r""":math:`z_f` has so many principal components that they hold this share of the variance."""
@@ -36,8 +44,11 @@ r""":math:`z_f` has so many principal components that they hold this share of th
 POOLED_ROWS = 200
 """The pooled covariance counts as so many rows of a class for each component of :math:`z_f`."""
 
-LABELLED_WEIGHT, WEIGHT_PER_LABEL = 30.0, 0.1
-"""A labelled row counts as so many others, or as a tenth of the labels, so that EM keeps to the labels."""
+LABELLED_WEIGHT = 30.0
+"""A labelled row counts as so many others. EM would otherwise move classes to clusters of other labels."""
+
+WEIGHT_PER_LABEL = 0.1
+"""With many labels, it counts as so many others for each label, if that is more."""
 
 MOST_OF_LABELLED = 2.0
 """All labelled rows together count at most as so many times all rows."""
@@ -143,20 +154,27 @@ def table_noise(data: SemiSupervisedData, scales: Sequence[float] = ()) -> Table
     return TableNoise(widths, tuple(scales))
 
 
+def suits_components(x: Tensor) -> bool:
+    """Whether rows ``(N, D)`` are many, or their columns are."""
+    rows, columns = x.shape
+    return rows >= MANY_ROWS or (columns >= MANY_COLUMNS and rows >= ROWS_PER_COLUMN * columns)
+
+
 def _most_components(known: int, rows_of_class: float) -> int:
-    """How many components labels and rows can tell the classes of."""
+    """The largest number of components for so many labels, and so many rows of a class."""
     by_rows = rows_of_class / ROWS_PER_COMPONENT
     return max(1, int(max(by_rows, min(2 * by_rows, known / LABELS_PER_COMPONENT))))
 
 
 def _labelled_weight(known: int, rows: int) -> float:
     """As how many other rows a labelled one counts."""
-    wanted = max(LABELLED_WEIGHT, WEIGHT_PER_LABEL * known)
-    return max(1.0, min(wanted, MOST_OF_LABELLED * rows / known))
+    if known == rows:
+        return 1.0
+    return min(max(LABELLED_WEIGHT, WEIGHT_PER_LABEL * known), MOST_OF_LABELLED * rows / known)
 
 
 def components_preset(data: SemiSupervisedData) -> Preset:
-    """A preset for a table of many rows. Of the labels it takes only their number.
+    """A preset for a table of many rows or columns. Of the labels it takes only their number.
 
     Each class is one multivariate Student-t distribution of :math:`z_f`, fitted by expectation-maximisation
     to all rows. Its tails are heavy, so a row far from all classes decides little about them.
@@ -172,8 +190,11 @@ def components_preset(data: SemiSupervisedData) -> Preset:
     pooled = round(counted / (counted + rows / data.num_classes), 2)
     prior = f"{PRIOR},pooled={pooled}"
     weight = _labelled_weight(known, rows)
+    couplings = 2 if rows >= ROWS_TO_COUPLE * columns else 0
+    no_couplings = "No couplings change the others, because rows are few beside so many columns. "
+    counts = f"A labelled row counts {weight:.0f} times, so that EM keeps to the labels. "
     return Preset(
-        flow=ComponentsFlow(columns, leading),
+        flow=ComponentsFlow(columns, leading, couplings),
         augment=noise,
         optimisation=Optimisation(learning_rate=5e-3, ema_decay=0.98),
         steps=400,
@@ -186,10 +207,11 @@ def components_preset(data: SemiSupervisedData) -> Preset:
             f"x is a table of {rows} rows and {columns} columns, {known} of them with one of "
             f"{data.num_classes} labels. Flow: quantiles of the columns to normal ones, and principal "
             f"components. The {leading} leading ones, of up to {EXPLAINED:.0%} of the variance, depend on "
-            "the label. Prior: a Student-t distribution with a full covariance for each class, by EM, "
+            f"the label. {'' if couplings else no_couplings}"
+            "Prior: a Student-t distribution with a full covariance for each class, by EM, "
             "because so many rows determine it, and its heavy tails let no outlier decide. "
             f"The pooled covariance of all classes is {pooled:.0%} of that of each, more if rows are few. "
-            f"A labelled row counts {weight:.3g} times, so that EM keeps to the labels. "
+            f"{counts if known < rows else ''}"
             f"Columns whose values repeat: {spread}; noise gives these a density."
         ),
     )
