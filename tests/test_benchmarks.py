@@ -82,6 +82,19 @@ def test_lines_of_a_table_are_compared_seed_by_seed():
         assert {flowgmm.base_of(table, row) for row in rows} <= {None, *(row.name for row in rows)}
 
 
+def test_lines_whose_data_are_missing_are_left_out(tmp_path, monkeypatch, capsys):
+    """Yahoo Answers has files of two classes or of ten. The lines of the others are not run."""
+    for name in ("train_2class.csv", "test_2class.csv"):
+        (tmp_path / name).write_text('"a text",science\n"a word",society\n')
+    options = f"--table 1 --seeds 1 --data-root {tmp_path} --out {tmp_path / 'out'}"
+    line = "nearest neighbours, yahoo, 800 labels"
+    monkeypatch.setattr("sys.argv", ["flowgmm", *options.split(), "--only", line])
+    assert flowgmm.main() == 1
+    found = capsys.readouterr().out
+    assert f"{line}: not run, because data are missing: --data-root: Yahoo Answers there has 2" in found
+    assert f"{line}: 0 seeds" in found
+
+
 # -- data with few labels ----------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "labels"), [("wine", 15), ("breast cancer", 20), ("12 columns, 3 classes of 1 cluster", 100)]

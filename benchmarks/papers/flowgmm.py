@@ -12,8 +12,8 @@ can be paired.
 
 Finished runs are found in ``--out`` and not repeated. A run that was cut off goes on from its last
 checkpoint. So give the same command again, with ``--minutes`` for each call, until every line is there.
-After a change of a preset, give another folder. Lines whose data are missing are left out, and the exit status
-is then 1.
+After a change of a preset, give another folder. Lines whose data are missing are left out, and the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -179,9 +179,7 @@ def main() -> int:
     show(rows, made)
     for name, found in paired(args.table, made).items():
         low, high = found["interval_95"]
-        print(
-            f"{name}: {found['mean']:.3f} percentage points of accuracy, 95 % interval {low:.3f} to {high:.3f}"
-        )
+        print(f"{name}: {found['mean']:.3f} % of accuracy, 95 % interval {low:.3f} to {high:.3f}")
     return int(missing)
 
 
