@@ -151,6 +151,17 @@ BENCHMARKS = (
         mnist=True,
     ),
     Benchmark(
+        "flowgmm_table1_yahoo_2",
+        "cpu",
+        "papers.flowgmm",
+        4,
+        (*TABLE_1, "--seeds", "3", "--only", "yahoo_2_classes"),
+        resumes=True,
+        smoke=SMOKE_1,
+        packages=ENCODER,
+        mnist=True,
+    ),
+    Benchmark(
         "flowgmm_table2",
         "cpu",
         "papers.flowgmm",
