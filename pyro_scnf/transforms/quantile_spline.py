@@ -90,7 +90,7 @@ class QuantileSpline(FlowTransform):
 
     def _bin(self, value: Tensor, knots: Tensor) -> _Bin:
         """The bin that each entry of ``value`` ``(*batch, D)`` lies in, or is nearest to."""
-        inner = (value[..., None] >= knots[:, 1:-1]).sum(-1, keepdim=True)
+        inner = _count_below(value, knots[:, 1:-1])[..., None]
 
         def at(table: Tensor, place: Tensor) -> Tensor:
             table = at_least_single(table).expand(*place.shape[:-1], -1)
@@ -139,6 +139,17 @@ class QuantileSpline(FlowTransform):
         first, last = (torch.minimum(end, -spread.log()) for end in (means[:, :1], means[:, -1:]))
         self.log_slopes.copy_(torch.cat([first, inner, last], 1))
         return self._inverse_ladj(x)[0]
+
+
+def _count_below(value: Tensor, knots: Tensor) -> Tensor:
+    """How many knots ``(D, K)`` of its column, in order, are no larger than each entry of ``(*batch, D)``.
+
+    One knot after the other, because a table of all comparisons would take 8 K bytes for each entry.
+    """
+    count = torch.zeros_like(value, dtype=torch.long)
+    for knot in knots.unbind(-1):
+        count = count + (value >= knot)
+    return count
 
 
 def _between_0_and_1(share: Tensor) -> Tensor:
