@@ -74,7 +74,7 @@ def test_lines_of_a_table_are_compared_seed_by_seed():
         "runs": [1.0, 2.0],
     }
     assert flowgmm.paired("3", made) == {"FlowGMM-cons, probabilities less FlowGMM": difference}
-    assert flowgmm.paired("K", {}) == {}
+    assert flowgmm.paired("K", made) == {}
     flow, other = "flow, ag_news, 200 labels", "Pi model, ag_news, 200 labels"
     made = {flow: runs(85.0, 86.0), other: runs(86.0, 88.0), "Pi model, miniboone, 20 labels": runs(1.0, 2.0)}
     assert flowgmm.paired("1", made) == {f"{other} less {flow}": difference}

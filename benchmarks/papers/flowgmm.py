@@ -46,13 +46,12 @@ def paired(table: str, made: Mapping[str, list[Mapping[str, Any]]]) -> dict[str,
     The interval of each mean is one of 95 %, by Student's t.
     """
     labels = {row.name: getattr(row.run, "labels", None) for row in TABLES[table]}
-    bases = {row.name: base_of(table, row) for row in TABLES[table]}
     found = {}
-    for name, records in made.items():
-        base = bases[name]
+    for row in TABLES[table]:
+        name, base = row.name, base_of(table, row)
         if base is None or name == base or labels[name] != labels[base]:
             continue
-        both = zip(records, made.get(base, ()), strict=False)
+        both = zip(made.get(name, ()), made.get(base, ()), strict=False)
         runs = [
             a["accuracy_pct"] - b["accuracy_pct"] for a, b in both if a.get("finished") and b.get("finished")
         ]
