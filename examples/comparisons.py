@@ -17,13 +17,14 @@ from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.presets import Preset
 from pyro_scnf.training import Machine
 
-FIGURES = ("test_error_pct", "test_label_nll", "test_ece")
+FIGURES = ("error_pct", "label_nll", "ece")
 
 
 def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> dict[str, object]:
     """Train a flow and the comparators. Write the model, ``metrics.json`` and ``reliability.png``.
 
-    One temperature makes the flow as sure as its labelled rows allow. They are the only rows that it uses.
+    One temperature makes the flow as sure as its labelled rows allow. The flow and the graph see the same
+    features, so both together are an opinion pool.
 
     :param args: a command line with the options of ``common.parser`` and of ``options.add_options``.
     :return: the figures of the flow, ``seconds``, and those of each comparator in ``comparators``.
@@ -39,17 +40,18 @@ def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> d
     machine = Machine(device=args.device)
     result = common.train(args, preset, model, data, smoke_steps=10, machine=machine)
 
-    prepare, (known, y) = preset.augment.prepare, data.labelled
-    temperature = analysis.fit_temperature(model, prepare(known), y, smooth=True).temperature
-    x, graph = prepare(data.x_test), None if about is None else about.of(data.x_test)
-    options = {"label_log_prior": graph, "temperature": temperature}
-    scores = {
-        name.replace("evidence", "graph"): figure
-        for name, figure in analysis.evaluate(model, x, data.y_test, **options).items()
-    }
+    prepare = preset.augment.prepare
+    temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
+    x = prepare(data.x_test)
+    scores = analysis.evaluate(model, x, data.y_test, temperature=temperature)
+    found = {"flow": analysis.label_log_probs(model, x, temperature=temperature)}
+    if about is not None:
+        found["graph"] = about.of(data.x_test).cpu()
+        found["flow with graph"] = analysis.opinion_pool(found["flow"], found["graph"])
+        scores |= figures_of(found["graph"], data.y_test, "graph")
+        scores |= figures_of(found["flow with graph"], data.y_test, "test_with_graph")
     scores |= {"temperature": temperature, "seconds": result.seconds_in_all}
     common.save(args, model, scores)
-    found = {"flow": analysis.label_log_probs(model, x, temperature=temperature)}
     seconds = {}
     for name, method in methods.items():
         begun = time.perf_counter()
@@ -68,21 +70,21 @@ def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> d
     return metrics
 
 
-def figures_of(log_probs: Tensor, y: Tensor) -> dict[str, float]:
+def figures_of(log_probs: Tensor, y: Tensor, prefix: str = "test") -> dict[str, float]:
     """Error in per cent, label NLL in nats and calibration error of label log-probabilities ``(M, K)``."""
     found = analysis.calibration(log_probs.cpu(), y)
-    return dict(zip(FIGURES, (100 - found["accuracy_pct"], found["label_nll"], found["ece"]), strict=True))
+    figures = {"error_pct": 100 - found["accuracy_pct"], "label_nll": found["label_nll"], "ece": found["ece"]}
+    return {f"{prefix}_{name}": figures[name] for name in FIGURES}
 
 
 def report(scores: Mapping[str, float], others: Mapping[str, Mapping[str, float]]) -> None:
     """Print one line for the flow, for its graph, for both together, and for each comparator."""
-    lines = {"flow": scores}
-    for name, prefix in (("graph", "graph"), ("flow with graph", "test_with_graph")):
-        if f"{prefix}_ece" in scores:
-            lines[name] = {figure: scores[figure.replace("test", prefix)] for figure in FIGURES}
-    width = max(map(len, (*lines, *others)))
+    own = {"flow": "test", "graph": "graph", "flow with graph": "test_with_graph"}
+    made = {name: prefix for name, prefix in own.items() if f"{prefix}_ece" in scores}
+    lines = {name: [scores[f"{prefix}_{f}"] for f in FIGURES] for name, prefix in made.items()}
+    lines |= {name: [figures[f"test_{f}"] for f in FIGURES] for name, figures in others.items()}
+    width = max(map(len, lines))
     print(f"{'':{width}}{'test error':>12}{'label NLL':>12}{'calibration error':>20}")
-    for name, figures in {**lines, **others}.items():
-        error, nll, ece = (figures[figure] for figure in FIGURES)
+    for name, (error, nll, ece) in lines.items():
         print(f"{name:{width}}{error:10.2f} %{nll:12.3f}{ece:20.4f}")
     print(f"flow: NLL {scores['test_nll']:.3f} nats; temperature {scores['temperature']:.2f}")

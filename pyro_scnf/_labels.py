@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_scnf._checks import LOG_ZERO, validating
+from pyro_scnf._checks import LOG_ZERO, UNLABELLED, validating
 
-__all__ = ["check_label_log_prior", "log_certainty"]
+__all__ = ["check_label_log_prior", "log_certainty", "stratified_folds"]
 
 TOLERANCE = 1e-3, 0.05
 """How far the logarithm of the sum of a row's probabilities may be from 0, in full and in half precision."""
@@ -56,3 +56,13 @@ def check_label_log_prior(
                 "a row of which nothing is known"
             )
     return label_log_prior.to(like).clamp(min=max(LOG_ZERO, torch.finfo(like.dtype).min))
+
+
+def stratified_folds(y: Tensor, folds: int) -> Tensor:
+    """The fold of each labelled row ``(N,)``, -1 for others. Classes are spread evenly."""
+    part, dealt = torch.full_like(y, UNLABELLED), 0
+    for k in y[y != UNLABELLED].unique():
+        rows = (y == k).nonzero()[:, 0]
+        part[rows] = (dealt + torch.arange(len(rows), device=y.device)) % folds
+        dealt += len(rows)
+    return part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -12,11 +13,14 @@ import pyro
 import pytest
 import torch
 from helpers import image_flow, toy_flow
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 import pyro_scnf as scnf
 from pyro_scnf import analysis, plots
+from pyro_scnf._labels import stratified_folds
 from pyro_scnf.datasets import SemiSupervisedData
 from pyro_scnf.transforms import dequantize
 
@@ -244,26 +248,6 @@ def test_the_temperature_of_the_labels_is_found(truth):
     assert all(found.after["label_nll"] < nll(found.temperature * factor) for factor in (0.99, 1.01))
 
 
-def test_few_rows_count_as_probable():
-    """Where the model makes no error, certain labels would ask for the lowest temperature."""
-    model, x = double_model(), 2 * points(12)
-    y = model.posterior(x).logits.argmax(-1)
-    found = analysis.fit_temperature(model, x, y, smooth=True)
-    counts = torch.bincount(y, minlength=model.flow.num_classes).double()
-    own = ((counts + 1) / (counts + 2))[y]
-
-    def loss(temperature: float) -> float:
-        log_probs = analysis.label_log_probs(model, x, temperature=temperature)
-        right = log_probs.gather(1, y[:, None])[:, 0]
-        rest = (log_probs.sum(1) - right) / (model.flow.num_classes - 1)
-        return -(own * right + (1 - own) * rest).mean().item()
-
-    assert 0.02 < found.temperature < 100
-    assert all(loss(found.temperature) < loss(found.temperature * factor) for factor in (0.99, 1.01))
-    with pytest.raises(ValueError, match="smooth"):
-        analysis.fit_temperature(model, x, y, smooth="yes")
-
-
 def test_a_model_of_images_is_calibrated_on_integers():
     model, x = image_model()
     options = {"bins": 9, "draws": 2, "average": "posterior", "batch_size": 70}
@@ -432,6 +416,194 @@ def test_a_missing_optimiser_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(ImportError, match=r"pip install 'pyro-scnf\[analysis\]'"):
         analysis.fit_temperature(model, x, y)
+
+
+# -- temperature from the rows of training --------------------------------------------------------
+BY_EM = "gmm:covariance=full,pooled=0.3,fit_means=em,fit_scales=em"
+
+
+def partly_labelled(prior: str = BY_EM, rows: int = 90) -> tuple[scnf.SemiSupervisedModel, Tensor, Tensor]:
+    """A model of three overlapping clouds, and rows of which one in three has a label."""
+    model = scnf.SemiSupervisedModel(toy_flow(prior, dtype=torch.float64), UNEVEN, labelled_weight=4.0)
+    truth = torch.arange(rows) % 3
+    x = points(rows) + 1.5 * torch.tensor([[0.0, 1.0], [1.0, -0.5], [-1.0, -0.5]], dtype=torch.float64)[truth]
+    y = torch.where(torch.rand(rows) < 0.33, truth, -1)
+    model.initialize(x, y)
+    return model, x, y
+
+
+def loss_with_prior(log_likelihood: Tensor, y: Tensor, temperature: float) -> float:
+    """The negative log-posterior of T, written out."""
+    log_probs = (log_likelihood / temperature + UNEVEN.log()).log_softmax(-1)
+    prior = math.log(temperature / 2.75) ** 2 / (2 * 0.3**2)
+    return prior - log_probs.gather(1, y[:, None]).sum().item()
+
+
+@pytest.mark.parametrize(("folds", "iterations"), [(2, 1), (5, 3)])
+def test_cross_validation_hides_one_part_of_the_labels_at_a_time(folds, iterations):
+    """Beside copies of the model that EM trains without these labels."""
+    model, x, y = partly_labelled()
+    known = y >= 0
+    counts = [0] * folds
+    table = torch.zeros(len(x), 3, dtype=torch.float64)
+    dealt = 0
+    for k in range(3):
+        for place, n in enumerate((y == k).nonzero()[:, 0].tolist()):
+            counts[(dealt + place) % folds] += 1
+            hidden = y.clone()
+            part = stratified_folds(y, folds)
+            hidden[part == part[n]] = -1
+            assert part[n] == (dealt + place) % folds
+            other = copy.deepcopy(model)
+            scnf.fit_by_em(other, x, hidden, iterations=iterations, tolerance=0.0)
+            table[n] = other.flow.class_log_prob(x[n : n + 1])[0].detach()
+        dealt += int((y == k).sum())
+    found = analysis.temperature_from_training(model, x, y, folds=folds, iterations=iterations, batch_size=7)
+    best = found.temperature
+    assert all(
+        loss_with_prior(table[known], y[known], best) < loss_with_prior(table[known], y[known], best * factor)
+        for factor in (0.99, 1.01)
+    )
+    log_probs = (table[known] / best + UNEVEN.log()).log_softmax(-1)
+    expected = analysis.calibration(log_probs, y[known])
+    assert found.after == pytest.approx(expected, abs=1e-6)
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_model_that_em_does_not_train_is_scored_on_its_labelled_rows():
+    model, x, y = partly_labelled("gmm")
+    known = y >= 0
+    found = analysis.temperature_from_training(model, x, y)
+    table = model.flow.class_log_prob(x[known]).detach()
+    assert all(
+        loss_with_prior(table, y[known], found.temperature)
+        < loss_with_prior(table, y[known], found.temperature * factor)
+        for factor in (0.99, 1.01)
+    )
+
+
+def test_many_labels_outweigh_the_prior_of_the_temperature():
+    model, x = double_model(class_probs=UNEVEN), 2 * points(6000)
+    y = labels_at(model, x, 8.0)
+    likely = analysis.fit_temperature(model, x, y).temperature
+    many, few = (analysis.temperature_from_training(model, x[:n], y[:n]).temperature for n in (6000, 4))
+    assert many == pytest.approx(likely, rel=0.1)
+    assert few == pytest.approx(2.75, rel=0.2)
+
+
+@pytest.mark.parametrize("prior", ["gmm", BY_EM])
+def test_rows_without_an_error_leave_the_temperature_near_its_prior(prior, recwarn):
+    model, x, _ = partly_labelled(prior)
+    y = analysis.label_log_probs(model, x).argmax(-1).masked_fill(torch.arange(len(x)) >= 12, -1)
+    assert 0.5 < analysis.temperature_from_training(model, x, y).temperature < 4
+    assert not recwarn
+
+
+def test_cross_validation_leaves_the_model_as_it_is():
+    model, x, y = partly_labelled()
+    model.flow.prior.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    analysis.temperature_from_training(model, x, y)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_class_with_one_label_can_be_hidden():
+    model, x, y = partly_labelled()
+    y[(y == 2).nonzero()[1:, 0]] = -1
+    found = analysis.temperature_from_training(model, x, y)
+    assert 0.5 < found.temperature < 10
+    every = analysis.temperature_from_training(model, x, torch.arange(len(x)) % 3)
+    assert 0.5 < every.temperature < 10
+
+
+@pytest.mark.parametrize("prior", ["gmm", BY_EM])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"y": torch.full((90,), -1)}, "temperature_from_training: y has no known label"),
+        ({"y": torch.full((90,), 3)}, "temperature_from_training: y"),
+        ({"y": torch.zeros(4).long()}, r"temperature_from_training: y has shape \(4,\), expected \(90,\)"),
+        ({"x": torch.zeros(90, 3)}, r"temperature_from_training: x has shape \(90, 3\)"),
+        ({"folds": 1}, "folds"),
+        ({"iterations": 0}, "iterations"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_what_tells_no_temperature_in_training(prior, options, message):
+    model, x, y = partly_labelled(prior)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        analysis.temperature_from_training(model, **{"x": x, "y": y, **options})
+
+
+def test_training_on_an_impossible_class_or_a_broken_model_is_said():
+    model, x, y = partly_labelled()
+    model.flow.prior.log_scale.fill_(NAN)
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(ValueError, match=r"^temperature_from_training: the model gives NaN or infinite"),
+    ):
+        analysis.temperature_from_training(model, x, y)
+    without = scnf.SemiSupervisedModel(toy_flow(BY_EM, dtype=torch.float64), torch.tensor([0.5, 0.5, 0.0]))
+    with pytest.raises(ValueError, match=r"^temperature_from_training: y holds labels of class 2"):
+        analysis.temperature_from_training(without, x, torch.arange(90) % 3)
+
+
+def test_labels_that_mislead_in_training_are_said():
+    model, x = double_model("flowgmm"), points(5000)
+    model.flow.prior.loc.mul_(1e3)
+    y = analysis.label_log_probs(model, x).argmin(-1)
+    with pytest.warns(UserWarning, match=r"up to the highest temperature, 10000, .* no better than p\(y\)"):
+        assert analysis.temperature_from_training(model, x, y).temperature == 1e4
+
+
+@given(
+    y=st.lists(st.integers(-1, 3), max_size=40).map(lambda y: torch.tensor(y, dtype=torch.long)),
+    folds=st.integers(1, 6),
+)
+def test_folds_are_even_in_all_and_in_each_class(y, folds):
+    part = stratified_folds(y, folds)
+    assert torch.equal(part >= 0, y >= 0)
+    for rows in (y >= 0, *(y == k for k in range(4))):
+        sizes = torch.bincount(part[rows], minlength=folds)
+        assert len(sizes) == folds
+        assert sizes.max() - sizes.min() <= 1
+
+
+# -- opinion pools ---------------------------------------------------------------------------------
+def test_an_opinion_pool_is_the_normalised_geometric_mean():
+    tables = [torch.randn(7, 4, dtype=torch.float64).log_softmax(-1) for _ in range(3)]
+    found = analysis.opinion_pool(*tables)
+    product = torch.ones(7, 4, dtype=torch.float64)
+    for table in tables:
+        product = product * table.exp() ** (1 / 3)
+    assert torch.allclose(found.exp(), product / product.sum(-1, keepdim=True))
+    assert torch.allclose(found, analysis.opinion_pool(*reversed(tables)))
+    assert torch.allclose(analysis.opinion_pool(tables[0], tables[0]), tables[0])
+    assert analysis.opinion_pool(tables[0].float()).dtype == torch.float64
+
+
+def test_what_one_opinion_rules_out_is_out():
+    certain = torch.tensor([[1.0, 0.0, 0.0]]).log()
+    found = analysis.opinion_pool(certain, torch.tensor([[0.2, 0.5, 0.3]]).log())
+    assert torch.equal(found.exp(), torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([], "there are no log_probs"),
+        ([torch.zeros(2, 1), torch.zeros(3, 1)], r"log_probs have the shapes \[\(2, 1\), \(3, 1\)\]"),
+        ([torch.zeros(2, 1), torch.zeros(2, 2)], r"log_probs\[1\] is not normalised"),
+        ([torch.zeros(2)], r"log_probs\[0\] has shape \(2,\)"),
+        ([torch.eye(2).log(), (1 - torch.eye(2)).log()], "in 2 rows each label is impossible by one"),
+    ],
+)
+def test_opinions_that_cannot_be_pooled(tables, message):
+    with pytest.raises(ValueError, match=f"^opinion_pool: {message}"):
+        analysis.opinion_pool(*tables)
 
 
 # -- distances from the boundary -------------------------------------------------------------------

@@ -138,20 +138,19 @@ class Flow(Comparison):
         metrics: Metrics = {"finished": result.finished, "steps": result.steps}
         if not result.finished:
             return metrics
-        known, y = data.labelled
         prepare = preset.augment.prepare
-        temperature = analysis.fit_temperature(model, prepare(known), y, smooth=True).temperature
-        x, options = prepare(data.x_test), {"label_log_prior": evidence, "temperature": temperature}
-        scores = analysis.evaluate(model, x, data.y_test, **options)
+        temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
+        x = prepare(data.x_test)
+        probs = analysis.label_log_probs(model, x, temperature=temperature)
+        if evidence is not None:
+            probs = analysis.opinion_pool(probs, evidence)
+        found = analysis.calibration(probs, data.y_test)
         raw = analysis.label_log_probs(model, x)
         with torch.no_grad():
             densities = torch.cat([model.flow.class_log_prob(rows).logsumexp(-1) for rows in x.split(1000)])
-        which = "test_with_evidence" if evidence is not None else "test"
         return metrics | {
             "cpu_minutes": (time.process_time() - start) / 60,
-            "accuracy_pct": 100 - scores[f"{which}_error_pct"],
-            "label_nll": scores[f"{which}_label_nll"],
-            "ece": scores[f"{which}_ece"],
+            **{figure: found[figure] for figure in ("accuracy_pct", "label_nll", "ece")},
             "temperature": temperature,
             "label_nll_at_1": analysis.calibration(raw, data.y_test)["label_nll"],
             # The mean says little: a row of MiniBooNE holds a value a million times too large.

@@ -9,14 +9,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_scnf._checks import check_row_labels
+from pyro_scnf._checks import check_row_labels, validating
 from pyro_scnf._modes import evaluating
 from pyro_scnf._numbers import check_at_least, check_kinds, check_scale, check_word
-from pyro_scnf._shapes import check_event, in_double, reference_tensor
+from pyro_scnf._shapes import check_event, check_tensor, in_double, reference_tensor
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.transforms import dequantize
 
-__all__ = ["Average", "LabelScores", "Scoring", "check_known_labels", "check_rows", "label_log_probs"]
+__all__ = [
+    "Average",
+    "LabelScores",
+    "Scoring",
+    "check_known_labels",
+    "check_log_probs",
+    "check_rows",
+    "label_log_probs",
+    "opinion_pool",
+]
 
 Average = Literal["density", "posterior"]
 """What several dequantisations of a row are averaged by."""
@@ -67,6 +76,39 @@ def label_log_probs(
     scoring = Scoring(bins, draws, average, batch_size, generator)
     check_rows(model, x, "label_log_probs")
     return scoring.of(model, x, "label_log_probs").at(temperature)
+
+
+def opinion_pool(*log_probs: Tensor) -> Tensor:
+    r"""The logarithmic opinion pool of several label probabilities of the same rows.
+
+    .. math:: p(y \mid x) \propto \prod_{m=1}^M p_m(y \mid x)^{1/M}
+
+    Take it for a flow and a graph that look at the same features. A product without the exponents, as in
+    Bayes' rule, would count what both know twice, and be too sure. If all opinions are the same, so is their
+    pool.
+
+    :param log_probs: normalised log-probabilities ``(N, K)``, such as those of :func:`label_log_probs` and of
+        :meth:`LabelEvidence.of <pyro_scnf.datasets.LabelEvidence.of>`.
+    :return: ``(N, K)`` in nats, in double precision, on the CPU.
+    :raises ValueError: for log-probabilities that are not normalised, or of different shapes; for none; for a
+        row in which every label is impossible by one of them.
+
+    Reference: Genest and Zidek, *Combining probability distributions*, 1986.
+    """
+    if not log_probs:
+        raise ValueError("opinion_pool: there are no log_probs, expected one tensor (N, K) or more")
+    checked = [check_log_probs(table, f"log_probs[{m}]", "opinion_pool") for m, table in enumerate(log_probs)]
+    shapes = [tuple(table.shape) for table in checked]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"opinion_pool: log_probs have the shapes {shapes}, expected the same one for all")
+    mean = torch.stack(checked).mean(0)
+    bad = int((mean.amax(-1) == -math.inf).sum())
+    if bad:
+        raise ValueError(
+            f"opinion_pool: in {bad} rows each label is impossible by one of the log_probs; opinions without "
+            "probabilities of 0 can be pooled"
+        )
+    return mean.log_softmax(-1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +189,25 @@ def check_rows(model: SemiSupervisedModel, x: Tensor, owner: str) -> None:
         raise ValueError(
             f"{owner}: x has shape {tuple(x.shape)}, expected (N, {', '.join(map(str, event_shape))})"
         )
+
+
+def check_log_probs(log_probs: Tensor, name: str, owner: str) -> Tensor:
+    """Raise unless these are normalised log-probabilities ``(N, K)``. Return them in double on the CPU."""
+    check_tensor(log_probs, name, owner)
+    if log_probs.dim() != 2 or not log_probs.shape[1] or not log_probs.is_floating_point():
+        raise ValueError(
+            f"{owner}: {name} has shape {tuple(log_probs.shape)} and dtype {log_probs.dtype}, expected "
+            "floating log-probabilities (N, K)"
+        )
+    log_probs = log_probs.detach().cpu().double()
+    totals = log_probs.logsumexp(-1)
+    if validating(log_probs) and not bool((totals.abs() <= 1e-3).all()):
+        worst = int(totals.abs().nan_to_num(nan=math.inf).argmax())
+        raise ValueError(
+            f"{owner}: {name} is not normalised: the probabilities of row {worst} add up to "
+            f"{float(totals[worst].exp()):.4g}, expected 1; give probs.log(), or logits.log_softmax(-1)"
+        )
+    return log_probs
 
 
 def check_known_labels(y: Tensor, rows: int, num_classes: int, owner: str) -> Tensor:

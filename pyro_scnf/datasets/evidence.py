@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pyro_scnf._checks import UNLABELLED
 from pyro_scnf._extras import require
+from pyro_scnf._labels import stratified_folds
 from pyro_scnf._numbers import check_number, check_scale, check_whole, check_word, refuse_unused
 from pyro_scnf.datasets.convert import as_labels
 from pyro_scnf.datasets.graph import NeighbourGraph
@@ -219,10 +220,7 @@ def _chosen(
             "label_evidence: a class has one labelled row, and none is left if it is hidden; give sharpness "
             "and mix, or more labels"
         )
-    part = torch.full_like(y, UNLABELLED)
-    for k in range(len(counts)):
-        rows = (y == k).nonzero()[:, 0]
-        part[rows] = torch.arange(len(rows)) % folds
+    part = stratified_folds(y, folds)
     hidden = [part == fold for fold in range(folds)]
     labels = torch.cat([y[rows] for rows in hidden])[:, None]
     balanced = []
