@@ -66,6 +66,26 @@ def test_values_that_repeat_have_a_finite_density(share):
     assert torch.allclose(layer.call_and_ladj(z)[0], x, atol=1e-9)
 
 
+@given(
+    below=st.integers(0, 600),
+    share=st.floats(0.2, 0.9),
+    seed=st.integers(0, 20),
+    bins=st.sampled_from([16, 32]),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_value_of_many_rows_gets_the_mean_of_their_ranks(below, share, seed, bins):
+    """Wherever it lies, so that the column keeps its shape. Before, it got the lowest of their ranks."""
+    alone = torch.randn(1000, 1, dtype=F64, generator=torch.Generator().manual_seed(seed)).sort(0).values
+    value = alone[below, 0]
+    same = round(share / (1 - share) * 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialize warns of such values
+        z = QuantileSpline(1, bins).double().initialize(torch.cat([alone, value.expand(same, 1)]))
+    rank = (below + same / 2) / (1000 + same)
+    found = torch.special.ndtr(z[-1, 0]).item()
+    assert found == pytest.approx(rank, abs=2.5 / bins)
+
+
 @given(seed=st.integers(0, 50), rows=st.integers(2, 60), bins=st.integers(4, 40))
 @settings(max_examples=30, deadline=None)
 def test_it_is_monotone_smooth_and_straight_beyond_the_data(seed, rows, bins):

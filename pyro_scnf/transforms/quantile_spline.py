@@ -51,8 +51,9 @@ class QuantileSpline(FlowTransform):
     about standard normal, whatever their unit, skew and tails. The knots are buffers: training leaves them
     alone.
 
-    Values that repeat have no density. Spread them before (``TableNoise`` does). Otherwise a bin that is a
-    thousandth of the spread of the column wide limits the density there.
+    A value of many rows goes to the normal quantile of their mean rank. Values that repeat have no density, so
+    spread them before (``TableNoise`` does). Otherwise a bin that is a thousandth of the spread of the column
+    wide limits the density there.
 
     :param event_shape: ``(D,)``.
     :param int bins: number of bins between the outermost knots, 4 or more.
@@ -196,7 +197,26 @@ def _quantiles(ordered: Tensor, spread: Tensor, bins: int, eps: float) -> tuple[
     high = (low + 1).clamp(max=n - 1)
     between = torch.lerp(ordered[low], ordered[high], (place - low)[:, None])
     knots = torch.cat([ordered[:1], between, ordered[-1:]]).T
+    z = z.expand(len(knots), -1)
     size = torch.maximum(knots[:, 1:].abs(), knots[:, :-1].abs())
     narrowest = torch.maximum(NARROWEST * spread, 16 * eps * size)  # no bin is of rounding alone
-    widths = torch.maximum(knots.diff(dim=1), narrowest)
-    return torch.cat([knots[:, :1], knots[:, :1] + widths.cumsum(1)], 1), z.expand(len(knots), -1)
+    knots = knots + _around_ties(knots, z) * narrowest.amax(1, keepdim=True)
+    least = torch.cat([torch.zeros_like(spread), narrowest.cumsum(1)], 1)
+    return (knots - least).cummax(1).values + least, z
+
+
+def _around_ties(knots: Tensor, z: Tensor) -> Tensor:
+    """How many bins each knot ``(D, K)`` moves, so that a value of many rows gets the mean of their ranks.
+
+    The knots at such a value are spread around it. In other places nothing moves.
+    """
+    run = torch.cat([torch.zeros_like(knots[:, :1]), knots.diff(dim=1) > 0], 1).cumsum(1).long()
+    normal = torch.distributions.Normal(knots.new_zeros(()), 1.0)
+
+    def of_run(how: str) -> Tensor:
+        table = torch.zeros_like(z).scatter_reduce(1, run, z, how, include_self=False)
+        return normal.cdf(table.gather(1, run))
+
+    middle = normal.icdf((of_run("amin") + of_run("amax")) / 2)
+    alone = of_run("amin") == of_run("amax")
+    return torch.where(alone, 0.0, (z - middle) / z.diff(dim=1).amin())
