@@ -264,6 +264,38 @@ def test_lines_of_a_published_table_are_ours_and_in_brackets_the_paper_s(
     ]
 
 
+def test_each_data_set_has_a_table_with_its_differences(page: Callable[[str], str], records: Path) -> None:
+    def accuracy(*runs: float) -> dict[str, Any]:
+        return {"accuracy_pct": {"runs": list(runs)}}
+
+    ours = {
+        "flow, moons, 20 labels": accuracy(90.0, 92.0),
+        "trees, as is, moons, 20 labels": accuracy(80.0, 81.0),
+        "flow, two_blobs, 5 labels": accuracy(70.0),
+        "trees, as is, two_blobs, 5 labels": {},
+    }
+    found = {"mean": -10.5, "interval_95": [-16.0, -5.0], "runs": [-10.0, -11.0]}
+    record = {
+        "environment": {"processor": "A processor"},
+        "paper": {name: {} for name in ours},
+        "ours": ours,
+        "paired_accuracy": {"trees, as is, moons, 20 labels less flow, moons, 20 labels": found},
+    }
+    (records / "flowgmm_table1_cpu.json").write_text(json.dumps(record), encoding="utf-8")
+    text = page(".. results:: flowgmm_table1").replace("\N{NO-BREAK SPACE}", " ")
+    assert "WARNING" not in text
+    first, second = (
+        " | ".join(re.sub(r"<[^>]*>", " | ", part).split()).replace("| | ", "")
+        for part in re.findall(r"<table.*?(?=<table|<bullet_list)", text, re.S)
+    )
+    words = [re.sub(r"[\s|]+", " ", part) for part in (first, second)]
+    assert (
+        "moons, 20 labels accuracy, % accuracy less that of flow, % (95 % interval; seeds) seeds" in words[0]
+    )
+    assert "flow 91.00 ± 1.41 2 trees, as is 80.50 ± 0.71 -10.50 (-16.00 to -5.00; 2) 2" in words[0]
+    assert "two blobs, 5 labels accuracy, % seeds flow 70.00 1 trees, as is not run" in words[1]
+
+
 def test_runs_that_failed_are_lines_of_a_published_table(page: Callable[[str], str], records: Path) -> None:
     paper = {name: {"error_pct": "1.9", "bits_per_dim": ""} for name in ("one", "two")}
     record = {

@@ -106,6 +106,9 @@ OF_PAPERS = {
 }
 """Figures of published tables by name: heading, and digits after the point."""
 
+OF_SET = re.compile(r"(?P<line>.*?)(?:, (?P<set>[^,]+, \d+ labels))?")
+"""The name of a line: first what it is, then perhaps its data set and number of labels."""
+
 Record = Mapping[str, Any]
 
 
@@ -200,12 +203,32 @@ def paper_table(paper: Record, ours: Record, failed: Mapping[str, object]) -> li
     return table(("model", "test error, %: paper", "ours", "bits/dim: paper", "ours", ""), rows)
 
 
-def figures_table(paper: Record, ours: Record, paired: Record) -> list[str]:
-    """Rows of a published table: our figures, and in brackets those of the paper.
+def figures_tables(paper: Record, ours: Record, paired: Record) -> list[str]:
+    """A table for each data set that the lines are named after, as in ``"flow, ag_news, 40 labels"``.
 
     ``paired`` are differences of accuracy by ``"LINE less BASE"``. They make one more column.
     """
-    above = {name.partition(" less ")[0]: difference(found) for name, found in paired.items()}
+    bases = {name.partition(" less ")[0]: name for name in paired}
+    sets: dict[str, dict[str, str]] = {}
+    for name in ours:
+        found = OF_SET.fullmatch(name)
+        sets.setdefault(found["set"] or "", {})[name] = found["line"]
+    lines = []
+    for about, names in sets.items():
+        differences = {name: paired[bases[name]] for name in names if name in bases}
+        base = {OF_SET.fullmatch(bases[name].partition(" less ")[2])["line"] for name in differences}
+        lines += figures_table(
+            about.replace("_", " "),
+            {line: paper[name] for name, line in names.items()},
+            {line: ours[name] for name, line in names.items()},
+            {names[name]: found for name, found in differences.items()},
+            " or ".join(base),
+        )
+    return lines
+
+
+def figures_table(about: str, paper: Record, ours: Record, paired: Record, base: str) -> list[str]:
+    """Rows of a published table: our figures, and in brackets those of the paper."""
     shown = {name for figures in (*ours.values(), *paper.values()) for name in figures}
     columns = [name for name in OF_PAPERS if name in shown]
     rows = []
@@ -216,12 +239,11 @@ def figures_table(paper: Record, ours: Record, paired: Record) -> list[str]:
             theirs = paper[name].get(column)
             cells.append(f"{own} ({unbroken(theirs)})".strip() if theirs else own)
         seeds = max((len(figure["runs"]) for figure in figures.values()), default=0)
-        cells += [above.get(name, "")] if above else []
+        cells += [difference(paired[name]) if name in paired else ""] if paired else []
         rows.append((name, *cells, str(seeds) if seeds else "not run"))
-    bases = {name.partition(" less ")[2] for name in paired}
-    base = "the flow" if len(bases) > 1 else "".join(bases)  # one on each data set
-    more = [f"accuracy less that of {base}, % (95 % interval; seeds)"] if above else []
-    return table(("", *(OF_PAPERS[name][0] for name in columns), *more, "seeds"), rows)
+    more = [f"accuracy less that of {base}, % (95 % interval; seeds)"] if paired else []
+    heading = (about, *(OF_PAPERS[name][0] for name in columns), *more, "seeds")
+    return table(heading, rows)
 
 
 def difference(found: Record) -> str:
@@ -276,7 +298,7 @@ def record_text(stem: str, record: Record) -> list[str]:
     if "paper" in record:
         by_name = all(isinstance(row, Mapping) for row in record["ours"].values())
         if by_name:
-            lines += figures_table(record["paper"], record["ours"], record.get("paired_accuracy", {}))
+            lines += figures_tables(record["paper"], record["ours"], record.get("paired_accuracy", {}))
         else:
             lines += paper_table(record["paper"], record["ours"], record.get("failed", {}))
     if "coverage" in record:
