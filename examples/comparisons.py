@@ -42,9 +42,9 @@ def run(args: argparse.Namespace, preset: Preset, data: SemiSupervisedData) -> d
 
     prepare = preset.augment.prepare
     temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
-    x = prepare(data.x_test)
-    scores = analysis.evaluate(model, x, data.y_test, temperature=temperature)
-    found = {"flow": analysis.label_log_probs(model, x, temperature=temperature)}
+    options = {"temperature": temperature, "prepare": prepare, "draws": preset.draws, "average": "posterior"}
+    scores = analysis.evaluate(model, data.x_test, data.y_test, **options)
+    found = {"flow": analysis.label_log_probs(model, data.x_test, **options)}
     if about is not None:
         found["graph"] = about.of(data.x_test).cpu()
         found["flow with graph"] = analysis.opinion_pool(found["flow"], found["graph"])

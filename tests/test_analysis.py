@@ -69,7 +69,7 @@ def test_several_dequantisations(average):
         ({"average": "mode"}, "average='mode': expected 'density' or 'posterior'"),
         ({"draws": 0, "bins": 5}, "draws=0: expected at least 1"),
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
-        ({"draws": 4}, "draws=4: without bins nothing is drawn"),
+        ({"draws": 4}, "draws=4: without bins or prepare nothing is drawn"),
         ({"y": torch.tensor([0, 1, -1])}, "the label of every row"),
         ({"y": torch.tensor([0, 1])}, r"y has shape \(2,\), expected \(3,\)"),
         ({"y": torch.tensor([0, 1, 3])}, "y holds labels 0..3"),

@@ -84,6 +84,31 @@ def test_the_temperature_divides_the_average_of_the_draws(average):
     assert torch.allclose(found, ((mean - log_p) / 2.5 + log_p).log_softmax(-1), atol=1e-4)
 
 
+@pytest.mark.parametrize("average", ["density", "posterior"])
+def test_noise_of_rows_is_drawn_anew_for_each_average(average):
+    """Each draw goes through ``prepare``, and so does every function that takes rows."""
+    model, x, drawn = double_model(class_probs=UNEVEN), points(20), []
+
+    def prepare(rows: Tensor) -> Tensor:
+        drawn.append(rows + torch.randn_like(rows))
+        return drawn[-1]
+
+    options = {"prepare": prepare, "draws": 3, "average": average}
+    found = analysis.label_log_probs(model, x, **options)
+    joint = torch.stack([model.flow.class_log_prob(rows) + UNEVEN.log() for rows in drawn]).detach()
+    assert len(drawn) == 3
+    by_density, by_posterior = joint.logsumexp(0).log_softmax(-1), joint.softmax(-1).mean(0).log()
+    expected = by_density if average == "density" else by_posterior
+    assert torch.allclose(found, expected, atol=1e-9)
+    y = labels_at(model, x, 3.0)
+    for use in (analysis.evaluate, analysis.fit_temperature):
+        drawn.clear()
+        use(model, x, y, **options)
+        assert len(drawn) == 3
+    with pytest.raises(ValueError, match=r"prepare=3: expected a function"):
+        analysis.label_log_probs(model, x, prepare=3)
+
+
 @pytest.mark.parametrize("options", [{}, {"draws": 3}, {"draws": 3, "average": "posterior"}])
 def test_no_temperature_changes_a_label_if_classes_are_alike(options):
     model, x = image_model()
@@ -126,7 +151,7 @@ def test_no_rows_have_no_label_probabilities():
         ({"temperature": NAN}, "^temperature=nan: expected"),
         ({"temperature": "hot"}, "^temperature='hot': expected"),
         ({"batch_size": 0}, "^batch_size=0: expected at least 1"),
-        ({"draws": 2}, "^draws=2: without bins nothing is drawn"),
+        ({"draws": 2}, "^draws=2: without bins or prepare nothing is drawn"),
         ({"average": "mean"}, "^average='mean': expected 'density' or 'posterior'"),
         ({"x": torch.zeros(2)}, r"^label_log_probs: x has shape \(2,\), expected \(N, 2\)"),
         ({"x": torch.full((3, 2), NAN)}, "^label_log_probs: x holds 6 NaN"),

@@ -64,6 +64,7 @@ PLANE = {"model": plane_model(), "x": torch.zeros(1, 2)}
 COUNTS = {  # integer data, which are dequantised
     "model": PLANE["model"],
     "x": torch.tensor([[0, 1], [2, 3], [4, 0]]),
+    "prepare": torch.abs,
     "bins": 5,
     "draws": 2,
     "average": "posterior",

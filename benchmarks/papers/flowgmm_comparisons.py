@@ -140,14 +140,15 @@ class Flow(Comparison):
             return metrics
         prepare = preset.augment.prepare
         temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
-        x = prepare(data.x_test)
-        probs = analysis.label_log_probs(model, x, temperature=temperature)
+        drawn = {"prepare": prepare, "draws": preset.draws, "average": "posterior"}
+        probs = analysis.label_log_probs(model, data.x_test, temperature=temperature, **drawn)
         if evidence is not None:
             probs = analysis.opinion_pool(probs, evidence)
         found = analysis.calibration(probs, data.y_test)
-        raw = analysis.label_log_probs(model, x)
+        raw = analysis.label_log_probs(model, data.x_test, **drawn)
         with torch.no_grad():
-            densities = torch.cat([model.flow.class_log_prob(rows).logsumexp(-1) for rows in x.split(1000)])
+            rows = prepare(data.x_test).split(1000)
+            densities = torch.cat([model.flow.class_log_prob(x).logsumexp(-1) for x in rows])
         return metrics | {
             "cpu_minutes": (time.process_time() - start) / 60,
             **{figure: found[figure] for figure in ("accuracy_pct", "label_nll", "ece")},

@@ -11,7 +11,7 @@ from pyro_scnf._extras import require
 from pyro_scnf._labels import check_label_log_prior
 from pyro_scnf._numbers import check_scale
 from pyro_scnf.analysis.calibration import calibration
-from pyro_scnf.analysis.label_probs import Average, Scoring, check_known_labels, check_rows
+from pyro_scnf.analysis.label_probs import Average, Prepare, Scoring, check_known_labels, check_rows
 from pyro_scnf.metrics import bits_per_dim
 from pyro_scnf.models import SemiSupervisedModel
 
@@ -25,6 +25,7 @@ def evaluate(
     *,
     label_log_prior: Tensor | None = None,
     temperature: float = 1.0,
+    prepare: Prepare | None = None,
     bins: int | None = None,
     draws: int = 1,
     average: Average = "density",
@@ -40,6 +41,8 @@ def evaluate(
         stay as they are. Others are added, see below.
     :param float temperature: of the label probabilities, see :func:`label_log_probs`, and
         :func:`fit_temperature` which finds it. NLL and bits per dimension do not depend on it.
+    :param prepare: a function of rows that adds the noise of dequantisation, ``preset.augment.prepare`` for
+        example. It is called ``draws`` times.
     :param bins: number of grey levels of integer data. They are dequantised ``draws`` times.
     :param int draws: number of dequantisations. NLL and bits per dimension are averaged over them.
     :param average: how to classify with several draws. ``"density"`` averages :math:`p(x, y)`, and so
@@ -56,14 +59,14 @@ def evaluate(
         and so on.
     :raises ValueError: for evidence of a wrong shape or type, or that is not normalised; for an unknown
         ``average``; for unknown labels or labels out of range; for no rows; for numbers below 1; for a
-        ``temperature`` that is not positive; for several draws, or a ``generator``, without ``bins``;
-        for data that the flow or :func:`~pyro_scnf.transforms.dequantize` refuses; for a model whose
-        likelihoods are NaN or infinite.
+        ``temperature`` that is not positive; for several draws without ``bins`` and ``prepare``, or a
+        ``generator`` without ``bins``; for data that the flow or :func:`~pyro_scnf.transforms.dequantize`
+        refuses; for a model whose likelihoods are NaN or infinite.
     :raises ImportError: without torchmetrics.
     """
     require("torchmetrics.functional.classification", "analysis")  # before the rows are scored
     temperature = check_scale("temperature", temperature)
-    scoring = Scoring(bins, draws, average, batch_size, generator)
+    scoring = Scoring(prepare, bins, draws, average, batch_size, generator)
     check_rows(model, x, "evaluate")
     y = check_known_labels(y, len(x), model.flow.num_classes, "evaluate")
     if label_log_prior is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from pyro_scnf.transforms import dequantize
 __all__ = [
     "Average",
     "LabelScores",
+    "Prepare",
     "Scoring",
     "check_known_labels",
     "check_log_probs",
@@ -30,12 +32,16 @@ __all__ = [
 Average = Literal["density", "posterior"]
 """What several dequantisations of a row are averaged by."""
 
+Prepare = Callable[[Tensor], Tensor]
+"""What rows go through before they are scored, anew in each draw."""
+
 
 def label_log_probs(
     model: SemiSupervisedModel,
     x: Tensor,
     *,
     temperature: float = 1.0,
+    prepare: Prepare | None = None,
     bins: int | None = None,
     draws: int = 1,
     average: Average = "density",
@@ -56,6 +62,9 @@ def label_log_probs(
 
     :param x: data ``(N, *event_shape)``; with ``bins``, integers ``0 .. bins - 1``.
     :param float temperature: T, from :func:`fit_temperature` for example. At 1 it is the model's posterior.
+    :param prepare: a function of rows that adds the noise of dequantisation, ``preset.augment.prepare`` for
+        example. It is called ``draws`` times. One draw of wide noise, as whole numbers get, makes
+        probabilities uncertain.
     :param bins: number of grey levels of integer data. They are dequantised ``draws`` times.
     :param int draws: number of dequantisations. The temperature divides the logarithm of their average.
     :param average: how to classify with several draws. ``"density"`` averages :math:`p(x, y)`, and so
@@ -66,14 +75,15 @@ def label_log_probs(
         by default.
     :return: ``(N, K)`` in nats, in double precision, on the CPU.
     :raises ValueError: for an unknown ``average``; for a ``temperature`` that is not positive; for numbers
-        below 1; for several draws, or a ``generator``, without ``bins``; for data that the flow or
-        :func:`~pyro_scnf.transforms.dequantize` refuses; for a model whose likelihoods are NaN or infinite.
+        below 1; for several draws without ``bins`` and ``prepare``, or a ``generator`` without ``bins``; for
+        data that the flow or :func:`~pyro_scnf.transforms.dequantize` refuses; for a model whose likelihoods
+        are NaN or infinite.
 
     Reference: Guo et al., *On Calibration of Modern Neural Networks*, 2017; Izmailov et al., 2020,
     section 6.1.
     """
     temperature = check_scale("temperature", temperature)
-    scoring = Scoring(bins, draws, average, batch_size, generator)
+    scoring = Scoring(prepare, bins, draws, average, batch_size, generator)
     check_rows(model, x, "label_log_probs")
     return scoring.of(model, x, "label_log_probs").at(temperature)
 
@@ -133,18 +143,25 @@ class LabelScores:
 class Scoring:
     """How rows are scored, with the options of :func:`label_log_probs`. It checks them."""
 
-    bins: int | None
-    draws: int
-    average: Average
-    batch_size: int
-    generator: torch.Generator | None
+    prepare: Prepare | None = None
+    bins: int | None = None
+    draws: int = 1
+    average: Average = "density"
+    batch_size: int = 1000
+    generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
-        bins, draws = self.bins, self.draws
+        bins, draws, prepare = self.bins, self.draws, self.prepare
+        if prepare is not None and not callable(prepare):
+            raise ValueError(
+                f"prepare={prepare!r}: expected a function of rows, such as preset.augment.prepare"
+            )
         check_word("average", self.average, ("density", "posterior"))
         check_at_least(1, draws=draws, batch_size=self.batch_size)
-        if bins is None and draws > 1:
-            raise ValueError(f"draws={draws}: without bins nothing is drawn; give bins, or draws=1")
+        if bins is None and prepare is None and draws > 1:
+            raise ValueError(
+                f"draws={draws}: without bins or prepare nothing is drawn; give one of them, or draws=1"
+            )
         if bins is None and self.generator is not None:
             raise ValueError("generator: without bins nothing is drawn; give bins, or no generator")
         if bins is not None:
@@ -157,10 +174,7 @@ class Scoring:
         log_class_probs = in_double(model.class_probs.log_probs)
         scored: list[tuple[Tensor, Tensor]] = []  # likelihoods (rows, K) and log p(x) (rows,) of each batch
         for rows in x.split(int(self.batch_size)):
-            rows = rows.to(device)
-            inputs = [rows]
-            if self.bins is not None:
-                inputs = [dequantize(rows, self.bins, self.generator) for _ in range(self.draws)]
+            inputs = [self._drawn(rows.to(device)) for _ in range(self.draws)]
             with evaluating(flow):
                 scores = [flow.scores(flow.check_data(r, "x", owner))[0] for r in inputs]
             table = torch.stack([in_double(table) for table, _ in scores])  # (draws, rows, K)
@@ -179,6 +193,11 @@ class Scoring:
         if bad:
             raise ValueError(f"{owner}: the model gives NaN or infinite likelihoods to {bad} rows of x")
         return LabelScores(log_likelihood.double(), log_class_probs.double().cpu(), log_density.double())
+
+    def _drawn(self, rows: Tensor) -> Tensor:
+        """Rows with the noise of one draw."""
+        rows = rows if self.prepare is None else self.prepare(rows)
+        return rows if self.bins is None else dequantize(rows, self.bins, self.generator)
 
 
 def check_rows(model: SemiSupervisedModel, x: Tensor, owner: str) -> None:

@@ -22,7 +22,14 @@ from pyro_scnf._numbers import check_at_least
 from pyro_scnf._shapes import in_double, reference_tensor
 from pyro_scnf._warn import warn
 from pyro_scnf.analysis.calibration import calibration
-from pyro_scnf.analysis.label_probs import Average, LabelScores, Scoring, check_known_labels, check_rows
+from pyro_scnf.analysis.label_probs import (
+    Average,
+    LabelScores,
+    Prepare,
+    Scoring,
+    check_known_labels,
+    check_rows,
+)
 from pyro_scnf.models import SemiSupervisedModel
 from pyro_scnf.models.em import learns_by_em
 from pyro_scnf.models.exact_em import held_out_scores
@@ -59,6 +66,7 @@ def fit_temperature(
     x: Tensor,
     y: Tensor,
     *,
+    prepare: Prepare | None = None,
     bins: int | None = None,
     draws: int = 1,
     average: Average = "density",
@@ -90,7 +98,7 @@ def fit_temperature(
     References: Izmailov et al., 2020, section 6.1 and Table 5; Guo et al., 2017.
     """
     owner = "fit_temperature"
-    scoring = Scoring(bins, draws, average, batch_size, generator)
+    scoring = Scoring(prepare, bins, draws, average, batch_size, generator)
     check_rows(model, x, owner)
     y = check_known_labels(y, len(x), model.flow.num_classes, owner)
     _check_possible(model, y, owner)
@@ -153,7 +161,7 @@ def temperature_from_training(
             raise ValueError(f"{owner}: the model gives NaN or infinite likelihoods to {bad} rows of x")
         scores = LabelScores(table, log_class_probs, table.new_zeros(len(table)))
     else:
-        scores = Scoring(None, 1, "density", batch_size, None).of(model, x[known], owner)
+        scores = Scoring(batch_size=batch_size).of(model, x[known], owner)
     return _calibrated(scores, y[known], owner, _most_probable)
 
 

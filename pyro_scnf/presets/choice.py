@@ -15,7 +15,7 @@ from pyro_scnf.datasets import Jitter, SemiSupervisedData, nearest_neighbours, p
 from pyro_scnf.datasets.image_features import Features
 from pyro_scnf.flows import glow
 from pyro_scnf.presets.base import ModelOptions, Preset
-from pyro_scnf.presets.components import MANY_COLUMNS, components_preset, suits_components, table_noise
+from pyro_scnf.presets.components import DRAWS, MANY_COLUMNS, components_preset, suits_components, table_noise
 from pyro_scnf.priors import PriorSpec
 from pyro_scnf.semi_conditional import SemiConditionalFlow
 from pyro_scnf.terms import Agreement, Classification, make_terms
@@ -138,9 +138,11 @@ def _for_table(data: SemiSupervisedData) -> Preset:
         "columns in units of their spread": standardise_columns,
         "columns as they are": as_they_are,
     }
+    noise = table_noise(data, (0.3 * column_spreads(data.x)).tolist())
     preset = Preset(
         flow=TableFlow(columns, steps),
-        augment=table_noise(data, (0.3 * column_spreads(data.x)).tolist()),
+        augment=noise,
+        draws=DRAWS if any(noise.widths) else 1,
         optimisation=Optimisation(ema_decay=0.98),
         steps=300,
         batch_size=256,

@@ -55,6 +55,9 @@ MOST_OF_LABELLED = 2.0
 
 PRIOR = "student-t:covariance=full,df=8,fit_means=em,fit_scales=em"
 
+DRAWS = 8
+"""Test rows with values that repeat get noise so often. One draw alone makes probabilities uncertain."""
+
 LOOKED_AT = 20_000
 """The principal components are counted on so many rows."""
 
@@ -202,6 +205,7 @@ def components_preset(data: SemiSupervisedData) -> Preset:
         labelled_batch_size=min(known, 256),
         model=ModelOptions(scaled=True, labelled_weight=weight),
         terms=(),
+        draws=DRAWS if spread else 1,
         prior=prior if leading < columns else f"{prior},fit_df=gradient",  # training needs a parameter
         why=(
             f"x is a table of {rows} rows and {columns} columns, {known} of them with one of "

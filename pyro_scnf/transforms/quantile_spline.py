@@ -51,9 +51,9 @@ class QuantileSpline(FlowTransform):
     about standard normal, whatever their unit, skew and tails. The knots are buffers: training leaves them
     alone.
 
-    A value of many rows goes to the normal quantile of their mean rank. Values that repeat have no density, so
-    spread them before (``TableNoise`` does). Otherwise a bin that is a thousandth of the spread of the column
-    wide limits the density there.
+    A value of many rows goes to the normal quantile of their mean rank. Values that repeat have no density,
+    so spread them before (``TableNoise`` does). Otherwise a bin that is a thousandth of the spread of the
+    column wide limits the density there.
 
     :param event_shape: ``(D,)``.
     :param int bins: number of bins between the outermost knots, 4 or more.
