@@ -141,9 +141,7 @@ class Flow(Comparison):
             return metrics
         prepare = preset.augment.prepare
         drawn = {"prepare": prepare, "draws": preset.draws, "average": "posterior"}
-        if (
-            self.paper
-        ):  # the best one for the test rows, because the prior of T is not made for its likelihoods
+        if self.paper:  # the prior of temperature_from_training is not made for its likelihoods
             temperature = analysis.fit_temperature(model, data.x_test, data.y_test, **drawn).temperature
         else:
             temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
