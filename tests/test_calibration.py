@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from helpers import image_flow, toy_flow
 from hypothesis import given
 from hypothesis import strategies as st
+from pyro.nn.module import PyroSample, to_pyro_module_
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
@@ -84,6 +86,7 @@ def test_the_temperature_divides_the_average_of_the_draws(average):
     assert torch.allclose(found, ((mean - log_p) / 2.5 + log_p).log_softmax(-1), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:fit_temperature. the label NLL falls")  # labels drawn at random
 @pytest.mark.parametrize("average", ["density", "posterior"])
 def test_noise_of_rows_is_drawn_anew_for_each_average(average):
     """Each draw goes through ``prepare``, and so does every function that takes rows."""
@@ -479,7 +482,8 @@ def test_cross_validation_hides_one_part_of_the_labels_at_a_time(folds, iteratio
             part = stratified_folds(y, folds)
             hidden[part == part[n]] = -1
             assert part[n] == (dealt + place) % folds
-            other = copy.deepcopy(model)
+            other, kept = copy.deepcopy(model), part != part[n]
+            scnf.fit_by_em(other, x[kept], y[kept], iterations=1, tolerance=0.0)
             scnf.fit_by_em(other, x, hidden, iterations=iterations, tolerance=0.0)
             table[n] = other.flow.class_log_prob(x[n : n + 1])[0].detach()
         dealt += int((y == k).sum())
@@ -533,6 +537,54 @@ def test_cross_validation_leaves_the_model_as_it_is():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert modes == [module.training for module in model.modules()]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_labels_at_random_are_not_foretold():
+    """The model was fitted to them, with as many columns as rows of a class. Held-out rows tell nothing."""
+    torch.manual_seed(0)
+    x, y = torch.randn(100, 40, dtype=torch.float64), torch.arange(100) % 2
+    flow = scnf.SemiConditionalFlow(scnf.flows.glow((40,), steps=1, width=4), BY_EM.replace("0.3", "0"), 2)
+    model = scnf.SemiSupervisedModel(flow.double())
+    model.initialize(x, y)
+    scnf.fit_by_em(model, x, y, iterations=5)
+    assert analysis.evaluate(model, x, y)["test_error_pct"] == 0
+    assert analysis.temperature_from_training(model, x, y).after["accuracy_pct"] < 70
+
+
+@pytest.mark.filterwarnings("ignore:temperature_from_training. all labels have the same likelihood")
+@pytest.mark.parametrize("prior", ["gmm", BY_EM])
+def test_one_row_alone_has_a_temperature(prior):
+    model, x, y = partly_labelled(prior)
+    known = (y >= 0).nonzero()[:1, 0]
+    assert 0.5 < analysis.temperature_from_training(model, x[known], y[known]).temperature < 10
+
+
+def test_cross_validation_needs_plain_tables():
+    model, x, y = partly_labelled()
+    to_pyro_module_(model)
+    model.flow.prior.loc = PyroSample(pyro.distributions.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+    with pytest.raises(ValueError, match=r"^model: EM trains a part of it, and the prior or the class"):
+        analysis.temperature_from_training(model, x, y)
+
+
+def test_the_best_of_two_minima_is_found():
+    """Labels that a weak model always gets right ask for a low temperature, far from the prior."""
+    model = scnf.SemiSupervisedModel(toy_flow("flowgmm", num_classes=2, dtype=torch.float64))
+    model.flow.prior.loc.mul_(0.02)
+    x = points(3000)
+    y = analysis.label_log_probs(model, x).argmax(-1)
+    table = model.flow.class_log_prob(x).detach()
+
+    def loss(temperature: float) -> float:
+        log_probs = (table / temperature).log_softmax(-1).gather(1, y[:, None])
+        return math.log(temperature / 2.75) ** 2 / (2 * 0.3**2) - log_probs.sum().item()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the minimum may lie at the bound
+        found = analysis.temperature_from_training(model, x, y).temperature
+    grid = torch.logspace(-2, 2, 400).tolist()
+    assert found < 0.2
+    assert loss(found) <= min(map(loss, grid)) * (1 + 1e-6)
 
 
 def test_a_class_with_one_label_can_be_hidden():

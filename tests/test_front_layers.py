@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 import pyro_scnf as scnf
 from pyro_scnf.transforms import PrincipalComponents, QuantileSpline
@@ -84,6 +85,20 @@ def test_a_value_of_many_rows_gets_the_mean_of_their_ranks(below, share, seed, b
     rank = (below + same / 2) / (1000 + same)
     found = torch.special.ndtr(z[-1, 0]).item()
     assert found == pytest.approx(rank, abs=2.5 / bins)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_far_value_leaves_the_ranks_of_the_others_alone(far, dtype):
+    """Half of the others are equal. Single precision rounds the far value to more than their spread."""
+    x = torch.randn(2000, 1, generator=torch.Generator().manual_seed(0)).clamp(min=0.0)
+    layer = QuantileSpline(1).to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialize warns of such values
+        z = layer.initialize(torch.cat([x, torch.full((1, 1), far)]).to(dtype))[:-1, 0]
+    order = torch.tensor(rankdata(x[:, 0].numpy()) / 2001)
+    assert (torch.special.ndtr(z.double()) - order).square().mean().sqrt() < 0.05
+    assert layer.x_knots.diff(dim=1).min() > 0
 
 
 @given(seed=st.integers(0, 50), rows=st.integers(2, 60), bins=st.integers(4, 40))

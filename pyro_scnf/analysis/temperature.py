@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,13 +31,16 @@ from pyro_scnf.analysis.label_probs import (
     check_rows,
 )
 from pyro_scnf.models import SemiSupervisedModel
-from pyro_scnf.models.em import learns_by_em
+from pyro_scnf.models.em import LearnsByEM
 from pyro_scnf.models.exact_em import held_out_scores
 
 __all__ = ["Calibration", "fit_temperature", "temperature_from_training"]
 
 COLDEST, HOTTEST = 1e-2, 1e4
 """The lowest and the highest temperature that is tried."""
+
+TRIED = 200
+"""Temperatures between these that are tried before the best one is refined."""
 
 USUAL, SPREAD = 2.75, 0.3
 r"""The prior of :func:`temperature_from_training`: :math:`\log T` is normal with this median and deviation.
@@ -116,11 +119,14 @@ def temperature_from_training(
 ) -> Calibration:
     r"""A temperature from the rows that a model was trained on (extra ``analysis``).
 
-    With few labels, none can be spared for validation. A model that EM trains is scored by cross-validation:
-    the labels of a part of the labelled rows are hidden, EM goes on without them for a few iterations with
-    the flow held fixed, and the hidden labels are compared with what the model then says of their rows. Each
-    part has its turn. The model itself stays as it is. Any other model is scored on its labelled rows as they
-    are. It knows their labels already, so T is then a little too low, and the figures too good.
+    With few labels, none can be spared for validation. A model whose prior EM trains is scored by
+    cross-validation: the labels of a part of the labelled rows are hidden, EM goes on without them for a few
+    iterations with the flow held fixed, and the hidden labels are compared with what the model then says of
+    their rows. Each part has its turn. The model itself stays as it is. The flow and the posteriors of other
+    rows still know something of the hidden labels, so T is a little low if rows are few beside their columns.
+
+    Any other model is scored on its labelled rows as they are. It knows their labels already, so T is too
+    low, and the figures are too good. They are then no estimate for new rows.
 
     A few labels leave T uncertain, and if there is no error among them, the label NLL alone would let the
     model be certain. So T is the most probable one with a log-normal prior,
@@ -129,11 +135,12 @@ def temperature_from_training(
         + \frac{(\log T - \log 2.75)^2}{2 \cdot 0.3^2}.
 
     The prior says that likelihoods of many columns are too sure, by a factor of two or three, because columns
-    say the same thing several times. A hundred labelled rows weigh more than the prior.
+    say the same thing several times. Several hundred labelled rows weigh more than the prior. EM sees the
+    rows as they are given, with one draw of their noise, and no evidence about labels.
 
     :param x: the rows of training ``(N, *event_shape)``, with and without a label, prepared as in training.
     :param y: their labels ``(N,)``, -1 where unknown.
-    :param int folds: number of parts that labelled rows are divided into, two or more.
+    :param int folds: number of parts that labelled rows are divided into in their order, two or more.
     :param int iterations: iterations of EM for each part.
     :param int batch_size: rows scored at a time.
     :return: the temperature, and the figures before and after, of the labelled rows.
@@ -151,7 +158,8 @@ def temperature_from_training(
     if not bool(known.any()):
         raise ValueError(f"{owner}: y has no known label, and nothing tells how sure the model may be")
     _check_possible(model, y[known], owner)
-    if learns_by_em(model):
+    prior = model.flow.prior
+    if isinstance(prior, LearnsByEM) and prior.fitted_by_em:
         x = model.flow.check_data(x, "x", owner)
         sizes = {"folds": int(folds), "iterations": int(iterations), "batch_size": int(batch_size)}
         table = held_out_scores(model, x, y.to(reference_tensor(model).device), **sizes).cpu()
@@ -175,22 +183,13 @@ def _check_possible(model: SemiSupervisedModel, y: Tensor, owner: str) -> None:
         )
 
 
-Slope = Callable[[float], float]
-"""The derivative of the mean label NLL by 1/T, as a function of log T."""
-
-
 def _calibrated(
-    scores: LabelScores, y: Tensor, owner: str, fit: Callable[[Slope, int, str], float]
+    scores: LabelScores, y: Tensor, owner: str, fit: Callable[[LabelScores, Tensor, str], float]
 ) -> Calibration:
-    """The temperature that ``fit`` finds from the slope and the number of rows, and what it changes."""
+    """The temperature that ``fit`` finds, and what it changes."""
     possible = scores.log_class_probs > -math.inf  # other labels have no say in the label NLL
-    table = torch.where(possible, scores.log_likelihood, 0.0)
-    own = table.gather(1, y[:, None])[:, 0]
-
-    def slope(log_temperature: float) -> float:
-        expected = (scores.at(math.exp(log_temperature)).exp() * table).sum(-1)
-        return (expected - own).mean().item()
-
+    scores = replace(scores, log_likelihood=torch.where(possible, scores.log_likelihood, 0.0))
+    table = scores.log_likelihood
     if bool((table.amax(-1) - table.amin(-1) < 1e-9).all()):
         warn(
             f"{owner}: all labels have the same likelihood in every row, so the temperature changes "
@@ -198,45 +197,60 @@ def _calibrated(
         )
         temperature = 1.0
     else:
-        temperature = fit(slope, len(y), owner)
+        temperature = fit(scores, y, owner)
     before, after = (calibration(scores.at(t), y) for t in (1.0, temperature))
     return Calibration(temperature, before, after)
 
 
-def _most_likely(slope: Slope, rows: int, owner: str) -> float:
-    """Where the slope, which rises with 1/T, is zero. It warns if there is no such point."""
+def _most_likely(scores: LabelScores, y: Tensor, owner: str) -> float:
+    """Where the slope of the label NLL, which rises with 1/T, is zero. It warns if there is no such point."""
+    table = scores.log_likelihood
+
+    def slope(log_temperature: float) -> float:
+        """The derivative of the mean label NLL by 1/T."""
+        expected = (scores.at(math.exp(log_temperature)).exp() * table).sum(-1)
+        return (expected - table.gather(1, y[:, None])[:, 0]).mean().item()
+
     ends = math.log(COLDEST), math.log(HOTTEST)
     if slope(ends[0]) <= 0:
-        warn(
-            f"{owner}: the label NLL falls down to the lowest temperature, {COLDEST:g}, because the "
-            "true label is the most likely one in all rows, or nearly. Such rows cannot tell how sure the "
-            "model may be; give more rows, and none that the model was trained on"
-        )
-        return COLDEST
+        return _coldest(owner)
     if slope(ends[1]) >= 0:
-        _warn_of_misleading_rows(owner)
-        return HOTTEST
+        return _hottest(owner)
     root = require("scipy.optimize", "analysis").brentq(slope, *ends, xtol=1e-12, rtol=1e-12)
     return math.exp(root)
 
 
-def _most_probable(slope: Slope, rows: int, owner: str) -> float:
-    """The mode of T given the labels, with the prior. It warns if there is none."""
+def _most_probable(scores: LabelScores, y: Tensor, owner: str) -> float:
+    """The mode of T given the labels, with the prior. It warns if the mode lies at a bound."""
 
-    def total(log_temperature: float) -> float:
-        """The derivative of both by log T."""
-        of_labels = -rows * math.exp(-log_temperature) * slope(log_temperature)
-        return of_labels + (log_temperature - math.log(USUAL)) / SPREAD**2
+    def loss(log_temperature: float) -> float:
+        log_probs = scores.at(math.exp(log_temperature)).gather(1, y[:, None])
+        return (log_temperature - math.log(USUAL)) ** 2 / (2 * SPREAD**2) - log_probs.sum().item()
 
-    ends = math.log(COLDEST), math.log(HOTTEST)
-    if total(ends[1]) <= 0:
-        _warn_of_misleading_rows(owner)
-        return HOTTEST
-    return math.exp(require("scipy.optimize", "analysis").brentq(total, *ends, xtol=1e-12, rtol=1e-12))
+    # There may be several local minima: one near the prior, and one far from it where labels are clear.
+    places = torch.linspace(math.log(COLDEST), math.log(HOTTEST), TRIED).tolist()
+    best = min(range(TRIED), key=[loss(place) for place in places].__getitem__)
+    if best == 0:
+        return _coldest(owner)
+    if best == TRIED - 1:
+        return _hottest(owner)
+    minimize = require("scipy.optimize", "analysis").minimize_scalar
+    around = places[best - 1], places[best + 1]
+    return math.exp(minimize(loss, bounds=around, method="bounded", options={"xatol": 1e-10}).x)
 
 
-def _warn_of_misleading_rows(owner: str) -> None:
+def _coldest(owner: str) -> float:
+    warn(
+        f"{owner}: the label NLL falls down to the lowest temperature, {COLDEST:g}, because the "
+        "true label is the most likely one in all rows, or nearly. Such rows cannot tell how sure the "
+        "model may be; give more rows, and none that the model was trained on"
+    )
+    return COLDEST
+
+
+def _hottest(owner: str) -> float:
     warn(
         f"{owner}: the label NLL falls up to the highest temperature, {HOTTEST:g}, because the "
         "likelihoods of these rows tell their labels no better than p(y) does. Check that y belongs to x"
     )
+    return HOTTEST

@@ -85,13 +85,14 @@ def held_out_scores(
 ) -> Tensor:
     r"""What the tables would say of labelled rows if these had no label.
 
-    Labelled rows are divided into parts, each class as evenly as possible. For each part, a copy of the model
-    forgets its labels: EM goes on from the tables that the model has, with the flow held fixed.
+    Labelled rows are divided into parts, each class as evenly as possible. For each part, EM goes on from the
+    tables that the model has, in a copy and with the flow held fixed. The first iteration leaves the rows of
+    the part out, so that tables no longer hold their labels. The others take them as unlabelled rows.
 
     :param x: data ``(N, *event_shape)`` that ``model`` accepts.
     :param y: their labels ``(N,)``, -1 where unknown, on the device of ``model``.
     :param int folds: number of parts.
-    :param int iterations: iterations of EM for each part.
+    :param int iterations: iterations of EM for each part, after the first.
     :param int batch_size: rows scored at a time.
     :return: :math:`\log p(x \mid y = k)` of the L labelled rows, in their order, less what all labels share,
         ``(L, K)`` in double precision.
@@ -105,6 +106,8 @@ def held_out_scores(
         for hidden in (part == fold for fold in range(folds)):
             if bool(hidden.any()):
                 other = copy.deepcopy(model)
+                if not bool(hidden.all()):
+                    _iterate(other, *_kept(encoded, y, ~hidden), iterations=1, tolerance=0.0)
                 _iterate(other, encoded, y.masked_fill(hidden, UNLABELLED), iterations, tolerance=0.0)
                 found[hidden] = other.flow.prior.class_scores(z_f[hidden])[1].double()
     return found[y != UNLABELLED]
@@ -117,6 +120,13 @@ def _encoded(model: SemiSupervisedModel, x: Tensor, y: Tensor, batch_size: int) 
         z_aux, z_f, ladj = model.flow.encode(rows.to(y.device))
         found.append((z_f, in_double(ladj + model.flow.aux_log_prob(z_aux))))
     return found
+
+
+def _kept(encoded: list[_Encoded], y: Tensor, mask: Tensor) -> tuple[list[_Encoded], Tensor]:
+    """The latents and labels of some rows."""
+    masks = mask.split(len(encoded[0][0]))
+    kept = [(z_f[m], others[m]) for (z_f, others), m in zip(encoded, masks, strict=True) if bool(m.any())]
+    return kept, y[mask]
 
 
 def _iterate(
@@ -138,7 +148,7 @@ def _iteration(model: SemiSupervisedModel, encoded: list[_Encoded], y: Tensor) -
     _restart(model)
     prior, total = model.flow.prior, 0.0
     log_probs = in_double(model.class_probs.log_probs)
-    for (z_f, others), labels in zip(encoded, y.split(len(encoded[0][0])), strict=True):
+    for (z_f, others), labels in zip(encoded, y.split([len(z_f) for z_f, _ in encoded]), strict=True):
         shared, table = prior.class_scores(z_f)
         known = labels != UNLABELLED
         given, log_prior = in_double(table), log_probs.expand(len(labels), -1)

@@ -51,9 +51,9 @@ class QuantileSpline(FlowTransform):
     about standard normal, whatever their unit, skew and tails. The knots are buffers: training leaves them
     alone.
 
-    A value of many rows goes to the normal quantile of their mean rank. Values that repeat have no density,
-    so spread them before (``TableNoise`` does). Otherwise a bin that is a thousandth of the spread of the
-    column wide limits the density there.
+    A value that many rows share exactly goes to the normal quantile of their mean rank. Values that repeat
+    have no density, so spread them before (``TableNoise`` does). Otherwise the density there is limited by
+    the narrowest bin, which is a thousandth of the spread of the column wide.
 
     :param event_shape: ``(D,)``.
     :param int bins: number of bins between the outermost knots, 4 or more.
@@ -83,9 +83,8 @@ class QuantileSpline(FlowTransform):
         self.bins = check_whole("bins", bins, 4)
         knots = torch.linspace(-1, 1, self.bins + 1).expand(*self.event_shape, -1)
         self.register_buffer("center", torch.zeros(self.event_shape))
-        self.register_buffer(
-            "x_knots", knots.clone()
-        )  # less the centre, so that a large offset rounds nothing
+        # The knots are less the centre, so that a large offset rounds nothing.
+        self.register_buffer("x_knots", knots.clone())
         self.register_buffer("z_knots", knots.clone())
         self.register_buffer("log_slopes", torch.zeros_like(knots))
 
@@ -200,7 +199,7 @@ def _quantiles(ordered: Tensor, spread: Tensor, bins: int, eps: float) -> tuple[
     z = z.expand(len(knots), -1)
     size = torch.maximum(knots[:, 1:].abs(), knots[:, :-1].abs())
     narrowest = torch.maximum(NARROWEST * spread, 16 * eps * size)  # no bin is of rounding alone
-    knots = knots + _around_ties(knots, z) * narrowest.amax(1, keepdim=True)
+    knots = knots + _around_ties(knots, z) * torch.maximum(NARROWEST * spread, 16 * eps * knots.abs())
     least = torch.cat([torch.zeros_like(spread), narrowest.cumsum(1)], 1)
     return (knots - least).cummax(1).values + least, z
 
@@ -208,7 +207,7 @@ def _quantiles(ordered: Tensor, spread: Tensor, bins: int, eps: float) -> tuple[
 def _around_ties(knots: Tensor, z: Tensor) -> Tensor:
     """How many bins each knot ``(D, K)`` moves, so that a value of many rows gets the mean of their ranks.
 
-    The knots at such a value are spread around it. In other places nothing moves.
+    The knots at such a value are equal. They are spread around it. In other places nothing moves.
     """
     run = torch.cat([torch.zeros_like(knots[:, :1]), knots.diff(dim=1) > 0], 1).cumsum(1).long()
     normal = torch.distributions.Normal(knots.new_zeros(()), 1.0)
