@@ -125,8 +125,9 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     scores = analysis.evaluate(
         model,
-        preset.augment.prepare(data.x_test) if preset.augment.bins is None else data.x_test,
+        data.x_test,
         data.y_test,
+        prepare=preset.augment.prepare if preset.augment.bins is None else None,
         bins=preset.augment.bins,
         draws=preset.draws,
         average="posterior",

@@ -147,7 +147,7 @@ class Mnist(Run):
             return metrics
         metrics["minutes"] = result.seconds_in_all / 60
         metrics["cpu_minutes_of_last_call"] = (time.process_time() - start) / 60
-        scoring = Scoring(preset.augment.bins, preset.draws, "posterior", 1000, None)
+        scoring = Scoring(bins=preset.augment.bins, draws=preset.draws, average="posterior")
         x, y = (t[:64] if args.smoke_test else t for t in (data.x_test, data.y_test))
         torch.manual_seed(seed)
         scores = scoring.of(model, x, "x_test")
