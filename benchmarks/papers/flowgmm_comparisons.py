@@ -16,6 +16,7 @@ import torch
 import pyro_scnf as scnf
 from benchmarks.papers.flowgmm_runs import Metrics, Run
 from pyro_scnf import analysis
+from pyro_scnf.analysis.label_probs import Scoring
 from pyro_scnf.baselines import COMPARATORS
 from pyro_scnf.datasets import SemiSupervisedData, features, tabular, text
 from pyro_scnf.datasets.text_files import read_set
@@ -145,11 +146,11 @@ class Flow(Comparison):
             temperature = analysis.fit_temperature(model, data.x_test, data.y_test, **drawn).temperature
         else:
             temperature = analysis.temperature_from_training(model, prepare(data.x), data.y).temperature
-        probs = analysis.label_log_probs(model, data.x_test, temperature=temperature, **drawn)
+        scores = Scoring(**drawn).of(model, data.x_test, "x_test")
+        probs = scores.at(temperature)
         if evidence is not None:
             probs = analysis.opinion_pool(probs, evidence)
         found = analysis.calibration(probs, data.y_test)
-        raw = analysis.label_log_probs(model, data.x_test, **drawn)
         with torch.no_grad():
             rows = prepare(data.x_test).split(1000)
             densities = torch.cat([model.flow.class_log_prob(x).logsumexp(-1) for x in rows])
@@ -157,7 +158,7 @@ class Flow(Comparison):
             "cpu_minutes": (time.process_time() - start) / 60,
             **{figure: found[figure] for figure in ("accuracy_pct", "label_nll", "ece")},
             "temperature": temperature,
-            "label_nll_at_1": analysis.calibration(raw, data.y_test)["label_nll"],
+            "label_nll_at_1": analysis.calibration(scores.at(1.0), data.y_test)["label_nll"],
             # The mean says little: a row of MiniBooNE holds a value a million times too large.
             "median_nll": math.log(data.num_classes) - densities.median().item(),
         }
